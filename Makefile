@@ -1,0 +1,42 @@
+# Two commands matter: `make study` runs the default study on the built-in world, `make test` runs every test.
+SHELL := bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BUDGET ?= default
+STUDY ?= drivers
+WORKERS ?= 2
+
+.PHONY: setup study test lab ui bench clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m ipykernel install --sys-prefix --name lvlm --display-name "lvlm" >/dev/null 2>&1
+	@touch $@
+
+study: setup
+	@test -e runs/data/shapes/corpus.yaml || $(BIN)/python -m lvlm data shapes runs/data/shapes
+	@test -e runs/data/reading/corpus.yaml || $(BIN)/python -m lvlm data reading runs/data/reading
+	@$(BIN)/python -m sweeps launch $(STUDY) --workers $(WORKERS) --budget $(BUDGET)
+	@$(BIN)/python -m ablations report $(STUDY)
+
+test: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest
+
+lab: setup
+	@$(BIN)/jupyter lab notebooks
+
+ui: setup
+	@$(BIN)/python -m sweeps ui
+
+bench: setup
+	@for file in tests/bench/*.py; do $(BIN)/python $$file || exit 1; done
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

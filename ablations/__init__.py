@@ -1,0 +1,44 @@
+"""Ablations: factors, designs and studies, and how to read what a sweep found. Names are loaded when they are first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ablations.designs import FullGrid, KeepInteraction, OneAtATime
+    from ablations.effects import Effect, effects
+    from ablations.factors import Factor
+    from ablations.studies import Arm, Cell, Expectation, Study, list_studies, load_study
+    from ablations.table import Results, load_results
+
+__all__ = [
+    "Arm",
+    "Cell",
+    "Effect",
+    "Expectation",
+    "Factor",
+    "FullGrid",
+    "KeepInteraction",
+    "OneAtATime",
+    "Results",
+    "Study",
+    "effects",
+    "list_studies",
+    "load_results",
+    "load_study",
+]
+
+_HOME = {
+    **dict.fromkeys(("FullGrid", "KeepInteraction", "OneAtATime"), "designs"),
+    **dict.fromkeys(("Arm", "Cell", "Expectation", "Study", "list_studies", "load_study"), "studies"),
+    **dict.fromkeys(("Results", "load_results"), "table"),
+    **dict.fromkeys(("Effect",), "effects"),
+    "Factor": "factors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ablations' has no attribute '{name}'")
+    return getattr(import_module(f"ablations.{_HOME[name]}"), name)

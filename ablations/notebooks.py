@@ -1,0 +1,73 @@
+"""Running the notebooks on a study's results and turning them into HTML. Called by `report` and by the notebooks' tests."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from jinja2 import DictLoader
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter
+from traitlets.config import Config
+
+from lvlm.errors import InputError
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+NOTEBOOKS = {"languages": "01_number_of_languages", "english_share": "02_english_share", "tiles": "04_tiling"}
+"""Factor -> the notebook that reads its margin."""
+
+FOLDED = """{%- extends 'basic/index.html.j2' -%}
+{%- block input_group -%}<details><summary>code</summary>{{ super() }}</details>{%- endblock input_group -%}
+"""
+"""nbconvert's plain template with every code cell behind a fold."""
+
+
+def read_notebook(stem: str) -> Any:
+    """One of the notebooks, as committed."""
+    path = FOLDER / f"{stem}.ipynb"
+    if not path.exists():
+        raise InputError(f"The notebook {path} does not exist; the notebooks lie beside the packages in a checkout of the toolkit.")
+    return nbformat.read(path, as_version=4)
+
+
+def run_notebooks(
+    stems: Sequence[str], *, study: str | Path, home: str | Path | None = None, timeout_seconds: int = 180
+) -> list[Any]:
+    """Execute notebooks with their `parameters` cells set to this study (a name, or the folder of its results).
+
+    They run one after the other in one fresh kernel, as its start and imports take longer than the cells.
+    """
+    notebooks = [read_notebook(stem) for stem in stems]
+    place = Path(study).resolve() if Path(study).is_dir() else study
+    for stem, notebook in zip(stems, notebooks, strict=True):
+        tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+        if len(tagged) != 1:
+            raise InputError(f"The notebook {stem}.ipynb needs exactly one cell tagged 'parameters'; it has {len(tagged)}.")
+        tagged[0].source = f"home = {str(Path(home).resolve()) if home else None!r}\nstudy = {str(place)!r}"
+    together = nbformat.v4.new_notebook(metadata=notebooks[0].metadata)
+    together.cells = [cell for notebook in notebooks for cell in notebook.cells]
+    search = os.pathsep.join(filter(None, [str(FOLDER.parent), os.environ.get("PYTHONPATH")]))
+    options = {"timeout": timeout_seconds, "startup_timeout": timeout_seconds, "kernel_name": "python3"}
+    with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
+        # Sockets in a private folder: nobody else on the machine can read what passes. Windows has TCP only.
+        settings = {"KernelManager": {"transport": "ipc", "ip": f"{sockets}/s"}} if os.name == "posix" else {}
+        client = NotebookClient(together, resources={"metadata": {"path": str(FOLDER)}}, config=Config(settings), **options)
+        try:
+            client.execute(env={**os.environ, "PYTHONPATH": search})
+        except CellExecutionError as error:
+            raise RuntimeError(f"A cell of {', '.join(stems)} failed on the results of '{study}': {error}") from error
+    return notebooks
+
+
+def to_html(notebook: Any) -> str:
+    """An executed notebook as an HTML fragment, figures inside, code folded, without its title and its parameters cell."""
+    shown = nbformat.from_dict(notebook)
+    shown.cells = [cell for cell in shown.cells if "parameters" not in cell.metadata.get("tags", [])]
+    exporter = HTMLExporter(extra_loaders=[DictLoader({"folded.html.j2": FOLDED})], template_file="folded.html.j2")
+    fragment, _ = exporter.from_notebook_node(shown)
+    return str(fragment)

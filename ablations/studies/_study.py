@@ -1,0 +1,193 @@
+"""What a study is: factors, design, seeds, outcome and expectations, checked when declared. Study files build one; `sweeps` runs its cells."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ablations.designs import Design, Levels, resolve
+from ablations.factors import Factor, Level, with_values
+from lvlm.config import RunConfig, fingerprint, load_config, make_config, override
+from lvlm.errors import InputError
+
+Budget = Literal["default", "full"]
+Direction = Literal["higher", "lower", "little"]
+
+RESULT_FREE_COMPUTE = frozenset({"micro_batch_tokens", "loader_workers", "feature_cache", "evaluate_batch", "checkpoint_every"})
+"""Compute settings that cannot change a result; device, precision and threads can change its last bits."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One combination of levels. `levels` is None where a factor does not apply."""
+
+    levels: Levels
+    label: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An arm with a seed: one run. `id` is a hash of everything in `config` that can change its result."""
+
+    arm: Arm
+    seed: int
+    config: RunConfig
+    id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """A direction declared before the study is run; the report gives its verdict.
+
+    `arm` and `against` name levels (the rest as in the study's baseline). `group` is `multilingual`, `en`, a tier, a language code, or one of
+    these within a task (`reading/en`). `than_group` asks whether the effect is lower (higher) in `group` than in `than_group`.
+    `little` expects an effect within `margin` points on both sides.
+    """
+
+    claim: str
+    metric: str
+    group: str
+    arm: Mapping[str, Level]
+    direction: Direction
+    against: Mapping[str, Level] = field(default_factory=dict)
+    than_group: str | None = None
+    margin: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.direction not in get_args(Direction):
+            raise InputError(f"expectation '{self.claim}': direction is one of {', '.join(get_args(Direction))}, not '{self.direction}'.")
+        if (self.direction == "little") != (self.margin is not None and self.margin > 0):
+            raise InputError(f"expectation '{self.claim}': give a positive margin (points) with direction 'little', and only there.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A question, what varies and what is expected.
+
+    `base` is the name of a preset (`tiny`), a YAML file or a mapping; `fixed` are dotted fields set on it for all arms. The default budget
+    runs `design` with `seeds`, the full one `full_design` with `full_seeds` (each as in the default where not given). `primary` is the outcome
+    that the study is about. The first three `expectations` are its headlines.
+    """
+
+    name: str
+    question: str
+    base: str | Path | Mapping[str, Any]
+    factors: tuple[Factor, ...]
+    baseline: Mapping[str, Level]
+    design: Design
+    seeds: tuple[int, ...]
+    primary: str = "score/multilingual"
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    full_design: Design | None = None
+    full_seeds: tuple[int, ...] | None = None
+    expectations: tuple[Expectation, ...] = ()
+
+    def __post_init__(self) -> None:
+        try:
+            self._check()
+        except InputError as error:
+            raise InputError(f"study '{self.name}': {error}") from error
+
+    @cached_property
+    def base_data(self) -> dict[str, Any]:
+        """The base run config with `fixed` applied, as nested data."""
+        if isinstance(self.base, Mapping):
+            config = make_config(self.base, where="base")
+        else:
+            named = files("lvlm").joinpath(f"presets/{self.base}.yaml")
+            config = load_config(Path(str(named)) if named.is_file() else Path(self.base))
+        return with_values(config.model_dump(mode="json"), self.fixed)
+
+    def arm(self, levels: Mapping[str, Level]) -> Arm:
+        """The arm with these levels; factors that are not named are as in the baseline."""
+        for name, level in levels.items():
+            factor = next((factor for factor in self.factors if factor.name == name), None)
+            if factor is None:
+                raise InputError(f"'{name}' is not a factor of this study; its factors are: {', '.join(f.name for f in self.factors)}.")
+            if level is not None and level not in factor.levels:
+                raise InputError(f"{level!r} is not a level of factor '{name}'; its levels are: {factor.levels!r}.")
+        resolved = resolve(self.factors, {**self.baseline, **levels})
+        parts = [factor.label(resolved[factor.name]) for factor in self.factors if resolved[factor.name] is not None]
+        return Arm(levels=resolved, label=" · ".join(parts))
+
+    @property
+    def baseline_arm(self) -> Arm:
+        """The arm that the others are compared with."""
+        return self.arm({})
+
+    def arms(self, budget: Budget | None = None) -> list[Arm]:
+        """The arms of a budget, the baseline first. Without one, the environment variable BUDGET decides, else `default`."""
+        design = (self.full_design or self.design) if _budget(budget) == "full" else self.design
+        return [self.arm(levels) for levels in design.combinations(self.factors, dict(self.baseline))]
+
+    def cells(self, budget: Budget | None = None, *, overrides: Sequence[str] = ()) -> list[Cell]:
+        """All runs, seed by seed: a sweep stopped after any block of a seed is a complete smaller design.
+
+        `overrides` are `key=value` texts on the base config; one that names a factor's field is an error, since it would be ignored.
+        """
+        taken = {factor.path: factor.name for factor in self.factors} | {"seed": "seed", "name": "name"}
+        for text in overrides:
+            if (key := text.partition("=")[0].strip()) in taken:
+                raise InputError(f"The override '{text}' sets '{key}', which study '{self.name}' varies itself ({taken[key]}).")
+        base = override(self.base_data, overrides)
+        return [self._cell(base, arm, seed) for seed in self.seeds_of(budget) for arm in self.arms(budget)]
+
+    def seeds_of(self, budget: Budget | None = None) -> tuple[int, ...]:
+        """The seeds of a budget."""
+        return (self.full_seeds or self.seeds) if _budget(budget) == "full" else self.seeds
+
+    def _cell(self, base: Mapping[str, Any], arm: Arm, seed: int) -> Cell:
+        levels = {factor.path: arm.levels[factor.name] for factor in self.factors if self._is_set(factor, arm)}
+        name = f"{self.name}: {arm.label}, seed {seed}"
+        config = make_config(with_values(base, {**levels, "seed": seed, "name": name}), where=f"arm '{arm.label}'")
+        data = config.model_dump(mode="json", exclude={"name": True, "compute": set(RESULT_FREE_COMPUTE)})
+        return Cell(arm=arm, seed=seed, config=config, id=fingerprint(data))
+
+    @staticmethod
+    def _is_set(factor: Factor, arm: Arm) -> bool:
+        return arm.levels[factor.name] is not None or None in factor.levels or bool(factor.requires)
+
+    def _check(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise InputError("a study is named with lower-case letters, digits and _, starting with a letter.")
+        names = [factor.name for factor in self.factors]
+        paths = [factor.path for factor in self.factors]
+        if not names or len(set(names)) != len(names) or len(set(paths)) != len(paths):
+            raise InputError(f"factors need different names and paths, at least one; given: {', '.join(names) or 'none'}.")
+        if both := sorted(set(paths) & set(self.fixed)):
+            raise InputError(f"{', '.join(both)} is both fixed and varied.")
+        for factor in self.factors:
+            if unknown := [name for name in factor.requires if name not in names or name == factor.name]:
+                raise InputError(f"factor '{factor.name}' requires levels of {', '.join(unknown)}, which is no other factor here.")
+        if set(self.baseline) != set(names):
+            raise InputError(f"the baseline names one level for each factor ({', '.join(names)}); given: {dict(self.baseline)!r}.")
+        for seeds in (self.seeds, self.full_seeds or self.seeds):
+            if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+                raise InputError(f"seeds are different whole numbers from 0 on, at least one; given: {seeds!r}.")
+        for factor in self.factors:
+            for level in factor.levels:
+                factor.check_level(level, self._beside(factor))
+        for arm in {arm.label: arm for budget in get_args(Budget) for arm in self.arms(budget)}.values():
+            self._cell(self.base_data, arm, self.seeds[0])
+        for expectation in self.expectations:
+            arm, against = self.arm(expectation.arm), self.arm(expectation.against)
+            if arm.levels == against.levels:
+                raise InputError(f"expectation '{expectation.claim}' compares '{arm.label}' with itself.")
+
+    def _beside(self, factor: Factor) -> dict[str, Any]:
+        """The base with the other factors at their baseline: what a single level is checked in."""
+        others = {f.path: self.baseline[f.name] for f in self.factors if f is not factor}
+        return with_values(self.base_data, others)
+
+
+def _budget(budget: str | None) -> Budget:
+    chosen = budget or os.environ.get("BUDGET") or "default"
+    if chosen not in get_args(Budget):
+        raise InputError(f"The budget (argument or environment variable BUDGET) is 'default' or 'full', not '{chosen}'.")
+    return "full" if chosen == "full" else "default"

@@ -1,0 +1,242 @@
+"""The tidy table: one row per run x task x language x metric. `sweeps` writes it, the analysis reads nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from ablations.factors import Level
+from ablations.studies import Cell, Expectation, Study, list_studies, load_study
+from lvlm.errors import InputError, nearest
+from lvlm.languages import language
+from lvlm.records import METRICS, SCORE_COLUMNS, write_text
+
+if TYPE_CHECKING:
+    from ablations.effects import Effect
+
+RESULTS_FILE = "results.parquet"
+PLANNED_FILE = "planned.json"  # the cells of the sweep, finished or not: run, arm, seed
+ITEMS = ("predictions.parquet", "predictions")  # per-item predictions: one file, or a folder of them
+LEADING = ("study", "arm", "seed")
+TRAILING = ("run", "task", "language", "tier", "metric", "value", "n")
+
+
+def columns(study: Study) -> list[str]:
+    """The columns of a study's table."""
+    return [*LEADING, *(factor.name for factor in study.factors), *TRAILING]
+
+
+def tidy(study: Study, runs: Iterable[tuple[Cell, pd.DataFrame]]) -> pd.DataFrame:
+    """The table of a study from the scores (`lvlm.records.SCORE_COLUMNS`) of its finished runs; values in percent, NaN where unknown."""
+    parts = []
+    for cell, scores in runs:
+        if missing := [name for name in SCORE_COLUMNS if name not in scores.columns]:
+            raise InputError(f"The scores of run {cell.id} ({cell.config.name}) lack the column(s) {', '.join(missing)}.")
+        part = scores.loc[:, list(SCORE_COLUMNS)].assign(study=study.name, arm=cell.arm.label, seed=cell.seed, run=cell.id)
+        part["tier"] = [language(code).tier for code in part["language"]]
+        parts.append(part.assign(**{name: [level] * len(part) for name, level in cell.arm.levels.items()}))
+    if not parts:
+        return pd.DataFrame(columns=columns(study))
+    return pd.concat(parts, ignore_index=True)[columns(study)]
+
+
+def write_results(folder: str | Path, table: pd.DataFrame, *, planned: Sequence[Cell] | None = None) -> Path:
+    """Write `results.parquet` (and which cells were planned, finished or not) into a study's folder, whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if planned is not None:
+        cells = [{"run": cell.id, "arm": cell.arm.label, "seed": cell.seed} for cell in planned]
+        write_text(folder / PLANNED_FILE, json.dumps(cells, ensure_ascii=False, indent=1) + "\n")
+    path = folder / RESULTS_FILE
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    table.to_parquet(temporary, index=False)
+    os.replace(temporary, path)
+    return path
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of a study. `study` is None where its file is not known here: then arms are named and compared by label."""
+
+    table: pd.DataFrame
+    folder: Path
+    study: Study | None
+    planned: tuple[tuple[str, int], ...] = ()
+    """Arm and seed of every cell that the sweep planned; empty where that is not recorded."""
+    wide: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)
+    """Metric -> values by run and (task, language): `effects.values` keeps its pivots here, as every effect needs one."""
+
+    @property
+    def items(self) -> Path | None:
+        """Where the per-item predictions lie, if they are there."""
+        return next((self.folder / name for name in ITEMS if (self.folder / name).exists()), None)
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.study.name if self.study else str(self.table["study"].iloc[0])
+
+    @property
+    def factors(self) -> list[str]:
+        """Short names of the factors."""
+        known = {*LEADING, *TRAILING}
+        return [name for name in self.table.columns if name not in known]
+
+    @property
+    def finished(self) -> list[tuple[str, int]]:
+        """Arm and seed of every run in the table."""
+        return list(self.table[["arm", "seed"]].drop_duplicates().itertuples(index=False, name=None))
+
+    @property
+    def missing(self) -> list[tuple[str, int]]:
+        """Arm and seed of the planned cells that have no run yet."""
+        return sorted(set(self.planned) - set(self.finished))
+
+    def arms(self) -> pd.DataFrame:
+        """One row per arm: its levels and how many seeds it has, in the study's order."""
+        rows = self.table.groupby("arm", sort=False).agg(
+            **{name: (name, "first") for name in self.factors}, seeds=("seed", "nunique")
+        )
+        if self.study:
+            order = [arm.label for arm in self.study.arms("default") + self.study.arms("full") if arm.label in rows.index]
+            rows = rows.loc[list(dict.fromkeys(order)) + [label for label in rows.index if label not in order]]
+        return rows
+
+    @property
+    def baseline(self) -> str:
+        """Label of the study's baseline arm."""
+        if self.study is None:
+            raise InputError(f"The study of {self.folder} is not known here, so it has no baseline: name one, such as baseline='LABEL'.")
+        return self.study.baseline_arm.label
+
+    def label(self, arm: str | Mapping[str, Level] | None) -> str:
+        """The label of an arm given by label, by levels (the rest as in the baseline) or, with None, of the baseline."""
+        if arm is None:
+            return self.baseline
+        if isinstance(arm, str):
+            known = [str(label) for label in self.table["arm"].unique()]
+            if arm not in known and arm != (self.study and self.study.baseline_arm.label):
+                raise InputError(f"There is no arm '{arm}' in {self.folder}. The nearest are: {nearest(arm, known)}.")
+            return arm
+        if self.study is None:
+            raise InputError(f"The study of {self.folder} is not known here: name arms by label, not by levels.")
+        return self.study.arm(arm).label
+
+    def margin(self, factor: str) -> list[str]:
+        """Labels of the arms with results that differ from the baseline in this factor only, in the order of its levels."""
+        if self.study is None or factor not in (names := [f.name for f in self.study.factors]):
+            known = ", ".join(names) if self.study else "none, as its file is not known here"
+            raise InputError(f"'{factor}' is not a factor of study '{self.name}'; factors: {known}.")
+        levels = next(f.levels for f in self.study.factors if f.name == factor)
+        present = set(self.table["arm"])
+        return [label for level in levels if (label := self.study.arm({factor: level}).label) in present]
+
+    def short_label(self, arm: str) -> str:
+        """What sets an arm apart from the baseline, in the labels of its levels; `baseline` for the baseline itself."""
+        if self.study is None:
+            return arm
+        known = {one.label: one for one in (*self.study.arms("default"), *self.study.arms("full"))}
+        if arm not in known:
+            return arm
+        own, base = known[arm].levels, self.study.baseline_arm.levels
+        differing = [f for f in self.study.factors if own[f.name] != base[f.name] and own[f.name] is not None]
+        return " · ".join(f.label(own[f.name]) for f in differing) or "baseline"
+
+    def effects(self, **options: Any) -> pd.DataFrame:
+        """Effects as a table: see `ablations.effects.effects` for the options."""
+        from ablations.effects import as_table, effects
+
+        return as_table(effects(self, **options))
+
+    def matrix(self, **options: Any) -> pd.DataFrame:
+        """Effects for reading, a row per arm and a column per group, with the options of `ablations.effects.effects`."""
+        from ablations.effects import as_matrix, effects
+
+        return as_matrix(effects(self, **options), self)
+
+    def verdicts(self, *, factor: str | None = None) -> list[tuple[Expectation, Effect]]:
+        """Every expectation of the study (about one factor) with the effect that decides it and its verdict."""
+        from ablations.effects import verdicts
+
+        return [pair for pair in verdicts(self) if factor is None or factor in {*pair[0].arm, *pair[0].against}]
+
+    def verdict_table(self, *, factor: str | None = None) -> pd.DataFrame:
+        """The verdicts as a table for reading."""
+        from ablations.effects import verdict_table
+
+        return verdict_table(self.verdicts(factor=factor))
+
+    def __repr__(self) -> str:
+        return self.summary()
+
+    def summary(self) -> str:
+        """One line: how many runs there are, and how many are missing."""
+        runs = len(self.finished)
+        line = f"study {self.name}: {runs} runs, {self.table['arm'].nunique()} arms, {self.table['seed'].nunique()} seeds"
+        return line + (f"; {len(self.missing)} of {len(self.planned)} planned runs are missing" if self.missing else "")
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self.summary()}</p>{self.arms().reset_index().to_html(index=False, na_rep='–', border=0)}"
+
+
+def study_folder(study: str, home: str | Path | None = None) -> Path:
+    """Where a study's results lie: HOME/studies/NAME, with HOME from the argument, the environment variable LVLM_HOME, or ./runs."""
+    return Path(home or os.environ.get("LVLM_HOME") or "runs") / "studies" / study
+
+
+def load_results(study: str | Path | Study, *, home: str | Path | None = None) -> Results:
+    """Results of a study, given by name, by its file, as a `Study`, or by the folder (or the parquet or CSV file) that holds its table."""
+    declared, path = _locate(study, home)
+    if not path.exists():
+        raise InputError(
+            f"There are no results at {path}. Run the study first: python -m sweeps launch {declared.name if declared else study}; "
+            "or, if it has runs, write their table: python -m sweeps export."
+        )
+    table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    if missing := [name for name in (*LEADING, *TRAILING) if name not in table.columns]:
+        raise InputError(f"{path} lacks the column(s) {', '.join(missing)} of a results table; it has: {', '.join(table.columns)}.")
+    if table.empty:
+        raise InputError(f"{path} holds no finished run yet. See python -m sweeps status {declared.name if declared else study}.")
+    if unknown := sorted(set(table["metric"]) - set(METRICS)):
+        raise InputError(f"{path} holds unknown metrics: {', '.join(unknown)}. Known: {', '.join(METRICS)}.")
+    key = ["arm", "seed", "task", "language", "metric"]
+    if (repeated := table.duplicated(key)).any():
+        row = int(repeated.to_numpy().argmax())
+        raise InputError(f"{path}, row {row}: a second value for {dict(table.loc[row, key])}. One run per arm and seed belongs in a table.")
+    return Results(table=table, folder=path.parent, study=declared or _declared(table), planned=_planned(path.parent))
+
+
+def _locate(study: str | Path | Study, home: str | Path | None) -> tuple[Study | None, Path]:
+    if isinstance(study, Study):
+        return study, study_folder(study.name, home) / RESULTS_FILE
+    path = Path(study)
+    if path.suffix in (".parquet", ".csv"):
+        return None, path
+    if path.suffix != ".py" and str(study) not in list_studies():
+        named = study_folder(str(study), home) / RESULTS_FILE  # a study of the user's own, by the name of its results folder
+        if named.exists() or path.is_dir():
+            return None, named if named.exists() else path / RESULTS_FILE
+    declared = load_study(study)
+    return declared, study_folder(declared.name, home) / RESULTS_FILE
+
+
+def _declared(table: pd.DataFrame) -> Study | None:
+    """The study that the table names, if it comes with the toolkit and has the same factors."""
+    name = str(table["study"].iloc[0])
+    if name not in list_studies():
+        return None
+    found = load_study(name)
+    return found if {factor.name for factor in found.factors} <= set(table.columns) else None
+
+
+def _planned(folder: Path) -> tuple[tuple[str, int], ...]:
+    path = folder / PLANNED_FILE
+    if not path.exists():
+        return ()
+    return tuple((cell["arm"], int(cell["seed"])) for cell in json.loads(path.read_text(encoding="utf-8")))

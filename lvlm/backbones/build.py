@@ -1,0 +1,158 @@
+"""Builds every file under `lvlm/assets` that is learned: tokenizer, five language models and towers, a control, their card.
+Called by `python -m lvlm backbones`; a draw that is there already is left alone, so an interrupted build goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from lvlm.backbones import card
+from lvlm.backbones.lm import LmRecipe, train_lm
+from lvlm.backbones.text import ANSWER_MIX, NO_MIX, TextWorld
+from lvlm.backbones.tokenizer import train_tokenizer
+from lvlm.backbones.vision import MEAN, STD, VitRecipe, probe, train_vit
+from lvlm.backbones.vit import IMAGE_SIZE
+from lvlm.data.worlds.lexicon import lexicon_codes
+from lvlm.languages import in_table_order, language
+from lvlm.records import write_json, write_text
+
+DRAWS = 5
+CLEAN = "tiny-lm-clean"
+TOKENIZER = "tiny-tokenizer"
+TOKENIZER_DOCUMENTS = 30_000
+Say = Callable[[str], None]
+
+
+def build(folder: Path, *, draws: Sequence[int], parts: Sequence[str], say: Say = print, scale: float = 1.0) -> None:
+    """Train what is missing among `parts` (`lm`, `clean`, `vit`, `card`) of the given draws into `folder`.
+
+    `scale` shortens every training by a factor, to try the script out; the shipped files have 1.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer(folder, say)
+    if "lm" in parts:
+        for draw in draws:
+            _language_model(folder / f"tiny-lm-{draw}", tokenizer, seed=draw, mix=ANSWER_MIX, say=say, scale=scale)
+    if "clean" in parts:
+        _language_model(folder / CLEAN, tokenizer, seed=0, mix=NO_MIX, say=say, scale=scale)
+    if "vit" in parts:
+        for draw in draws:
+            _tower(folder / f"tiny-vit-{draw}", seed=draw, say=say, scale=scale)
+    if "card" in parts:
+        write_card(folder, say=say)
+
+
+def _tokenizer(folder: Path, say: Say) -> PreTrainedTokenizerFast:
+    target = folder / TOKENIZER
+    if not target.exists():
+        say("tokenizer: learning merges")
+        rng = np.random.default_rng(20_250_112)
+        texts = [text for _, turns in TextWorld().documents(rng, count=TOKENIZER_DOCUMENTS) for turn in turns for text in turn]
+        with _finished(target) as unfinished:
+            train_tokenizer(texts).save_pretrained(str(unfinished))
+    return PreTrainedTokenizerFast.from_pretrained(str(target))  # type: ignore[no-any-return]
+
+
+def _language_model(
+    target: Path, tokenizer: PreTrainedTokenizerFast, *, seed: int, mix: dict[str, float], say: Say, scale: float
+) -> None:
+    if target.exists():
+        return say(f"{target.name}: already there")
+    recipe = LmRecipe()
+    recipe = dataclasses.replace(recipe, documents=max(recipe.batch, int(recipe.documents * scale)))
+    model = train_lm(tokenizer, world=TextWorld(answer_mix=mix), recipe=recipe, seed=seed, on_progress=_progress(target.name, say))
+    with _finished(target) as unfinished:
+        model.half().save_pretrained(unfinished)
+        settings = {"seed": seed, "answer_mix": mix, "recipe": dataclasses.asdict(recipe)}
+        write_json(unfinished / "training.json", settings)
+
+
+def _tower(target: Path, *, seed: int, say: Say, scale: float) -> None:
+    if target.exists():
+        return say(f"{target.name}: already there")
+    recipe = VitRecipe()
+    recipe = dataclasses.replace(recipe, pictures=max(recipe.batch, int(recipe.pictures * scale)))
+    tower = train_vit(recipe=recipe, seed=seed, on_progress=_progress(target.name, say))
+    with _finished(target) as unfinished:
+        save_file({name: value.half().contiguous() for name, value in tower.state_dict().items()}, unfinished / "model.safetensors")
+        settings = {
+            "timm": {"architecture": "tiny_vit", "args": {}},
+            "image_size": IMAGE_SIZE, "mean": list(MEAN), "std": list(STD), "interpolation": "bicubic",
+        }  # fmt: skip
+        write_json(unfinished / "config.json", settings)
+        write_json(unfinished / "training.json", {"seed": seed, "recipe": dataclasses.asdict(recipe)})
+
+
+class _finished:
+    """A folder that appears under its name only when everything in it is written."""
+
+    def __init__(self, target: Path) -> None:
+        self.target, self.unfinished = target, target.with_name(f".{target.name}.unfinished")
+
+    def __enter__(self) -> Path:
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+        self.unfinished.mkdir(parents=True)
+        return self.unfinished
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.unfinished.rename(self.target)
+
+
+def _progress(name: str, say: Say) -> Callable[[dict[str, float]], None]:
+    def report(at: dict[str, float]) -> None:
+        if at["step"] % 1000 == 0 and at["step"]:
+            left = at["seconds"] * (at["steps"] / at["step"] - 1) / 60
+            say(f"{name}: step {at['step']:.0f} of {at['steps']:.0f}, loss {at['loss']:.3f}, {left:.0f} min left")
+
+    return report
+
+
+def load_lm(folder: Path) -> torch.nn.Module:
+    """A shipped language model in float32."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()  # type: ignore[no-any-return]
+
+
+def load_vit(folder: Path) -> torch.nn.Module:
+    """A shipped tower in float32."""
+    from safetensors.torch import load_file
+
+    from lvlm.backbones.vit import tiny_vit
+
+    tower = tiny_vit()
+    tower.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
+    return tower.eval()
+
+
+def measure(folder: Path, say: Say) -> dict[str, dict[str, dict[str, float]]]:
+    """Every figure of the card: model name -> language or view -> measure -> value."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder / TOKENIZER))
+    figures: dict[str, dict[str, dict[str, float]]] = {}
+    for path in sorted(folder.glob("tiny-lm*")):
+        say(f"{path.name}: measuring")
+        figures[path.name] = {code: card.language_figures(load_lm(path), tokenizer, code) for code in in_table_order(lexicon_codes())}
+    for path in sorted(folder.glob("tiny-vit-*")):
+        say(f"{path.name}: measuring")
+        figures[path.name] = {"probe": probe(load_vit(path))}
+    return figures
+
+
+def write_card(folder: Path, *, say: Say = print) -> None:
+    """Measure the shipped backbones and write `CARD.md` for people and `card.json` for tests."""
+    figures = measure(folder, say)
+    write_json(folder / "card.json", figures)
+    write_text(folder / "CARD.md", card.render_card(figures, tier=lambda code: language(code).tier))
+
+
+def read_card(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """The figures that `write_card` stored."""
+    return dict(json.loads((folder / "card.json").read_text(encoding="utf-8")))

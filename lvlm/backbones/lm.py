@@ -1,0 +1,164 @@
+"""Trains the tiny multilingual language models on text alone. Called by `python -m lvlm backbones`."""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from lvlm.backbones.text import TextWorld, Turns
+from lvlm.backbones.tokenizer import ASSISTANT, END, PAD, USER
+
+IGNORED_WEIGHT = 0.1  # loss weight of tokens that are not an answer: reading the prompt is worth a little
+
+
+@dataclass(frozen=True)
+class LmRecipe:
+    """Sizes and hyper-parameters, the same for every draw."""
+
+    documents: int = 160_000
+    batch: int = 16
+    lr: float = 2e-3
+    warmup_steps: int = 200
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    feed_forward: int = 384
+    initializer_range: float = 0.08
+
+
+@dataclass(frozen=True)
+class Document:
+    """Token ids and the loss weight of each as a target."""
+
+    ids: np.ndarray
+    weights: np.ndarray
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, *, recipe: LmRecipe, seed: int) -> Qwen2ForCausalLM:
+    """A Qwen2 model with random weights."""
+    torch.manual_seed(stream(seed, "init"))
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=recipe.hidden, num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads, num_key_value_heads=recipe.heads, intermediate_size=recipe.feed_forward,
+        initializer_range=recipe.initializer_range, tie_word_embeddings=True, max_position_embeddings=1024,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    )  # fmt: skip
+    return Qwen2ForCausalLM(config)
+
+
+def stream(seed: int, purpose: str) -> int:
+    """An independent integer seed for one purpose of one draw."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1)[0])
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, documents: Sequence[Turns]) -> list[Document]:
+    """Documents as the chat template renders them; answers and their end weigh 1, all else `IGNORED_WEIGHT`."""
+    flat = [text for turns in documents for turn in turns for text in turn]
+    pieces = iter(tokenizer.backend_tokenizer.encode_batch(flat, add_special_tokens=False))
+    user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
+    encoded = []
+    for turns in documents:
+        ids: list[int] = []
+        weights: list[float] = []
+        for _ in turns:
+            question = [user, *next(pieces).ids, end, assistant]
+            answer = [*next(pieces).ids, end]
+            ids += question + answer
+            weights += [IGNORED_WEIGHT] * len(question) + [1.0] * len(answer)
+        encoded.append(Document(np.array(ids, dtype=np.int64), np.array(weights, dtype=np.float32)))
+    return encoded
+
+
+def batches(documents: Sequence[Document], rng: np.random.Generator, *, size: int, pad: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(ids, weights), each `(batch, tokens)`, right-padded; batches hold documents of like length, in random order."""
+    order = rng.permutation(len(documents))
+    pool = size * 64
+    groups: list[np.ndarray] = []
+    for start in range(0, len(order), pool):
+        part = order[start : start + pool]
+        part = part[np.argsort([len(documents[i].ids) for i in part], kind="stable")]
+        groups += [part[i : i + size] for i in range(0, len(part), size)]
+    for index in rng.permutation(len(groups)):
+        chosen = [documents[i] for i in groups[index]]
+        tokens = max(len(document.ids) for document in chosen)
+        ids = np.full((len(chosen), tokens), pad)
+        weights = np.zeros((len(chosen), tokens), dtype=np.float32)
+        for row, document in enumerate(chosen):
+            ids[row, : len(document.ids)] = document.ids
+            weights[row, : len(document.ids)] = document.weights
+        yield torch.from_numpy(ids), torch.from_numpy(weights)
+
+
+def train_lm(
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    world: TextWorld,
+    recipe: LmRecipe,
+    seed: int,
+    on_progress: Callable[[dict[str, float]], None] | None = None,
+    compiled: bool = True,
+) -> Qwen2ForCausalLM:
+    """Train one draw: its seed sets the initial weights, the documents and their order.
+
+    `compiled` needs a C++ compiler and pays from about a minute of training on.
+    """
+    model = new_model(tokenizer, recipe=recipe, seed=seed)
+    model.train()
+    loss_of = torch.compile(weighted_loss, dynamic=True) if compiled else weighted_loss
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    steps = recipe.documents // recipe.batch
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, steps, recipe.warmup_steps))
+    started, step, running = time.monotonic(), 0, 0.0
+    text_rng = np.random.default_rng(stream(seed, "documents"))
+    order_rng = np.random.default_rng(stream(seed, "order"))
+    while step < steps:  # documents are drawn in portions, so that memory stays small
+        portion = [turns for _, turns in world.documents(text_rng, count=min(20_480, (steps - step) * recipe.batch))]
+        for ids, weights in batches(encode(tokenizer, portion), order_rng, size=recipe.batch, pad=tokenizer.pad_token_id):
+            loss = loss_of(model, ids, weights)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+            step += 1
+            running = 0.98 * running + 0.02 * loss.item() if step > 1 else loss.item()
+            if on_progress and step % 200 == 0:
+                on_progress({"step": step, "steps": steps, "loss": running, "seconds": time.monotonic() - started})
+    return model.eval()
+
+
+def weighted_loss(model: Qwen2ForCausalLM, ids: Tensor, weights: Tensor) -> Tensor:
+    """Cross-entropy of the next token, averaged with `weights`."""
+    states = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]  # right padding: causal mask suffices
+    target_weights = weights[:, 1:]
+    kept = target_weights > 0
+    logits = model.lm_head(states[kept])
+    losses = cross_entropy(logits, ids[:, 1:][kept], reduction="none")
+    return (losses * target_weights[kept]).sum() / target_weights.sum()
+
+
+def _cosine(step: int, steps: int, warmup: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def save_half(model: torch.nn.Module, folder: Path) -> None:
+    """Write a model in half precision with its config."""
+    import copy
+
+    copy.deepcopy(model).half().save_pretrained(folder)  # type: ignore[operator]
+
+
+__all__ = ["PAD", "Document", "LmRecipe", "batches", "encode", "new_model", "save_half", "train_lm"]

@@ -1,0 +1,221 @@
+"""`python -m lvlm`: train, evaluate, generate, export, data, plan, backbones. Imports what is heavy only when a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lvlm.config import CorpusUse, EvaluateConfig, RunConfig, fingerprint, load_config
+from lvlm.errors import InputError
+from lvlm.records import CONFIG_FILE, RECORD_FILE, RunRecord
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; bad input is one paragraph on standard error and exit status 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lvlm", description="Train, evaluate and use multilingual vision-language models.",
+        epilog="Try: python -m lvlm plan tiny", formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, action: Callable[[argparse.Namespace], None], text: str, example: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=text, description=text, epilog=f"Try: python -m lvlm {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        sub.set_defaults(command=action)
+        return sub
+
+    train = command("train", _train, "Train and evaluate one run.", "train tiny seed=1 instruct.mix.english_share=0.25")
+    plan = command("plan", _plan, "Print the mix that a run would see; trains nothing.", "plan tiny instruct.mix.languages=T5")
+    for sub in (train, plan):
+        sub.add_argument("run", metavar="RUN.yaml", help="a run config, or the name of a preset (" + ", ".join(_presets()) + ")")
+        sub.add_argument("overrides", nargs="*", metavar="key=value", help="any config field, dotted")
+    train.add_argument("--folder", type=Path, help="where the record goes (default: HOME/runs/NAME-SEED-FINGERPRINT)")
+    for sub in (train, plan):
+        sub.add_argument("--home", type=Path, help="work folder of shared stages and features (default: $LVLM_HOME or ./runs)")
+
+    evaluate = command("evaluate", _evaluate, "Score a checkpoint.", "evaluate runs/runs/my-run --tasks vqa --languages en de sw")
+    evaluate.add_argument("checkpoint", type=Path, help="a model folder, or the folder of a finished run")
+    evaluate.add_argument("--tasks", nargs="+", help="only these tasks (caption, vqa, reading, ...)")
+    evaluate.add_argument("--languages", nargs="+", help="codes, or one group (en, T5, T5-T3, all)")
+    evaluate.add_argument("--corpus", nargs="+", metavar="FOLDER[:SPLIT]", help="corpora to score on (default: those of the run)")
+    evaluate.add_argument("--items", type=int, help="at most this many items per task and language")
+    evaluate.add_argument("--out", type=Path, help="folder for scores.parquet and predictions.parquet")
+
+    generate = command("generate", _generate, "Ask a checkpoint about an image.", 'generate runs/runs/my-run photo.jpg "Describe the image."')
+    generate.add_argument("checkpoint", type=Path)
+    generate.add_argument("image", type=Path)
+    generate.add_argument("prompt", help="the question, in any language")
+    generate.add_argument("--max-new-tokens", type=int, default=128)
+
+    export = command("export", _export, "Merge LoRA and write a model folder for transformers.", "export runs/runs/my-run my-model")
+    export.add_argument("checkpoint", type=Path)
+    export.add_argument("folder", type=Path)
+
+    data = command("data", _data, "Write a built-in corpus as JSON and images.", "data shapes runs/data/shapes")
+    data.add_argument("name", choices=("shapes", "reading"), help="shapes: captions and dialogues about scenes; reading: words in scenes")
+    data.add_argument("folder", type=Path)
+    data.add_argument("--seed", type=int, default=0)
+    data.add_argument("--train", type=int, help="training images (shapes) or training images per language (reading)")
+    data.add_argument("--languages", nargs="+", help="codes (default: all that the world speaks)")
+
+    backbones = command("backbones", _backbones, "Train the tiny backbones (hours) and write their card.", "backbones --out assets --draws 0")
+    backbones.add_argument("--out", type=Path, default=Path(__file__).parent / "assets")
+    backbones.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    backbones.add_argument("--parts", nargs="+", default=["lm", "clean", "vit", "card"], choices=("lm", "clean", "vit", "card"))
+    backbones.add_argument("--scale", type=float, default=1.0, help="train this share of the full length, to try the script out")
+    return parser
+
+
+def _presets() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def read_run(name: str, overrides: Sequence[str]) -> RunConfig:
+    """A run config from a file or a preset name, with overrides."""
+    preset = PRESETS / f"{name}.yaml"
+    if not Path(name).exists() and not preset.exists():
+        raise InputError(f"There is no run config '{name}': no such file, and no preset of that name. Presets are: {', '.join(_presets())}.")
+    return load_config(name if Path(name).exists() else preset, overrides)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from lvlm.run import default_home, run
+
+    config = read_run(options.run, options.overrides)
+    home = options.home or default_home()
+    identity = fingerprint(config.model_dump(mode="json", exclude={"compute"}))
+    folder = options.folder or home / "runs" / f"{config.name}-s{config.seed}-{identity}"
+    record = run(config, folder, home=home)
+    for name, value in record.scores.items():
+        print(f"{name:32s} {value:6.1f}")
+    print(f"record: {folder}\nmodel:  {record.provenance['model']}")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from lvlm.data.corpus import open_corpus
+    from lvlm.data.plan import build_plan
+    from lvlm.model.assembly import load_processor
+    from lvlm.run import default_home
+
+    config = read_run(options.run, options.overrides)
+    processor = load_processor(config.model, seed=config.seed)
+    corpora = {use.path: open_corpus(use.path) for stage in config.stages().values() for use in stage.mix.corpora}
+    for name, stage in config.stages().items():
+        plan = build_plan(
+            name, stage, seed=config.seed, corpora=corpora, home=options.home or default_home(),
+            measure=lambda sample: processor.measure(sample.turns, len(sample.images)),
+        )  # fmt: skip
+        print(f"stage {name}: {plan.steps} steps of {stage.batch_samples} samples, plan {plan.hash}")
+        print("\n".join(plan.table()) + "\n")
+
+
+def _model_folder(checkpoint: Path) -> Path:
+    """The model of a finished run, or the folder itself."""
+    if (checkpoint / RECORD_FILE).exists():
+        model = RunRecord.load(checkpoint).provenance.get("model")
+        if model is None or not Path(model).exists():
+            raise InputError(f"The run {checkpoint} kept no model at {model}. Start the run again to train it anew.")
+        return Path(model)
+    if not (checkpoint / "config.json").exists():
+        raise InputError(f"{checkpoint} is neither a model folder (no config.json) nor a finished run (no {RECORD_FILE}).")
+    return checkpoint
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from lvlm.data.corpus import open_corpus
+    from lvlm.evaluate import evaluate
+    from lvlm.evaluate.tiers import summarise
+    from lvlm.model.checkpoints import load
+
+    config = EvaluateConfig()
+    if (options.checkpoint / CONFIG_FILE).exists():
+        config = load_config(options.checkpoint / CONFIG_FILE).evaluate
+    changes: dict[str, object] = {}
+    if options.corpus:
+        pairs = [text.partition(":") for text in options.corpus]
+        changes["corpora"] = tuple(CorpusUse(path=path, split=split or "test") for path, _, split in pairs)
+    if options.tasks:
+        changes["tasks"] = tuple(options.tasks)
+    if options.items:
+        changes["items"] = options.items
+    if options.languages:
+        changes["languages"] = options.languages[0] if len(options.languages) == 1 else tuple(options.languages)
+    config = config.model_copy(update=changes)
+    if not config.corpora:
+        raise InputError(f"{options.checkpoint} is a bare model folder: say what to score it on, as in --corpus runs/data/shapes:test.")
+    model, processor = load(_model_folder(options.checkpoint))
+    corpora = {use.path: open_corpus(use.path) for use in config.corpora}
+    scores, predictions = evaluate(model, processor, config, corpora, permission="report", on_progress=_dots)
+    for name, value in summarise(scores).items():
+        print(f"{name:32s} {value:6.1f}")
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        scores.to_parquet(options.out / "scores.parquet", index=False)
+        predictions.to_parquet(options.out / "predictions.parquet", index=False)
+        print(f"written: {options.out}")
+
+
+def _dots(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{done} of {total} items", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from PIL import Image, UnidentifiedImageError
+
+    from lvlm.model.checkpoints import load
+
+    if not options.image.exists():
+        raise InputError(f"The image {options.image} does not exist.")
+    try:
+        image = Image.open(options.image)
+        image.load()
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"The image {options.image} cannot be read: {error}.") from error
+    model, processor = load(_model_folder(options.checkpoint))
+    prompt = options.prompt if processor.image_token in options.prompt else f"{processor.image_token}{options.prompt}"
+    messages = [{"role": "user", "content": prompt}]
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    inputs = processor(text=[text], images=[image], return_tensors="pt")
+    answer = model.generate(**inputs, max_new_tokens=options.max_new_tokens, do_sample=False)
+    print(processor.batch_decode(answer[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip())
+
+
+def _export(options: argparse.Namespace) -> None:
+    from lvlm.model.checkpoints import load, merge_and_save
+
+    if options.folder.exists() and any(options.folder.iterdir()):
+        raise InputError(f"{options.folder} exists and is not empty; name a new folder.")
+    model, processor = load(_model_folder(options.checkpoint))
+    merge_and_save(model, processor, options.folder)
+    print(f"written: {options.folder} (import lvlm, then AutoModelForCausalLM.from_pretrained reads it)")
+
+
+def _data(options: argparse.Namespace) -> None:
+    from lvlm.data.worlds.writer import write_world
+
+    folder = write_world(options.name, options.folder, seed=options.seed, train=options.train, languages=options.languages)
+    print(f"written: {folder}")
+
+
+def _backbones(options: argparse.Namespace) -> None:
+    from lvlm.backbones.build import build
+
+    build(options.out, draws=options.draws, parts=options.parts, scale=options.scale, say=lambda text: print(text, flush=True))

@@ -1,0 +1,298 @@
+"""Every setting of a run, typed. A study varies these fields and nothing else; `lvlm.cli`, `ablations.factors` and `sweeps` read them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lvlm.errors import InputError, nearest
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Part = Literal["frozen", "lora", "full"]
+
+
+class Settings(BaseModel):
+    """Immutable settings; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Settings):
+    """Which tower, adapter and LLM, and how an image becomes tokens."""
+
+    tower: str = "tiny-vit"
+    """`tiny-vit` (draw `seed % 5` of the shipped ones), `tiny-vit/3` (that draw), or a folder or name that timm knows."""
+    llm: str = "tiny-lm"
+    """`tiny-lm`, `tiny-lm/3`, `tiny-lm-clean` (never answers in another language), or a local folder or hub name."""
+    adapter: Literal["mlp", "multiscale-pool"] = "multiscale-pool"
+    """`multiscale-pool` with one tile is the `mlp` adapter exactly; `mlp` takes one tile only."""
+    tiles: Annotated[int, Field(ge=1, le=8)] = 1
+    """n: a global view plus n x n tiles at n times the resolution; 1 means no tiling."""
+    feature_layer: int = -2
+    """Which block of the tower gives the features, counted from the end; -2 is the penultimate one, without final norm."""
+    attn: Literal["sdpa", "eager"] = "sdpa"
+
+    @model_validator(mode="after")
+    def _tiles_fit_adapter(self) -> Self:
+        if self.adapter == "mlp" and self.tiles != 1:
+            raise ValueError(f"adapter 'mlp' takes tiles=1, not {self.tiles}; use adapter 'multiscale-pool' for tiles")
+        return self
+
+
+class CorpusUse(Settings):
+    """One corpus in a mix or an evaluation."""
+
+    path: str
+    split: str
+    languages: tuple[str, ...] | None = None
+    """Only for corpora that are not translatable: which of their languages take part; None is all."""
+    samples: Annotated[int, Field(ge=1)] | None = None
+    """How many sample ids, drawn once in an order that only the corpus determines; None is all."""
+
+
+class MixConfig(Settings):
+    """Which sample in which language: `english_share` and `allocation` act on the translatable corpora, whose budget is fixed."""
+
+    corpora: tuple[CorpusUse, ...]
+    languages: str | tuple[str, ...] = "all"
+    """A group (`en`, `T5`, `T5-T4`, `T5-T3`, `T5-T2`, `all`) or codes. Groups always include English."""
+    english_share: Share | None = None
+    """Share of the translatable samples that stay English; None is 0.5 where there are other languages."""
+    allocation: Literal["uniform", "inverse_tier"] = "uniform"
+    """How the rest is divided: equally, or in proportion to 1/tier (Centurio, appendix D.2)."""
+
+
+class TrainedParts(Settings):
+    """What learns in a stage. `lora` is for the LLM and the tower; the adapter is `frozen` or `full`."""
+
+    tower: Part = "frozen"
+    adapter: Literal["frozen", "full"] = "full"
+    llm: Part = "frozen"
+
+    @model_validator(mode="after")
+    def _something_learns(self) -> Self:
+        if self.tower == self.adapter == self.llm == "frozen":
+            raise ValueError("tower, adapter and llm are all frozen: nothing would learn")
+        return self
+
+
+class LoraSettings(Settings):
+    """Low-rank adaptation of every linear layer of a part that is trained with `lora`."""
+
+    r: Annotated[int, Field(ge=1)] = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class OptimConfig(Settings):
+    """AdamW and its schedule. Learning rates of adapter and tower default to `lr`."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    adapter_lr: Annotated[float, Field(gt=0)] | None = None
+    tower_lr: Annotated[float, Field(gt=0)] | None = None
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup: Annotated[float, Field(ge=0)] = 0.03
+    """Below 1 a fraction of all steps, from 1 on a number of steps."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+
+
+class StageConfig(Settings):
+    """One stage of training: its data, what learns, and for how long (exactly one of epochs, samples, steps)."""
+
+    mix: MixConfig
+    train: TrainedParts = TrainedParts()
+    lora: LoraSettings = LoraSettings()
+    optim: OptimConfig = OptimConfig()
+    batch_samples: Annotated[int, Field(ge=1)] = 16
+    """Samples of one optimizer step, whatever the memory settings."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    samples: Annotated[int, Field(ge=1)] | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None
+    reduction: Literal["token", "sample"] = "token"
+    """What one optimizer step averages over: supervised tokens, or samples (each the mean of its tokens)."""
+    max_text_tokens: Annotated[int, Field(ge=8)] = 512
+    """A sample with more text tokens loses whole turns from its end, counted in the ledger by language."""
+    validate_every: Annotated[float, Field(gt=0)] | None = None
+    """Below 1 a fraction of the stage, from 1 on a number of steps, None is off. Uses splits with permission `tune`."""
+
+    @model_validator(mode="after")
+    def _one_duration(self) -> Self:
+        given = [name for name in ("epochs", "samples", "steps") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give exactly one of epochs, samples, steps; given: {', '.join(given)}")
+        return self
+
+
+class EvaluateConfig(Settings):
+    """What is scored, on which split, and how answers are generated (greedy)."""
+
+    corpora: tuple[CorpusUse, ...] = ()
+    languages: str | tuple[str, ...] = "all"
+    tasks: tuple[str, ...] | None = None
+    items: Annotated[int, Field(ge=1)] | None = None
+    """At most this many items per task and language, the same ids in every language; None is all."""
+    tune_corpora: tuple[CorpusUse, ...] = ()
+    """Scored while training where `validate_every` is set; splits with permission `tune`."""
+    tune_items: Annotated[int, Field(ge=1)] = 32
+    max_new_tokens: Annotated[int, Field(ge=1)] = 96
+
+
+class ComputeConfig(Settings):
+    """How it is computed. Nothing here changes the objective; `precision` and `threads` can change the last bits and are recorded."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`bf16` is autocast over fp32 weights; `auto` is bf16 on a GPU and fp32 on a CPU."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    micro_batch_tokens: Annotated[int, Field(ge=64)] = 4096
+    """LLM tokens (image and text, padding included) of one forward pass; splits an optimizer step, never changes it."""
+    loader_workers: Annotated[int, Field(ge=0)] = 0
+    feature_cache: Literal["auto", "on", "off"] = "auto"
+    """Features of a frozen tower kept on disk; `auto` measures at start whether that pays."""
+    evaluate_batch: Annotated[int, Field(ge=1)] = 64
+    checkpoint_every: Annotated[float, Field(gt=0)] | None = None
+    """Seconds between checkpoints of an unfinished stage; None is one minute."""
+
+
+class RunConfig(Settings):
+    """One run, from data to scores."""
+
+    name: str = "run"
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: ModelConfig = ModelConfig()
+    pretrain: StageConfig | None = None
+    instruct: StageConfig | None = None
+    evaluate: EvaluateConfig = EvaluateConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+    def stages(self) -> dict[str, StageConfig]:
+        """The stages that run, in order."""
+        return {name: stage for name in ("pretrain", "instruct") if (stage := getattr(self, name)) is not None}
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run config from YAML and apply `key=value` overrides (dotted keys; values in YAML)."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"The run config {path} does not exist.")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"The run config {path} is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"The run config {path} must be a mapping of settings, not {type(data).__name__}.")
+    return make_config(override(data, overrides), where=str(path))
+
+
+def make_config(data: Mapping[str, Any], *, where: str = "run config") -> RunConfig:
+    """Validate a nested mapping; every fault is named with its dotted field."""
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        faults = "; ".join(_fault(item) for item in error.errors())
+        raise InputError(f"{where}: {faults}.") from error
+
+
+def _fault(item: Any) -> str:
+    field = ".".join(str(part) for part in item["loc"]) or "config"
+    if item["type"] == "extra_forbidden":
+        return f"unknown setting '{field}'; known here: {', '.join(_siblings(item['loc'][:-1]))}"
+    return f"'{field}': {item['msg'].removeprefix('Value error, ')} (given: {item['input']!r})"
+
+
+def _siblings(loc: Iterable[str | int]) -> list[str]:
+    model = _model_at([str(part) for part in loc if isinstance(part, str)])
+    return sorted(model.model_fields) if model else []
+
+
+def _model_at(parts: Sequence[str]) -> type[BaseModel] | None:
+    model: type[BaseModel] = RunConfig
+    for part in parts:
+        field = model.model_fields.get(part)
+        inner = _inner_model(field.annotation) if field else None
+        if inner is None:
+            return None
+        model = inner
+    return model
+
+
+def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if found := _inner_model(argument):
+            return found
+    return None
+
+
+def check_path(path: str) -> None:
+    """Raise unless `path` is a dotted field of `RunConfig` (`instruct.mix.english_share`)."""
+    parts = path.split(".")
+    model = _model_at(parts[:-1])
+    if model is None or parts[-1] not in model.model_fields:
+        known = flat_fields()
+        raise InputError(f"'{path}' is not a field of the run config. The nearest fields are: {nearest(path, known)}.")
+
+
+def flat_fields(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted field of the run config."""
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        inner = _inner_model(field.annotation)
+        is_sequence = "tuple" in str(field.annotation)
+        names += flat_fields(inner, f"{prefix}{name}.") if inner and not is_sequence else [prefix + name]
+    return names
+
+
+def override(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply `key=value` texts to a nested mapping; the value is read as YAML."""
+    result = json.loads(json.dumps(data))
+    for text in overrides:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise InputError(f"The override '{text}' is not of the form key=value, such as instruct.mix.english_share=0.25.")
+        set_value(result, key.strip(), yaml.safe_load(value))
+    return dict(result)
+
+
+def set_value(data: dict[str, Any], path: str, value: Any) -> None:
+    """Set a dotted field in a nested mapping, in place."""
+    check_path(path)
+    *parents, last = path.split(".")
+    for parent in parents:
+        if not isinstance(data.get(parent), dict):
+            data[parent] = {}
+        data = data[parent]
+    data[last] = value
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """Dotted name -> value for every field, as recorded in MLflow. Lists are kept as JSON text."""
+
+    def walk(value: Any, prefix: str) -> Iterable[tuple[str, Any]]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from walk(inner, f"{prefix}.{key}" if prefix else key)
+        else:
+            yield prefix, json.dumps(value) if isinstance(value, list | tuple) else value
+
+    return dict(walk(config.model_dump(mode="json"), ""))
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The config as YAML that `load_config` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def fingerprint(value: Any) -> str:
+    """Twelve hex digits that identify a JSON-able value."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:12]

@@ -1,0 +1,294 @@
+"""The plan of a stage: which sample, in which language, in which order, and what was cut. The trainer walks it step by
+step;
+`python -m lvlm plan` prints it. Its hash identifies the data that a stage sees."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from lvlm.config import StageConfig
+from lvlm.data.checks import IMAGE_PLACEHOLDER
+from lvlm.data.corpus import Corpus
+from lvlm.data.ledger import Ledger
+from lvlm.data.pool import PlanEntry, Pool, gather
+from lvlm.data.readers import Sample
+from lvlm.data.tally import Tally, add_up, lines
+from lvlm.errors import InputError
+from lvlm.languages import language
+from lvlm.records import write_json
+
+Measure = Callable[[Sample], tuple[int, int]]
+"""(text tokens, supervised tokens) of a sample, image tokens not counted."""
+
+
+class PlanOrder(Sequence[PlanEntry]):
+    """The entries of a plan in training order; made when asked for, held as integers."""
+
+    def __init__(self, pool: Pool, numbers: npt.NDArray[np.int64]) -> None:
+        self._pool, self.numbers = pool, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> PlanEntry: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PlanEntry]: ...
+    def __getitem__(self, index: int | slice) -> PlanEntry | list[PlanEntry]:
+        if isinstance(index, slice):
+            return [self._pool.entry(int(number)) for number in self.numbers[index]]
+        return self._pool.entry(int(self.numbers[index]))
+
+    def __iter__(self) -> Iterator[PlanEntry]:
+        return (self._pool.entry(int(number)) for number in self.numbers)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The manifest of a stage."""
+
+    stage: str
+    batch_samples: int
+    order: PlanOrder
+    epochs: float
+    ledger: Ledger
+    english_share: dict[str, float]
+    """Per translatable corpus and split: the share that holds (a default is resolved here)."""
+    digests: dict[str, str]
+    """Per corpus and split: the content of the files read."""
+    hash: str
+    _pool: Pool
+    _text_tokens: npt.NDArray[np.int32] | None
+    _supervised_tokens: npt.NDArray[np.int32] | None
+    _cuts: dict[int, tuple[int, int]]
+    """Number in the pool -> (turns kept, turns dropped)."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps; the last one may be short."""
+        return math.ceil(len(self.order) / self.batch_samples)
+
+    def step_entries(self, step: int) -> list[PlanEntry]:
+        """The samples of one optimizer step, from 0."""
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} of a plan with {self.steps} steps")
+        return self.order[step * self.batch_samples : (step + 1) * self.batch_samples]
+
+    def sample(self, entry: PlanEntry) -> Sample:
+        """The sample of an entry as it is trained on: read from its file, without the turns that were cut."""
+        part = self._pool.parts[self._pool.part[entry.number]]
+        (sample,) = part.rows.samples(self._pool.row[entry.number : entry.number + 1], part.corpus.name)
+        cut = self._cuts.get(entry.number)
+        return sample if cut is None else _keep_turns(sample, cut[0])
+
+    def text_tokens(self, entry: PlanEntry) -> int | None:
+        """Text tokens of an entry after cuts; None where nothing was measured."""
+        return None if self._text_tokens is None else int(self._text_tokens[entry.number])
+
+    def image_path(self, entry: PlanEntry, relative: str) -> Path:
+        """Where an image of an entry lies."""
+        corpus: Corpus = self._pool.parts[self._pool.part[entry.number]].corpus
+        return corpus.image_path(relative)
+
+    def tallies(self) -> list[Tally]:
+        """Counts by corpus, split, language and source, over the whole order."""
+        times = np.bincount(self.order.numbers, minlength=len(self._pool))
+        used = np.flatnonzero(times)
+        result: list[Tally] = []
+        for index, part in enumerate(self._pool.parts):
+            numbers = self._pool.of_part(index, used)
+            rows = self._pool.row[numbers]
+            sources = part.rows.source_codes[rows]
+            images = part.rows.image_starts[rows + 1] - part.rows.image_starts[rows]
+            for code in np.unique(sources):
+                of_source = sources == code
+                mine, weight = numbers[of_source], times[numbers[of_source]]
+                tally = Tally(
+                    part.corpus.name, part.use.split, part.corpus.translatable, part.language, part.rows.sources[code]
+                )
+                tally.samples = int(weight.sum())
+                tally.images = int((images[of_source] * weight).sum())
+                if self._text_tokens is not None and self._supervised_tokens is not None:
+                    tally.text_tokens = int((self._text_tokens[mine].astype(np.int64) * weight).sum())
+                    tally.supervised_tokens = int((self._supervised_tokens[mine].astype(np.int64) * weight).sum())
+                if self._cuts:
+                    dropped = [self._cuts[number][1] for number in mine.tolist() if number in self._cuts]
+                    tally.cut_samples, tally.cut_turns = len(dropped), sum(dropped)
+                result.append(tally)
+        return result
+
+    @property
+    def counts(self) -> dict[str, int | None]:
+        """Samples, images and tokens of the whole stage."""
+        total = add_up(self.tallies(), lambda tally: "all")["all"]
+        return {
+            "samples": total.samples,
+            "images": total.images,
+            "text_tokens": total.text_tokens,
+            "supervised_tokens": total.supervised_tokens,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """What plan.json keeps."""
+        tallies = self.tallies()
+        return {
+            "stage": self.stage,
+            "hash": self.hash,
+            "steps": self.steps,
+            "batch_samples": self.batch_samples,
+            "epochs": self.epochs,
+            "counts": self.counts,
+            "english_share": self.english_share,
+            "languages": {code: asdict(total) for code, total in add_up(tallies, lambda tally: tally.language).items()},
+            "tiers": {
+                tier: asdict(total)
+                for tier, total in add_up(tallies, lambda tally: language(tally.language).tier).items()
+            },
+            "mix": [tally.as_row() for tally in tallies],
+            "ledger": self.ledger.rows(),
+            "digests": self.digests,
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the summary."""
+        write_json(path, self.summary())
+
+    def table(self) -> list[str]:
+        """Lines for the terminal: the realised mix by tier, language and source."""
+        head = (
+            f"stage {self.stage}: {len(self.order):,} samples in {self.steps:,} steps of {self.batch_samples} "
+            f"({self.epochs:.4g} epochs of {len(self._pool):,}), plan {self.hash}"
+        )
+        cut = sum(cut.turns for cut in self.ledger.cuts.values())
+        foot = (
+            f"cut: {cut:,} turns of {sum(cut.samples for cut in self.ledger.cuts.values()):,} samples"
+            if cut
+            else "cut: nothing"
+        )
+        if self._text_tokens is None:
+            foot = "cut: not measured (no tokenizer was given)"
+        return [head, *lines(self.tallies()), foot]
+
+
+def build_plan(
+    stage: str,
+    config: StageConfig,
+    *,
+    seed: int,
+    corpora: Mapping[str, Corpus],
+    measure: Measure | None = None,
+    home: Path | None = None,
+) -> Plan:
+    """Decide everything about a stage's data, and find everything that is wrong with it, before anything is trained.
+
+    `corpora` maps the paths of the mix to opened corpora. `measure` counts tokens; without it nothing can be cut.
+    `home` is the work
+    folder in which images that were decoded once are remembered.
+
+    The order is one permutation per epoch of all sample ids, drawn from the seed over ids sorted by (corpus, split,
+    id): arms that differ
+    only in language, share or model see the same ids in the same steps. Raises `InputError` for input that cannot be
+    trained on.
+    """
+    pool, shares = gather(config.mix, corpora)
+    samples = _duration(config, len(pool))
+    order = PlanOrder(pool, _draw(len(pool), samples, seed))
+    used = np.unique(order.numbers)
+    for index, part in enumerate(pool.parts):
+        part.corpus.check_images(part.rows, pool.row[pool.of_part(index, used)], decode=True, home=home)
+    ledger, tokens, supervised, cuts = Ledger(), None, None, dict[int, tuple[int, int]]()
+    if measure is not None:
+        tokens, supervised = np.zeros(len(pool), dtype=np.int32), np.zeros(len(pool), dtype=np.int32)
+        for index, part in enumerate(pool.parts):
+            numbers = pool.of_part(index, used)
+            rows = pool.row[numbers]
+            for number, row, sample in zip(
+                numbers.tolist(), rows, part.rows.iter_samples(rows, part.corpus.name), strict=True
+            ):
+                turns, tokens[number], supervised[number] = _fit(
+                    sample, measure, config.max_text_tokens, part.rows.where(row)
+                )
+                if dropped := len(sample.turns) - turns:
+                    cuts[number] = (turns, dropped)
+                    images = len(sample.images) - len(_keep_turns(sample, turns).images)
+                    ledger.add(part.corpus.name, part.language, sample.source, turns=dropped, images=images)
+    digests = {
+        f"{corpora[use.path].name}/{use.split}": corpora[use.path].digest(
+            use.split, [part.language for part in pool.parts if part.use is use]
+        )
+        for use in config.mix.corpora
+    }
+    return Plan(
+        stage=stage,
+        batch_samples=config.batch_samples,
+        order=order,
+        epochs=samples / len(pool),
+        ledger=ledger,
+        english_share=shares,
+        digests=digests,
+        hash=_hash(pool, order.numbers, list(digests.values()), config.batch_samples, cuts),
+        _pool=pool,
+        _text_tokens=tokens,
+        _supervised_tokens=supervised,
+        _cuts=cuts,
+    )
+
+
+def _duration(config: StageConfig, pool: int) -> int:
+    """How many samples the stage sees."""
+    if config.samples is not None:
+        return config.samples
+    if config.steps is not None:
+        return config.steps * config.batch_samples
+    return max(1, int(Fraction(str(config.epochs or 1)) * pool + Fraction(1, 2)))
+
+
+def _draw(pool: int, samples: int, seed: int) -> npt.NDArray[np.int64]:
+    epochs = [
+        np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(b"order"), epoch])).permutation(pool)
+        for epoch in range(math.ceil(samples / pool))
+    ]
+    return np.concatenate(epochs)[:samples].astype(np.int64)
+
+
+def _fit(sample: Sample, measure: Measure, limit: int, where: str) -> tuple[int, int, int]:
+    """How many turns fit into `limit` text tokens, and the (text, supervised) tokens of those."""
+    for turns in range(len(sample.turns), 0, -1):
+        text, supervised = measure(sample if turns == len(sample.turns) else _keep_turns(sample, turns))
+        if text <= limit:
+            return turns, text, supervised
+    raise InputError(
+        f"{where}, field 'context': the first turn alone has {text} text tokens, more than max_text_tokens={limit}. "
+        "Raise max_text_tokens, or shorten or remove the row."
+    )
+
+
+def _keep_turns(sample: Sample, turns: int) -> Sample:
+    """The first turns of a sample, with the images that they show."""
+    kept = sample.turns[:turns]
+    if any(IMAGE_PLACEHOLDER in user for user, _ in sample.turns):
+        shown = sum(user.count(IMAGE_PLACEHOLDER) for user, _ in kept)
+        return replace(sample, turns=kept, images=sample.images[:shown])
+    return replace(sample, turns=kept)
+
+
+def _hash(
+    pool: Pool, numbers: npt.NDArray[np.int64], digests: Sequence[str], batch: int, cuts: Mapping[int, tuple[int, int]]
+) -> str:
+    """Twelve hex digits over order, ids, languages, content, batch size and cuts."""
+    state = hashlib.sha256(repr((batch, list(digests), sorted(cuts.items()))).encode())
+    for number in range(len(pool)):
+        entry = pool.entry(number)
+        state.update(f"{entry.corpus}\0{entry.split}\0{entry.id}\0{entry.language}\n".encode())
+    state.update(numbers.astype("<i8").tobytes())
+    return state.hexdigest()[:12]

@@ -1,0 +1,165 @@
+"""The pool of a stage: every sample of its mix once, each in the one language that the mix gives it. `lvlm.data.plan`
+draws from it.
+A sample is held as two integers (which file, which row), so that millions cost little."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from lvlm.config import CorpusUse, MixConfig
+from lvlm.data.corpus import Corpus
+from lvlm.data.mix import LanguageMix, hash_order, language_codes
+from lvlm.data.readers import Rows
+from lvlm.errors import InputError
+from lvlm.languages import in_table_order
+
+
+@dataclass(frozen=True, slots=True)
+class PlanEntry:
+    """One sample in one language. `number` is its place in the pool of the plan that it comes from."""
+
+    corpus: str
+    id: str
+    language: str
+    split: str = ""
+    number: int = field(default=-1, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One language of one corpus in the mix: the pool refers to it by its index."""
+
+    corpus: Corpus
+    use: CorpusUse
+    language: str
+    rows: Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Every sample of the stage once, sorted by (corpus, split, id, language), as two integers each."""
+
+    parts: tuple[Part, ...]
+    part: npt.NDArray[np.int32]
+    row: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def entry(self, number: int) -> PlanEntry:
+        """A sample by its number in the pool."""
+        part = self.parts[self.part[number]]
+        return PlanEntry(part.corpus.name, part.rows.ids[self.row[number]], part.language, part.use.split, number)
+
+    def of_part(self, index: int, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Those of `numbers` that belong to a part."""
+        chosen: npt.NDArray[np.int64] = numbers[self.part[numbers] == index]
+        return chosen
+
+
+def gather(mix: MixConfig, corpora: Mapping[str, Corpus]) -> tuple[Pool, dict[str, float]]:
+    """The pool of a mix, and the English share that holds per translatable corpus and split. Reads only the files that
+    it needs."""
+    if not mix.corpora:
+        raise InputError("The mix's field 'corpora' is empty: name at least one corpus and split to train on.")
+    keys = [(corpora[use.path].name, use.split) for use in mix.corpora]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise InputError(
+            f"The mix's field 'corpora' names corpus '{twice[0]}', split '{twice[1]}' twice. Use it once, with more "
+            "samples."
+        )
+    if mix.english_share is not None and not any(corpora[use.path].translatable for use in mix.corpora):
+        raise InputError(
+            f"The mix's 'english_share' is {mix.english_share}, but none of its corpora is translatable: every sample "
+            "stays in its language. "
+            "Leave english_share out, or add a translatable corpus."
+        )
+    parts: list[Part] = []
+    chosen: list[tuple[int, npt.NDArray[np.int64]]] = []
+    shares: dict[str, float] = {}
+    for use in mix.corpora:
+        corpus = corpora[use.path]
+        corpus.require(use.split, "train")
+        if corpus.translatable:
+            divided, share = _translated(mix, use, corpus)
+            shares[f"{corpus.name}/{use.split}"] = share
+        else:
+            divided = _untranslated(use, corpus)
+        for code, rows in divided:
+            chosen.append((len(parts), rows))
+            parts.append(Part(corpus, use, code, corpus.train_rows(use.split, code)))
+    part = np.concatenate([np.full(len(rows), index, dtype=np.int32) for index, rows in chosen])
+    row = np.concatenate([rows for _, rows in chosen])
+    keys_of = [(item.corpus.name, item.use.split) for item in parts]
+    places = sorted(
+        range(len(part)), key=lambda at: (keys_of[part[at]], parts[part[at]].rows.ids[row[at]], parts[part[at]].language)
+    )  # fmt: skip
+    return Pool(tuple(parts), part[places], row[places]), shares
+
+
+def _translated(
+    mix: MixConfig, use: CorpusUse, corpus: Corpus
+) -> tuple[list[tuple[str, npt.NDArray[np.int64]]], float]:
+    if use.languages is not None:
+        raise InputError(
+            f"The mix gives 'languages' for corpus '{corpus.name}', which is translatable: its languages are those of "
+            "the mix. "
+            "Leave them out there, and set mix.languages."
+        )
+    asked = LanguageMix.of(mix, corpus.languages_of(use.split), corpus=corpus.name)
+    ids = corpus.train_rows(use.split, asked.languages[0]).ids
+    drawn = _draw_use(use, corpus, ids)
+    pool_ids = [ids[index] for index in drawn]
+    codes, languages = language_codes(
+        pool_ids, languages=asked.languages, english_share=asked.english_share, allocation=asked.allocation
+    )  # fmt: skip
+    result = []
+    for number, code in enumerate(languages):
+        own = np.flatnonzero(codes == number)
+        if len(own):
+            rows = corpus.train_rows(use.split, code)
+            same_order = rows.ids == ids
+            result.append(
+                (
+                    code,
+                    drawn[own] if same_order else np.array([rows.row_of(pool_ids[at]) for at in own], dtype=np.int64),
+                )
+            )
+    return result, asked.english_share
+
+
+def _untranslated(use: CorpusUse, corpus: Corpus) -> list[tuple[str, npt.NDArray[np.int64]]]:
+    languages = in_table_order(use.languages) if use.languages is not None else corpus.languages_of(use.split)
+    if not languages:
+        raise InputError(
+            f"The mix gives an empty list of 'languages' for corpus '{corpus.name}'. Leave it out for all of them."
+        )
+    rows = {code: corpus.train_rows(use.split, code) for code in languages}
+    numbers = {code: corpus.row_numbers(use.split, code) for code in languages}
+    names = [f"{rows[code].ids[row]}\0{code}" for code in languages for row in numbers[code]]
+    drawn = np.zeros(len(names), dtype=bool)
+    drawn[_draw_use(use, corpus, names)] = True
+    result, start = [], 0
+    for code in languages:
+        own = drawn[start : start + len(numbers[code])]
+        start += len(numbers[code])
+        if own.any():
+            result.append((code, numbers[code][own]))
+    return result
+
+
+def _draw_use(use: CorpusUse, corpus: Corpus, names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """The places of the `use.samples` first names in an order that only the names determine."""
+    if use.samples is None:
+        return np.arange(len(names), dtype=np.int64)
+    if use.samples > len(names):
+        raise InputError(
+            f"The mix asks for samples={use.samples} of corpus '{corpus.name}', split '{use.split}', which has "
+            f"{len(names)}. "
+            "Lower the number, or leave it out for all."
+        )
+    return np.sort(hash_order(names, salt="samples")[: use.samples])

@@ -1,0 +1,3 @@
+"""The built-in world: scenes of coloured shapes, what 16 languages say about them, and words to read.
+Called by `python -m lvlm data NAME DIR` and by the script that trains the small backbones; nothing here imports torch.
+"""

@@ -1,0 +1,13 @@
+"""The one exception for input that a user can mend. Raised everywhere; `lvlm.cli` and its siblings print it and exit with status 2."""
+
+
+class InputError(Exception):
+    """What is wrong, where (file, index or line, field), and what to do: one paragraph, shown without a traceback."""
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """The known names closest to `name`, as text for an error message."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    return ", ".join(close or sorted(known)[:12])

@@ -1,0 +1,176 @@
+"""From a model to scores: every item is asked once, scored in the asked and in any language, and its language told.
+Called by `lvlm.run` for the record and the validation curve; torch is imported only when answers are generated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from lvlm.config import EvaluateConfig
+from lvlm.data.corpus import IMAGE_PLACEHOLDER, Corpus, Permission
+from lvlm.evaluate.fidelity import LanguageDetector, fidelity, undetermined
+from lvlm.evaluate.items import Asked, asked_items
+from lvlm.evaluate.metrics import majority
+from lvlm.evaluate.tasks import TASKS, scorer_of
+from lvlm.records import METRICS, PREDICTION_COLUMNS, SCORE_COLUMNS
+
+if TYPE_CHECKING:
+    from lvlm.evaluate.generate import ImageFeatures
+
+TRAINING_ROWS = 500
+"""Training rows per language and split from which the detector learns the words of an untranslatable corpus."""
+
+
+def evaluate(
+    model: Any,
+    processor: Any,
+    config: EvaluateConfig,
+    corpora: Mapping[str, Corpus],
+    *,
+    permission: Permission = "report",
+    features: ImageFeatures | None = None,
+    batch_size: int = 64,
+    detector: LanguageDetector | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(scores, predictions) of a model on `config.corpora`, with the columns of `lvlm.records`; values in percent.
+
+    `corpora` maps the paths of the config to opened corpora. A split without `permission` (`report`, or `tune` while
+    training) is refused. `features` maps image files to tower output; None computes it from pixels. Under several
+    processes each answers its share and all return the same tables. `scores.attrs["notes"]` says what a reader of the
+    scores must know. `on_progress(done, total)` counts items.
+    """
+    asked = asked_items(config, corpora, permission=permission)
+    for entry in asked:
+        scorer_of(entry.corpus, entry.split)  # a fault in the corpus shows before the model has worked
+    told = detector or corpora_detector(*(corpora[use.path] for use in config.corpora))
+    answers = _answers(model, processor, asked, config.max_new_tokens, features, batch_size, on_progress)
+    return score_answers(asked, answers, told)
+
+
+def corpora_detector(*corpora: Corpus) -> LanguageDetector:
+    """A detector of the corpora's languages, fitted on their text, once for the same opened corpora.
+
+    It learns from what may be asked and answered: prompts and gold answers of the splits for tuning and reporting,
+    surface forms of the attributes, and the first training rows of untranslatable corpora, whose words differ.
+    """
+    return _fitted(tuple(dict.fromkeys(corpora)))
+
+
+@lru_cache(maxsize=8)
+def _fitted(corpora: tuple[Corpus, ...]) -> LanguageDetector:
+    texts: dict[str, list[str]] = {}
+    for corpus in corpora:
+        for split, permission in corpus.splits.items():
+            for code in corpus.languages_of(split):
+                known = texts.setdefault(code, [])
+                if permission != "train":
+                    known += [text for item in corpus.items(split, code) for text in (item.prompt, *item.answers)]
+                elif not corpus.translatable:
+                    numbers = corpus.row_numbers(split, code)[:TRAINING_ROWS]
+                    samples = corpus.train_rows(split, code).iter_samples(numbers, corpus.name)
+                    known += [text for sample in samples for turn in sample.turns for text in turn]
+        for code in corpus.languages:
+            texts.setdefault(code, []).extend(corpus.attributes(code))
+    return LanguageDetector.fit(
+        {code: [text.replace(IMAGE_PLACEHOLDER, " ") for text in known] for code, known in texts.items()}
+    )
+
+
+def _answers(
+    model: Any,
+    processor: Any,
+    asked: Sequence[Asked],
+    max_new_tokens: int,
+    features: ImageFeatures | None,
+    batch_size: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> list[str]:
+    """One answer per item, task by task: answers of one task are of similar length, so that batches stay full."""
+    from lvlm.evaluate.generate import Prompt, generate_answers
+
+    def tell(before: int, done: int) -> None:
+        if on_progress:
+            on_progress(before + done, len(asked))
+
+    answers: list[str] = []
+    for task in TASKS:
+        prompts = [
+            Prompt(entry.item.prompt, tuple(entry.corpus.image_path(image) for image in entry.item.images))
+            for entry in asked
+            if entry.item.task == task
+        ]
+        before = len(answers)
+        answers += generate_answers(
+            model,
+            processor,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            features=features,
+            on_progress=lambda done, _, before=before: tell(before, done),  # type: ignore[misc]
+        )
+    return answers
+
+
+def score_answers(
+    asked: Sequence[Asked], answers: Sequence[str], detector: LanguageDetector
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(scores, predictions) from one answer per item; every item counts once."""
+    rows = []
+    notes: dict[str, None] = {}
+    for entry, answer in zip(asked, answers, strict=True):
+        item, scorer = entry.item, scorer_of(entry.corpus, entry.split)
+        if note := scorer.note(item.task):
+            notes.setdefault(note)
+        rows.append(
+            {
+                "task": item.task,
+                "language": item.language,
+                "item": item.id,
+                "source": item.source,
+                "prompt": item.prompt,
+                "answer": " | ".join(item.answers),
+                "prediction": answer,
+                "score": scorer.score(item, answer),
+                "score_any_language": scorer.score_any_language(item, answer),
+                "answer_language": detector.detect(answer),
+            }
+        )
+    predictions = pd.DataFrame(rows, columns=list(PREDICTION_COLUMNS))
+    scores = pd.DataFrame(_score_rows(asked, rows), columns=list(SCORE_COLUMNS))
+    scores.attrs["notes"] = list(notes)
+    return scores, predictions
+
+
+def _score_rows(asked: Sequence[Asked], rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, float, int]]:
+    members: dict[tuple[str, str], list[int]] = {}
+    for place, entry in enumerate(asked):
+        members.setdefault(entry.row, []).append(place)
+    result = []
+    for (task, language), places in members.items():
+        constant = majority([asked[place].item.answers for place in places])
+        detected = [rows[place]["answer_language"] for place in places]
+        values = {
+            "score": _mean([rows[place]["score"] for place in places]),
+            "score_any_language": _mean([rows[place]["score_any_language"] for place in places]),
+            "fidelity": fidelity(detected, [language] * len(places)),
+            "undetermined": undetermined(detected),
+            "majority": _mean(
+                [
+                    scorer_of(asked[place].corpus, asked[place].split).score(asked[place].item, constant)
+                    for place in places
+                ]
+            ),
+        }
+        result += [(task, language, metric, *values[metric]) for metric in METRICS]
+    return result
+
+
+def _mean(values: Sequence[float]) -> tuple[float, int]:
+    """(mean, number) of the values that are known; NaN when none is."""
+    known = [value for value in values if value == value]
+    return (sum(known) / len(known) if known else float("nan")), len(known)

@@ -1,0 +1,117 @@
+"""In which language an answer is: a detector that learns from the corpora's own text and says when it cannot tell.
+Called by `lvlm.evaluate` for `answer_language`, fidelity and the undetermined share; torch-free."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pandas as pd
+
+from lvlm.evaluate.metrics import words
+from lvlm.languages import in_table_order, language
+
+UNDETERMINED = "undetermined"
+
+_SCRIPTS = {
+    "LATIN": ("Latn",), "ARABIC": ("Arab",), "CYRILLIC": ("Cyrl",), "GREEK": ("Grek",), "HEBREW": ("Hebr",),
+    "GEORGIAN": ("Geor",), "DEVANAGARI": ("Deva",), "BENGALI": ("Beng",), "TAMIL": ("Taml",), "TELUGU": ("Telu",),
+    "THAI": ("Thai",), "LAO": ("Laoo",), "ETHIOPIC": ("Ethi",), "GURMUKHI": ("Guru",), "TIBETAN": ("Tibt",),
+    "KHMER": ("Khmr",), "MYANMAR": ("Mymr",), "HANGUL": ("Hang",), "HIRAGANA": ("Jpan",), "KATAKANA": ("Jpan",),
+    "CJK": ("Hant", "Jpan"),
+}  # fmt: skip
+"""First word of a character's Unicode name -> the scripts of the language table that write with it."""
+
+
+@lru_cache(maxsize=4096)
+def _scripts(character: str) -> tuple[str, ...]:
+    name = unicodedata.name(character, "")
+    return _SCRIPTS.get(name.partition(" ")[0], ()) if character.isalpha() else ()
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageDetector:
+    """Tells apart the languages it was fitted on, and only these.
+
+    Every word of an answer names the languages that it can belong to: those in whose text it was met, or, for a word
+    never met, the language that alone writes in its script. The answer's language is the one that most of its words
+    (more than half) can belong to and no other language equals. Anything else is undetermined: digits, empty text,
+    garbled words, words that languages share. So a sibling language (no/da, hr/bs) is never guessed, and the share that
+    cannot be told is reported beside the fidelity.
+    """
+
+    languages: tuple[str, ...]
+    vocabulary: Mapping[str, frozenset[str]]
+    by_script: Mapping[str, frozenset[str]]
+
+    @classmethod
+    def fit(cls, texts: Mapping[str, Iterable[str]]) -> LanguageDetector:
+        """Learn word -> languages from `{language: texts}`; an unknown language code is an error."""
+        codes = in_table_order(texts)
+        vocabulary: dict[str, set[str]] = {}
+        by_script: dict[str, set[str]] = {}
+        for code in codes:
+            by_script.setdefault(language(code).script, set()).add(code)
+            for word in {word for text in set(texts[code]) for word in words(text) if _has_letter(word)}:
+                vocabulary.setdefault(word, set()).add(code)
+        return cls(
+            languages=codes,
+            vocabulary={word: frozenset(seen) for word, seen in vocabulary.items()},
+            by_script={script: frozenset(seen) for script, seen in by_script.items()},
+        )
+
+    def detect(self, text: str) -> str | None:
+        """The code of the language that `text` is in; None when it cannot be told."""
+        said = [word for word in words(text) if _has_letter(word)]
+        votes = Counter(code for word in said for code in self._possible(word))
+        ranked = votes.most_common(2)
+        if not ranked or 2 * ranked[0][1] <= len(said):
+            return None
+        if len(ranked) == 2 and ranked[0][1] == ranked[1][1]:
+            return None
+        return ranked[0][0]
+
+    def _possible(self, word: str) -> frozenset[str]:
+        if (seen := self.vocabulary.get(word)) is not None:
+            return seen
+        # A word never met is evidence only where its script leaves one language; misspelt `bleu` could be a dozen.
+        possible: frozenset[str] | None = None
+        for character in word:
+            if character.isalpha():
+                here = frozenset(code for script in _scripts(character) for code in self.by_script.get(script, ()))
+                possible = here if possible is None else possible & here
+        return possible if possible is not None and len(possible) == 1 else frozenset()
+
+
+def _has_letter(word: str) -> bool:
+    return any(character.isalpha() for character in word)
+
+
+def fidelity(detected: Sequence[str | None], asked: Sequence[str]) -> tuple[float, int]:
+    """(percent in the asked language among the answers whose language can be told, number of those); NaN for none."""
+    told = [(found, wanted) for found, wanted in zip(detected, asked, strict=True) if found is not None]
+    if not told:
+        return float("nan"), 0
+    return 100.0 * sum(found == wanted for found, wanted in told) / len(told), len(told)
+
+
+def undetermined(detected: Sequence[str | None]) -> tuple[float, int]:
+    """(percent of answers whose language cannot be told, number of answers); NaN without answers."""
+    if not detected:
+        return float("nan"), 0
+    return 100.0 * sum(found is None for found in detected) / len(detected), len(detected)
+
+
+def confusion(detector: LanguageDetector, texts: Mapping[str, Iterable[str]]) -> pd.DataFrame:
+    """How often text of a known language (rows) is taken for which language (columns, `undetermined` last): counts.
+
+    Published beside every fidelity. Give it text that the detector was not fitted on, or it flatters.
+    """
+    rows = in_table_order(texts)
+    columns = [*in_table_order({*rows, *detector.languages}), UNDETERMINED]
+    counts = {code: Counter(detector.detect(text) or UNDETERMINED for text in texts[code]) for code in rows}
+    cells = [[counts[row][column] for column in columns] for row in rows]
+    return pd.DataFrame(cells, index=list(rows), columns=columns).rename_axis(index="language", columns="detected")

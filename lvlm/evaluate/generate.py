@@ -1,0 +1,208 @@
+"""Greedy answers to prompts with images, in batches and over processes, at the price of one pass over each image.
+Called by `lvlm.evaluate` for the scores of a run and while training, and by the `generate` command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from transformers import DynamicCache
+
+from lvlm.model.tiling import open_image, pixels
+
+ImageFeatures = Callable[[Sequence[Path]], Tensor]
+"""Image files -> (images, views, tokens, width), in the order asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model is asked: a user text, with `<image_placeholder>` where several images belong, and image files."""
+
+    text: str
+    images: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A prompt as token ids, cut after its last image: `head` is shared by all prompts about the same images."""
+
+    index: int
+    images: tuple[Path, ...]
+    head: tuple[int, ...]
+    tail: tuple[int, ...]
+
+
+def generate_answers(
+    model: Any,
+    processor: Any,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 64,
+    features: ImageFeatures | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """The greedy answer to every prompt, in the order of `prompts`; equal for every batch size and number of processes.
+
+    Prompts about the same images share one pass over them, the larger part of the cost: an item is asked in every
+    language. `features` gives what the tower makes of image files; None computes it from their pixels here. Inside
+    `torch.distributed` every process answers its share and all of them return all answers. An answer ends before the
+    end of turn or after `max_new_tokens`. `on_progress(done, total)` takes other processes to be as far as this one.
+    """
+    rows = sorted(_rows(processor, prompts), key=lambda row: (len(row.head), row.images, row.head, row.index))
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    share = rows[len(rows) * rank // processes : len(rows) * (rank + 1) // processes]
+    answers: dict[int, str] = {}
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for batch in _head_batches(share, batch_size):
+                heads = _Heads(model, batch, features or _features_from_pixels(model, processor))
+                by_length = sorted(batch, key=lambda row: (-len(row.tail), row.index))
+                for start in range(0, len(by_length), batch_size):
+                    group = by_length[start : start + batch_size]
+                    ids = _continue(model, processor, heads, group, max_new_tokens)
+                    texts = processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+                    answers |= {row.index: text.strip() for row, text in zip(group, texts, strict=True)}
+                    if on_progress:
+                        on_progress(len(rows) * len(answers) // len(share), len(rows))
+    finally:
+        model.train(was_training)
+    everyone = _gather(answers, processes)
+    return [everyone[index] for index in range(len(prompts))]
+
+
+def _rows(processor: Any, prompts: Sequence[Prompt]) -> Iterator[_Row]:
+    image = processor.image_token_id
+    for index, prompt in enumerate(prompts):
+        ids = tuple(processor.encode_prompt(prompt.text, len(prompt.images)))
+        # At least one token on either side: the head must leave something in the cache, the tail must give logits.
+        last = max((place for place, token in enumerate(ids) if token == image), default=0) if prompt.images else 0
+        cut = min(last + 1, len(ids) - 1)
+        yield _Row(index, prompt.images, ids[:cut], ids[cut:])
+
+
+def _head_batches(rows: Sequence[_Row], size: int) -> Iterator[list[_Row]]:
+    """Consecutive rows with at most `size` different heads."""
+    batch: list[_Row] = []
+    heads: set[tuple[tuple[int, ...], tuple[Path, ...]]] = set()
+    for row in rows:
+        if (row.head, row.images) not in heads and len(heads) == size:
+            yield batch
+            batch, heads = [], set()
+        heads.add((row.head, row.images))
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+class _Heads:
+    """The keys and values of all different heads of some rows, computed in one pass and handed out row by row."""
+
+    def __init__(self, model: Any, rows: Sequence[_Row], features: ImageFeatures) -> None:
+        self.places: dict[tuple[tuple[int, ...], tuple[Path, ...]], int] = {}
+        for row in rows:
+            self.places.setdefault((row.head, row.images), len(self.places))
+        ids, self.mask = _padded([head for head, _ in self.places], model.device)
+        files = [image for _, images in self.places for image in images]
+        inputs = {"image_features": _of_files(features, files).to(model.device)} if files else {}
+        self.cache = DynamicCache(config=model.config.get_text_config())
+        _forward(model, ids, self.mask, self.cache, **inputs)
+
+    def of(self, rows: Sequence[_Row]) -> tuple[DynamicCache, Tensor]:
+        """A cache of its own and the mask (rows, head tokens) for these rows."""
+        places = torch.tensor([self.places[row.head, row.images] for row in rows], device=self.mask.device)
+        cache = copy(self.cache)
+        cache.layers = [
+            copy(layer) for layer in self.cache.layers
+        ]  # selecting replaces tensors and leaves the originals
+        cache.batch_select_indices(places)
+        return cache, self.mask[places]
+
+
+def _continue(model: Any, processor: Any, heads: _Heads, rows: Sequence[_Row], max_new_tokens: int) -> list[list[int]]:
+    """New token ids of every row, without the end of turn. Finished rows leave the batch."""
+    stops = _stop_ids(model, processor)
+    written: list[list[int]] = [[] for _ in rows]
+    active = list(range(len(rows)))
+    cache, mask = heads.of(rows)
+    ids, tail_mask = _padded([row.tail for row in rows], mask.device)
+    mask = torch.cat([mask, tail_mask], dim=1)
+    for step in range(max_new_tokens):
+        chosen = _forward(model, ids, mask, cache).argmax(-1)
+        going = []
+        for place, token in enumerate(chosen.tolist()):
+            if token not in stops:
+                written[active[place]].append(token)
+                going.append(place)
+        if not going or step + 1 == max_new_tokens:
+            break
+        if len(going) < len(active):
+            kept = torch.tensor(going, device=mask.device)
+            cache.batch_select_indices(kept)
+            chosen, mask = chosen[kept], mask[kept]
+            active = [active[place] for place in going]
+        ids, mask = chosen[:, None], torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
+    return written
+
+
+def _forward(model: Any, ids: Tensor, mask: Tensor, cache: DynamicCache, **inputs: Tensor) -> Tensor:
+    """One pass over `ids` (rows, new tokens), padded as `mask` (rows, all tokens) says -> logits (rows, vocabulary)."""
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    output = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+        **inputs,
+    )
+    logits: Tensor = output.logits[:, -1]
+    return logits
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(ids, mask), both (rows, longest), padded on the left; the mask comes from the lengths, as 0 may be a token."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    mask = torch.arange(longest, device=device)[None] >= longest - lengths[:, None]
+    return ids, mask.long()
+
+
+def _stop_ids(model: Any, processor: Any) -> frozenset[int]:
+    declared = model.generation_config.eos_token_id
+    declared = declared if isinstance(declared, list) else [] if declared is None else [declared]
+    return frozenset([*declared, processor.chat.end_of_turn_ids()[-1]])
+
+
+def _of_files(features: ImageFeatures, files: Sequence[Path]) -> Tensor:
+    """Features of all files, each different file asked for once."""
+    different = list(dict.fromkeys(files))
+    places = {file: place for place, file in enumerate(different)}
+    return features(different)[[places[file] for file in files]]
+
+
+def _features_from_pixels(model: Any, processor: Any) -> ImageFeatures:
+    def features(images: Sequence[Path]) -> Tensor:
+        views = torch.cat([pixels(open_image(image), processor.image_transform) for image in images])
+        result: Tensor = model.image_features(views.to(model.device))
+        return result
+
+    return features
+
+
+def _gather(answers: dict[int, str], processes: int) -> dict[int, str]:
+    if processes == 1:
+        return answers
+    parts: list[dict[int, str]] = [{} for _ in range(processes)]
+    dist.all_gather_object(parts, answers)
+    return {index: answer for part in parts for index, answer in part.items()}

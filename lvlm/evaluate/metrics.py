@@ -1,0 +1,179 @@
+"""How an answer is compared with its gold answers: percent for one item, torch-free, the same rules for every language.
+Called by `tasks`, which applies them to predictions; `fidelity` splits text into the same words."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from lvlm.errors import InputError
+
+RIGHT, WRONG = 100.0, 0.0
+
+BIDI_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Invisible marks that steer the direction of text; a model that writes them or not has given the same answer."""
+
+_TRANSLATION = {ord(mark): None for mark in BIDI_CONTROLS} | {0x2212: "-"}  # the mathematical minus is a minus
+_SPACELESS = re.compile("([\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff])")
+_LEADING_LETTER = re.compile(r"^[(\[]?([^\W\d_])[)\].:]")
+_TRAILING_LETTER = re.compile(r"(?:[(\[]([^\W\d_])[)\]]|:\s*([^\W\d_]))\W*$")
+
+
+@lru_cache(maxsize=1 << 16)
+def normalise(text: str) -> str:
+    """The form in which answers are compared: NFKC, case folded, single spaces, no punctuation at either end.
+
+    Diacritics stay, as they tell words apart in most languages. A sign stays with its number (`-3` is not `3`), and
+    text made of punctuation alone stays as it is. Turkish `İ` folds to `i`.
+    """
+    folded = unicodedata.normalize("NFKC", text).translate(_TRANSLATION).casefold().replace("i\u0307", "i")
+    collapsed = " ".join(unicodedata.normalize("NFKC", folded).split())
+    start, end = 0, len(collapsed)
+    while start < end and _strippable(collapsed[start]):
+        start += 1
+    while end > start and _strippable(collapsed[end - 1]):
+        end -= 1
+    if start == end:
+        return collapsed
+    if collapsed[start].isdigit() and collapsed[start - 1 : start] == "-":
+        return "-" + collapsed[start:end]
+    return collapsed[start:end]
+
+
+def _strippable(character: str) -> bool:
+    return character == " " or unicodedata.category(character).startswith("P")
+
+
+@lru_cache(maxsize=1 << 14)
+def words(text: str) -> tuple[str, ...]:
+    """Normalised words, each without punctuation at its ends; scripts written without spaces are split by character."""
+    spaced = _SPACELESS.sub(r" \1 ", normalise(text))
+    stripped = (normalise(word) for word in spaced.split())
+    return tuple(word for word in stripped if any(character.isalnum() for character in word))
+
+
+def exact(prediction: str, golds: Sequence[str]) -> float:
+    """Centurio's literal match: equal after `strip` and `lower`, against any gold answer. Percent."""
+    return _percent(prediction.strip().lower() in {gold.strip().lower() for gold in golds})
+
+
+def normalised(prediction: str, golds: Sequence[str]) -> float:
+    """Equal after `normalise` to any gold answer: the score of short answers, the same for all scripts. Percent."""
+    answer = normalise(prediction)
+    return _percent(bool(answer) and any(answer == normalise(gold) for gold in golds))
+
+
+def relaxed(prediction: str, golds: Sequence[str]) -> float:
+    """The prediction starts or ends with a gold answer, in whole words; a one-letter gold is met by a letter only.
+
+    Centurio's relaxed match compares characters instead, so that there `sofa` meets the gold answer `A`. Percent.
+    """
+    said = words(prediction)
+    for gold in golds:
+        wanted = words(gold)
+        if not wanted:
+            continue
+        if len(wanted) == 1 and len(wanted[0]) == 1 and wanted[0].isalpha():
+            if _answered_letter(prediction) == wanted[0]:
+                return RIGHT
+        elif said[: len(wanted)] == wanted or said[-len(wanted) :] == wanted:
+            return RIGHT
+    return WRONG
+
+
+def _answered_letter(prediction: str) -> str | None:
+    """The letter of `B`, `(B)`, `B. a cat`, `answer: B`; None for running text such as `a cat`."""
+    alone = normalise(prediction)
+    if len(alone) == 1:
+        return alone
+    match = _LEADING_LETTER.search(prediction.strip()) or _TRAILING_LETTER.search(prediction.strip())
+    return normalise(next(group for group in match.groups() if group)) if match else None
+
+
+def _percent(right: bool) -> float:
+    return RIGHT if right else WRONG
+
+
+def multiset_f1(said: Counter[str], wanted: Counter[str]) -> float:
+    """Harmonic mean of precision and recall over two multisets, in percent; NaN when nothing was wanted."""
+    if not wanted:
+        return float("nan")
+    return 200.0 * (said & wanted).total() / (said.total() + wanted.total())
+
+
+def token_f1(prediction: str, golds: Sequence[str]) -> float:
+    """Word F1 against the best gold caption, for corpora without attributes. Percent; NaN when no gold has a word."""
+    said = Counter(words(prediction))
+    return best(multiset_f1(said, Counter(words(gold))) for gold in golds)
+
+
+def best(values: Iterable[float]) -> float:
+    """The largest of the known values; NaN when none is known."""
+    return max((value for value in values if value == value), default=float("nan"))
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeReader:
+    """Reads the attributes (`colour:red`, `count:2`) that a caption names in one language.
+
+    Attribute F1 compares what two captions say and not how they say it, which makes it comparable across languages; it
+    leaves out which attribute belongs to which object. Surfaces are matched over normalised words, the longest first.
+    """
+
+    by_words: Mapping[tuple[str, ...], str]
+    longest: int
+    """Words of the longest surface form."""
+
+    @classmethod
+    def of(cls, attributes: Mapping[str, str], *, where: str = "attributes") -> AttributeReader:
+        """From the corpus's {surface form: attribute id}; two attributes behind one normalised surface are an error."""
+        by_words: dict[tuple[str, ...], str] = {}
+        for surface, attribute in attributes.items():
+            key = words(surface)
+            if not key:
+                raise InputError(f"{where}: the surface form {surface!r} of '{attribute}' holds no word. Add letters.")
+            if by_words.setdefault(key, attribute) != attribute:
+                raise InputError(
+                    f"{where}: the surface form {surface!r} stands for both '{by_words[key]}' and '{attribute}' once "
+                    "case and punctuation are set aside. Keep one of them."
+                )
+        return cls(by_words, max(map(len, by_words), default=0))
+
+    def read(self, caption: str) -> Counter[str]:
+        """How often each attribute is named."""
+        said, found, start = words(caption), Counter[str](), 0
+        while start < len(said):
+            for length in range(min(self.longest, len(said) - start), 0, -1):
+                attribute = self.by_words.get(said[start : start + length])
+                if attribute is not None:
+                    found[attribute] += 1
+                    start += length
+                    break
+            else:
+                start += 1
+        return found
+
+    def f1(self, prediction: str, golds: Sequence[str]) -> float:
+        """Attribute F1 against the best gold caption, in percent; NaN when no gold names an attribute."""
+        said = self.read(prediction)
+        return best(multiset_f1(said, self.read(gold)) for gold in golds)
+
+
+def majority(golds: Sequence[Sequence[str]]) -> str:
+    """The most frequent gold answer over items, each given with its acceptable answers; an empty text without items.
+
+    Ties go to the alphabetically first, so that the majority row does not depend on the order of the items.
+    """
+    counts: Counter[str] = Counter()
+    spelling: dict[str, str] = {}
+    for answers in golds:
+        for key, answer in {normalise(answer): answer for answer in reversed(answers)}.items():
+            counts[key] += 1
+            spelling.setdefault(key, answer)
+    if not counts:
+        return ""
+    return spelling[min(counts, key=lambda key: (-counts[key], key))]

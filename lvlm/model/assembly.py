@@ -1,0 +1,120 @@
+"""A new model from a tower, an LLM and a freshly drawn adapter. Called through `Lvlm.assemble`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tokenizers import AddedToken
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lvlm.config import ModelConfig
+from lvlm.errors import InputError
+from lvlm.model.adapters import initialise_adapter
+from lvlm.model.backbones import resolve, tokenizer_source
+from lvlm.model.chat import IMAGE_PLACEHOLDER
+from lvlm.model.config import LvlmConfig
+from lvlm.model.lvlm import Lvlm
+from lvlm.model.processor import LvlmProcessor
+from lvlm.model.tower import load_tower
+
+
+def assemble(model_config: ModelConfig, *, seed: int) -> tuple[Lvlm, LvlmProcessor]:
+    """(model, processor); see `Lvlm.assemble`. The global random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        return _assemble(model_config, seed=seed)
+
+
+def _assemble(model_config: ModelConfig, *, seed: int) -> tuple[Lvlm, LvlmProcessor]:
+    tower, description = load_tower(resolve(model_config.tower, seed=seed), feature_layer=model_config.feature_layer)
+    llm, tokenizer = load_llm(resolve(model_config.llm, seed=seed), attn=model_config.attn)
+    config = LvlmConfig(
+        text_config=llm.config,
+        tower=description,
+        adapter=model_config.adapter,
+        tiles=model_config.tiles,
+        feature_layer=model_config.feature_layer,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER),
+        image_tokens=description["grid"][0] * description["grid"][1],
+    )
+    config._attn_implementation = model_config.attn
+    model = Lvlm(config, vision_tower=tower, language_model=llm)
+    initialise_adapter(model.multi_modal_projector.adapter, vision_width=description["width"], seed=seed)
+    processor = make_processor(config, tokenizer)
+    _check_head(model)
+    _set_generation(model, processor)
+    return model.eval(), processor
+
+
+def load_llm(source: str, *, attn: str) -> tuple[Any, Any]:
+    """(causal LM in float32, tokenizer) whose vocabulary has the image placeholder."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(source))
+        llm = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, attn_implementation=attn, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"The language model '{source}' cannot be loaded: {error}") from error
+    add_placeholder(llm, tokenizer)
+    return llm, tokenizer
+
+
+def add_placeholder(llm: Any, tokenizer: Any) -> None:
+    """Add `<image_placeholder>` where the tokenizer lacks it, and rows to the embeddings only where none are spare."""
+    if tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER) in (None, tokenizer.unk_token_id):
+        tokenizer.add_tokens([AddedToken(IMAGE_PLACEHOLDER, special=True, normalized=False)], special_tokens=True)
+    rows = llm.get_input_embeddings().num_embeddings
+    if len(tokenizer) <= rows:
+        return
+    llm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    # New rows start at the mean of the old ones: a random row would be a token that no training has ever pushed down.
+    for layer in (llm.get_input_embeddings(), llm.get_output_embeddings()):
+        _fill_with_mean(layer, rows)
+
+
+@torch.no_grad()
+def _fill_with_mean(layer: nn.Module, rows: int) -> None:
+    weight: Any = layer.weight
+    weight[rows:] = weight[:rows].mean(dim=0)
+
+
+def make_processor(config: LvlmConfig, tokenizer: Any) -> LvlmProcessor:
+    """The processor that fits a model config."""
+    transform = config.image_transform
+    assert config.image_tokens is not None
+    return LvlmProcessor(
+        tokenizer,
+        image_size=transform.image_size,
+        mean=transform.mean,
+        std=transform.std,
+        interpolation=transform.interpolation,
+        tiles=transform.tiles,
+        image_tokens=config.image_tokens,
+    )
+
+
+@torch.no_grad()
+def _check_head(model: Lvlm) -> None:
+    """The training loss applies the head to hidden states itself; an LLM family that does more than that must not pass
+    unseen."""
+    ids = torch.tensor([[0, 1]])
+    expected = model.language_model(input_ids=ids).logits
+    found = model.logits(model.hidden_states({"input_ids": ids}))
+    if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
+        raise InputError(
+            f"The language model {type(model.language_model).__name__} computes its logits in a way that is not "
+            "known here (more than a linear head, a scale and a cap). Use another model."
+        )
+
+
+def _set_generation(model: Lvlm, processor: LvlmProcessor) -> None:
+    """Greedy, stops at the end of turn, never writes an image placeholder."""
+    settings = model.generation_config
+    known = model.language_model.generation_config.eos_token_id
+    ends = {processor.chat.end_of_turn_ids()[-1], *([known] if isinstance(known, int) else known or [])}
+    settings.eos_token_id = sorted(ends)
+    settings.pad_token_id = processor.pad_token_id
+    settings.bos_token_id = processor.tokenizer.bos_token_id
+    settings.suppress_tokens = [model.config.image_token_id]
+    settings.do_sample = False

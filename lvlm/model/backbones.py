@@ -1,0 +1,68 @@
+"""Where a model config's backbones lie: the shipped draws, a local folder, or a hub name. No torch.
+Called by `lvlm.model.lvlm` and, for the key of a stage, by `lvlm.run`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+
+from lvlm.config import ModelConfig
+from lvlm.errors import InputError
+
+DRAWS = 5
+TOKENIZER = "tiny-tokenizer"
+
+
+def assets() -> Path:
+    """The folder with the shipped backbones."""
+    return Path(str(files("lvlm").joinpath("assets")))
+
+
+def resolve(name: str, *, seed: int) -> str:
+    """The folder or hub name behind `tiny-lm`, `tiny-vit/3`, `tiny-lm-clean`, a path, or a hub name.
+
+    A shipped name without a draw takes draw `seed % 5`, so that a seed is a block: data order, initialisation and
+    backbones.
+    """
+    family, _, draw = name.partition("/")
+    if family in ("tiny-lm", "tiny-vit"):
+        if draw and draw not in map(str, range(DRAWS)):
+            raise InputError(
+                f"The backbone '{name}' does not exist: draws go from 0 to {DRAWS - 1}, such as {family}/3."
+            )
+        folder = assets() / f"{family}-{draw or seed % DRAWS}"
+    elif name == "tiny-lm-clean":
+        folder = assets() / name
+    else:
+        return name
+    if not (folder / "config.json").exists():
+        raise InputError(f"The shipped backbone '{name}' is not installed: {folder} holds no config.json.")
+    return str(folder)
+
+
+def tokenizer_source(llm: str) -> str:
+    """Where the tokenizer of a resolved LLM lies; the shipped LLMs share one."""
+    folder = Path(llm)
+    if folder.is_dir() and folder.parent == assets() and not (folder / "tokenizer.json").exists():
+        return str(assets() / TOKENIZER)
+    return llm
+
+
+def backbone_digests(config: ModelConfig, *, seed: int) -> dict[str, str]:
+    """Content hashes of the tower and the LLM that this seed uses; a hub name stands for itself."""
+    tower, llm = resolve(config.tower, seed=seed), resolve(config.llm, seed=seed)
+    return {"tower": _digest(tower), "llm": _digest(llm), "tokenizer": _digest(tokenizer_source(llm))}
+
+
+def _digest(source: str) -> str:
+    folder = Path(source)
+    if not folder.is_dir():
+        return source
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,108 @@
+"""LoRA on a part of the model through peft: add, draw, merge, and split the weights for saving. Used by
+`lvlm.model.parts` and `lvlm.model.checkpoints`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lvlm.model.seeding import generator_for
+
+ADAPTER = "default"
+
+
+def lora_layers(part: nn.Module) -> dict[str, LoraLayer]:
+    """The LoRA layers of a part by name; none if it has no LoRA."""
+    return {name: module for name, module in part.named_modules() if isinstance(module, LoraLayer)}
+
+
+def linear_names(part: nn.Module) -> list[str]:
+    """Every linear layer of a part but the LLM's output head."""
+    get_head = getattr(part, "get_output_embeddings", None)
+    head = get_head() if get_head else None
+    return [
+        name for name, module in part.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
+    ]
+
+
+def add_lora(part: nn.Module, *, r: int, alpha: float, dropout: float, seed: int) -> None:
+    """Put LoRA on every linear layer of a part, in place. B starts at zero; A is drawn layer by layer from its own
+    stream of `seed`."""
+    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=linear_names(part), bias="none")
+    inject_lora(part, config)
+    for name, layer in lora_layers(part).items():
+        weight = layer.lora_A[ADAPTER].weight
+        draw = torch.empty(weight.shape)
+        nn.init.kaiming_uniform_(draw, a=math.sqrt(5), generator=generator_for(seed, f"lora.{name}"))
+        with torch.no_grad():
+            weight.copy_(draw)
+            layer.lora_B[ADAPTER].weight.zero_()
+
+
+def inject_lora(part: nn.Module, config: LoraConfig) -> None:
+    """Put LoRA layers into a part, in place, without touching the global random state."""
+    with torch.random.fork_rng(devices=[]):
+        inject_adapter_in_model(config, part, adapter_name=ADAPTER)
+
+
+def lora_config(part: nn.Module) -> LoraConfig:
+    """The peft config of a part that has LoRA."""
+    config: LoraConfig = part.peft_config[ADAPTER]  # type: ignore[index]
+    return config
+
+
+def split_state(part: nn.Module, *, merged: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(plain weights, LoRA weights) of a part.
+
+    Plain keys are those of the part without LoRA; with `merged` the update is added to them and the second dict is
+    empty. LoRA keys are
+    peft's own, so that `peft.PeftModel.from_pretrained` reads them.
+    """
+    layers = lora_layers(part)
+    plain: dict[str, Tensor] = {}
+    lora: dict[str, Tensor] = {}
+    for key, value in part.state_dict().items():
+        if ".lora_" in key:
+            lora[_peft_key(key)] = value
+        else:
+            plain[key.replace(".base_layer.", ".")] = value
+    if not merged:
+        return plain, lora
+    for name, layer in layers.items():
+        key = f"{name}.weight"
+        plain[key] = plain[key] + layer.get_delta_weight(ADAPTER).to(plain[key].dtype)
+    return plain, {}
+
+
+def load_lora(part: nn.Module, config: LoraConfig, state: dict[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
+    """Put saved LoRA back on a part; returns the keys that are missing, surplus, or of another shape."""
+    inject_lora(part, config)
+    wanted = {_peft_key(key): value for key, value in part.state_dict(keep_vars=True).items() if ".lora_" in key}
+    common = wanted.keys() & state.keys()
+    shapes = {key for key in common if wanted[key].shape != state[key].shape}
+    with torch.no_grad():
+        for key in common - shapes:
+            wanted[key].copy_(state[key])
+    return sorted(wanted.keys() - common), sorted(state.keys() - common), sorted(shapes)
+
+
+def _peft_key(key: str) -> str:
+    return f"base_model.model.{key.replace(f'.{ADAPTER}.', '.')}"
+
+
+def merge_lora(part: nn.Module) -> None:
+    """Add a part's LoRA to its weights and remove it, in place."""
+    for name, layer in lora_layers(part).items():
+        base: Any = layer.get_base_layer()
+        with torch.no_grad():
+            base.weight.add_(layer.get_delta_weight(ADAPTER).to(base.weight.dtype))
+        parent, _, child = name.rpartition(".")
+        setattr(part.get_submodule(parent), child, base)
+    if hasattr(part, "peft_config"):
+        del part.peft_config

@@ -1,0 +1,73 @@
+"""What a run leaves behind: file names, the run record and how files are written. Used by `lvlm.run`, `sweeps` and `ablations`."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lvlm.errors import InputError
+
+CONFIG_FILE = "config.yaml"
+PLAN_FILE = "plan.json"
+SCORES_FILE = "scores.parquet"  # task, language, metric, value, n
+PREDICTIONS_FILE = "predictions.parquet"  # one row per item
+CURVE_FILE = "curve.jsonl"  # one JSON object per logged step: stage, step, samples, and numbers
+RECORD_FILE = "record.json"  # written last: its presence says that the run is finished
+
+SCORE_COLUMNS = ("task", "language", "metric", "value", "n")
+PREDICTION_COLUMNS = (
+    "task", "language", "item", "source", "prompt", "answer", "prediction", "score", "score_any_language", "answer_language",
+)  # fmt: skip
+METRICS = ("score", "score_any_language", "fidelity", "undetermined", "majority")
+"""`score`, `score_any_language`, `fidelity`, `undetermined` (share of answers whose language cannot be told) and `majority`
+(the score of the most frequent gold answer): percent, always apart."""
+
+
+@dataclass
+class RunRecord:
+    """One finished run: identity, budget, summary scores and where its files lie.
+
+    `scores` maps MLflow metric names (`score/en`, `score/T1`, `fidelity/multilingual`, `vqa/en`, ...) to percent; a score that could
+    not be computed is absent and its reason stands in `notes`. `budget` states what was spent: samples, LLM tokens, images, seconds.
+    """
+
+    name: str
+    seed: int
+    folder: str
+    stage_keys: dict[str, str]
+    plan_hash: str
+    scores: dict[str, float]
+    budget: dict[str, float]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def save(self, folder: Path) -> None:
+        """Write the record as the last file of a finished run."""
+        write_json(folder / RECORD_FILE, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> RunRecord:
+        """Read the record of a finished run; a folder without one is not finished."""
+        path = Path(folder) / RECORD_FILE
+        if not path.exists():
+            raise InputError(f"{folder} holds no {RECORD_FILE}: the run there has not finished. Start it again to resume it.")
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: temporary name in the same folder, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented UTF-8 JSON, whole or not at all."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")

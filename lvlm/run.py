@@ -1,0 +1,330 @@
+"""One run, from config to scores: `run(config, folder) -> RunRecord`. Called by `python -m lvlm train`, by sweeps and by notebooks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lvlm.config import RunConfig, fingerprint, load_config, to_yaml
+from lvlm.errors import InputError
+from lvlm.provenance import Phases, git_commit, machine, versions
+from lvlm.records import CONFIG_FILE, CURVE_FILE, PLAN_FILE, PREDICTIONS_FILE, RECORD_FILE, SCORES_FILE, RunRecord, write_json, write_text
+from lvlm.train.identity import config_diff
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lvlm.config import CorpusUse, EvaluateConfig
+    from lvlm.data.corpus import Corpus, Permission
+    from lvlm.train.batches import StepBatches
+    from lvlm.train.compute import Compute
+    from lvlm.train.features import ImageFeatures
+    from lvlm.train.progress import Reporter
+    from lvlm.train.stages import Stage
+
+FREE_ON_RESUME = ("micro_batch_tokens", "loader_workers", "feature_cache", "evaluate_batch", "checkpoint_every")
+"""Compute settings that an unfinished run may be resumed with other values of: they move no more than the last bits."""
+
+
+def default_home() -> Path:
+    """The work folder: the environment variable LVLM_HOME, or `runs` here."""
+    return Path(os.environ.get("LVLM_HOME", "runs"))
+
+
+def run(
+    config: RunConfig,
+    folder: str | Path,
+    *,
+    home: str | Path | None = None,
+    on_progress: Callable[[dict[str, Any]], None] | None = None,
+) -> RunRecord:
+    """Train the stages of `config`, evaluate the last model, and leave the record in `folder`.
+
+    A finished folder is returned at once; an interrupted one continues where its last checkpoint stands. Stages that another run with
+    the same `home` has trained are taken from there. `on_progress` receives a dict for every step, validation and phase; raising from it
+    stops the run, which can be resumed. Raises `InputError` if the folder belongs to another configuration.
+    """
+    folder = Path(folder)
+    phases = Phases()
+    notes = check_same_config(folder, config)
+    if (folder / RECORD_FILE).exists():
+        return RunRecord.load(folder)
+    with phases("start-up"):
+        from lvlm.train.compute import compute
+        from lvlm.train.locks import file_lock
+        from lvlm.train.progress import Reporter
+    with compute(config.compute) as machinery:
+        main = machinery.accelerator.is_main_process
+        reporter = Reporter(on_progress if main else None, silent=not main)
+        lock = file_lock(folder / ".lock", purpose=f"runs {config.name}", on_wait=lambda owner: reporter.say(f"waiting for {owner}"))
+        with lock if main else nullcontext(), quiet_transformers():
+            machinery.accelerator.wait_for_everyone()
+            if not (folder / RECORD_FILE).exists():
+                if main:
+                    write_text(folder / CONFIG_FILE, to_yaml(config))
+                job = _Run(config, folder, Path(home or default_home()), machinery, reporter, phases)
+                record = job.run(notes)
+                if main:
+                    record.save(folder)
+            machinery.accelerator.wait_for_everyone()
+    return RunRecord.load(folder)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' progress bars over the files of a model, which would tear the run's own."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
+
+
+def check_same_config(folder: Path, config: RunConfig) -> list[str]:
+    """Raise, with a diff, if `folder` holds a run of another configuration; returns what differs among the settings that may."""
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        return []
+    found, wanted = load_config(path).model_dump(mode="json"), config.model_dump(mode="json")
+    allowed: dict[str, Any] = {}
+    for name in FREE_ON_RESUME:
+        before, now = found["compute"].pop(name), wanted["compute"].pop(name)
+        if before != now:
+            allowed[name] = f"resumed with compute.{name}: {before!r} -> {now!r}"
+    lines = config_diff(found, wanted)
+    if lines:
+        raise InputError(
+            f"The run folder {folder} was started with another configuration and cannot be resumed with this one. There -> here: "
+            f"{'; '.join(lines)}. Use the old configuration or another folder; only compute settings about memory and speed may change."
+        )
+    return list(allowed.values())
+
+
+class _Run:
+    """The phases of one run."""
+
+    def __init__(self, config: RunConfig, folder: Path, home: Path, compute: Compute, reporter: Reporter, phases: Phases) -> None:
+        self.config = config
+        self.folder = folder
+        self.home = home
+        self.compute = compute
+        self.reporter = reporter
+        self.phases = phases
+        self.main = compute.accelerator.is_main_process
+        self.corpora: dict[str, Corpus] = {}
+        self.stages: dict[str, Stage] = {}
+        self.results: dict[str, dict[str, Any]] = {}
+
+    def run(self, notes: list[str]) -> RunRecord:
+        """All phases; returns the record, which the caller writes last."""
+        with self.phases("start-up"):
+            from lvlm.model.backbones import backbone_digests
+            from lvlm.model.lvlm import Lvlm
+            from lvlm.train.batches import SampleEncoder
+            from lvlm.train.train import StageTraining
+        with self.phases("data"):
+            self._open_corpora()
+        with self.phases("start-up"):
+            self.backbones = backbone_digests(self.config.model, seed=self.config.seed)
+            self.model, self.processor = Lvlm.assemble(self.config.model, seed=self.config.seed)
+            self.encoder = SampleEncoder(self.processor)
+            self.training = StageTraining(self.config, self.home, self.compute, self.reporter, self.phases)
+        with self.phases("data"):
+            self.batches = {name: self._batches(name) for name in self.config.stages()}
+            self.evaluation_images = self._evaluation_images()
+        for name in self.config.stages():
+            self._train(name)
+        with self.phases("evaluate"):
+            self.reporter.tell("evaluate", stage="evaluate")
+            scores, predictions = self._evaluate(self._features(), self.config.evaluate, "report")
+        return self._record(scores, predictions, notes)
+
+    def _open_corpora(self) -> None:
+        """Open every corpus that the run names and see that each split may be used so, before anything is trained."""
+        from lvlm.data.corpus import open_corpus
+
+        config = self.config
+        uses: list[tuple[CorpusUse, Permission]] = [(use, "train") for stage in config.stages().values() for use in stage.mix.corpora]
+        uses += [(use, "report") for use in config.evaluate.corpora]
+        uses += [(use, "tune") for use in config.evaluate.tune_corpora]
+        for use, permission in uses:
+            if use.path not in self.corpora:
+                self.corpora[use.path] = open_corpus(use.path)
+            self.corpora[use.path].require(use.split, permission)
+        if self._validates() and not config.evaluate.tune_corpora:
+            raise InputError(
+                "A stage of the run config sets validate_every, but evaluate.tune_corpora names nothing to validate on. "
+                "Name a corpus and a split with permission 'tune' there, or leave validate_every out."
+            )
+
+    def _batches(self, name: str) -> StepBatches:
+        """The data of a stage, planned, checked and tokenised."""
+        from lvlm.data.plan import build_plan
+        from lvlm.train.batches import StepBatches
+
+        config, accelerator = self.config.stages()[name], self.compute.accelerator
+        plan = build_plan(name, config, seed=self.config.seed, corpora=self.corpora, measure=self.encoder.measure, home=self.home)
+        return StepBatches(
+            plan,
+            self.encoder,
+            config.reduction,
+            token_budget=self.config.compute.micro_batch_tokens,
+            rank=accelerator.process_index,
+            processes=accelerator.num_processes,
+        )
+
+    def _evaluation_images(self) -> list[Path]:
+        """The images that the final evaluation reads, once each. Whatever is wrong with an evaluation shows here, before training."""
+        from lvlm.evaluate.items import asked_items
+
+        if self._validates():
+            asked_items(self._tuning(), self.corpora, permission="tune")
+        asked = asked_items(self.config.evaluate, self.corpora, permission="report")
+        return list(dict.fromkeys(entry.corpus.image_path(image) for entry in asked for image in entry.item.images))
+
+    def _validates(self) -> bool:
+        return any(stage.validate_every for stage in self.config.stages().values())
+
+    def _tuning(self) -> EvaluateConfig:
+        """What is scored while training."""
+        config = self.config.evaluate
+        return config.model_copy(update={"corpora": config.tune_corpora, "items": config.tune_items})
+
+    def _train(self, name: str) -> None:
+        """Have the stage trained, here or by whoever was first, and its model in memory."""
+        from lvlm.model.checkpoints import load
+        from lvlm.train.stages import images_digest, make_stage
+
+        batches = self.batches[name]
+        with self.phases("data"):
+            data = {"images": images_digest(batches.images())}
+            if self.config.stages()[name].validate_every:
+                data |= {f"tune {use.path}:{use.split}": self._digest(use) for use in self.config.evaluate.tune_corpora}
+        stage = make_stage(
+            self.home,
+            self.config,
+            name,
+            parent=next((stage.key for stage in reversed(self.stages.values())), None),
+            backbones=self.backbones,
+            plan_hash=batches.plan.hash,
+            data=data,
+            compute=self.compute.identity(),
+        )
+        trained_here = False
+
+        def train() -> Mapping[str, Any]:
+            nonlocal trained_here
+            trained_here = True
+            later = list(self.evaluation_images) if name == list(self.config.stages())[-1] else []
+            validate = self._validate if stage.config.validate_every else None
+            return self.training(stage, batches=batches, model=self.model, processor=self.processor, later_images=later, validate=validate)
+
+        with self.phases("shared stages"):  # waiting for another worker and loading its model; training here has phases of its own
+            result = stage.train_once(
+                train, self.compute.accelerator, on_wait=lambda owner: self.reporter.say(f"{name}: waiting for {owner}")
+            )
+            if not trained_here:
+                self.reporter.say(f"{name}: taken from {stage.folder}")
+                self.model, self.processor = load(stage.model_folder)
+                self.model.to(self.compute.device)
+        self.stages[name], self.results[name] = stage, {**result, "trained_here": trained_here}
+
+    def _digest(self, use: CorpusUse) -> str:
+        corpus = self.corpora[use.path]
+        return corpus.digest(use.split, corpus.languages_of(use.split))
+
+    def _validate(self, features: ImageFeatures) -> dict[str, float]:
+        """Score and fidelity on the tune splits, as numbers for the curve."""
+        from lvlm.evaluate.tiers import summarise
+
+        scores, _ = self._evaluate(features, self._tuning(), "tune")
+        return summarise(scores)
+
+    def _features(self) -> ImageFeatures:
+        """What the tower makes of the evaluation's images: from the store where the training used it, else computed."""
+        from lvlm.train.features import FeatureStore, TowerFeatures
+
+        tower = TowerFeatures(
+            self.model, device=self.compute.device, precision=self.compute.precision, workers=self.config.compute.loader_workers
+        )
+        shared = all(stage.train.tower == "frozen" for stage in self.config.stages().values())
+        wanted = self.config.compute.feature_cache
+        used = any(result["features"] == "stored" for result in self.results.values())
+        return FeatureStore(self.home, tower) if shared and (wanted == "on" or (wanted == "auto" and used)) else tower
+
+    def _evaluate(self, features: ImageFeatures, config: EvaluateConfig, permission: Permission) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """(scores, predictions) of the model in memory."""
+        from lvlm.evaluate import evaluate
+
+        self.model.to(self.compute.device)
+        with self.compute.accelerator.autocast():
+            return evaluate(
+                self.model,
+                self.processor,
+                config,
+                self.corpora,
+                permission=permission,
+                features=features,
+                batch_size=self.config.compute.evaluate_batch,
+                on_progress=lambda done, total: self.reporter.tell("evaluate", stage="evaluate", done=done, total=total),
+            )
+
+    def _record(self, scores: pd.DataFrame, predictions: pd.DataFrame, notes: list[str]) -> RunRecord:
+        """Write every file of the run but the record itself, and return that."""
+        from lvlm.evaluate.tiers import left_out, summarise
+
+        plans = {name: batches.plan for name, batches in self.batches.items()}
+        if self.main:
+            write_json(self.folder / PLAN_FILE, {name: plan.summary() for name, plan in plans.items()})
+            curve = "".join(stage.curve.read_text(encoding="utf-8") for stage in self.stages.values())
+            write_text(self.folder / CURVE_FILE, curve)
+            for frame, name in ((scores, SCORES_FILE), (predictions, PREDICTIONS_FILE)):
+                temporary = self.folder / f".{name}.{os.getpid()}.tmp"
+                frame.to_parquet(temporary, index=False)
+                os.replace(temporary, self.folder / name)
+        if not self.config.evaluate.corpora:
+            notes = [*notes, "evaluate.corpora is empty: nothing was scored"]
+        hashes = {name: plan.hash for name, plan in plans.items()}
+        seconds = self.phases.summary()
+        return RunRecord(
+            name=self.config.name,
+            seed=self.config.seed,
+            folder=str(self.folder),
+            stage_keys={name: stage.key for name, stage in self.stages.items()},
+            plan_hash=next(iter(hashes.values())) if len(hashes) == 1 else fingerprint(hashes),
+            scores=summarise(scores),
+            budget=self._budget(seconds["total"]),
+            provenance={
+                "git_commit": git_commit(),
+                "versions": versions(),
+                "machine": machine(),
+                **self.compute.describe(),
+                "backbones": self.backbones,
+                "model": str(list(self.stages.values())[-1].model_folder) if self.stages else None,
+                "plan_hashes": hashes,
+                "seconds": seconds,
+                "stages_trained_here": [name for name, result in self.results.items() if result["trained_here"]],
+                "features": {name: result["features"] for name, result in self.results.items()},
+            },
+            notes=[*notes, *scores.attrs.get("notes", []), *left_out(scores)],
+        )
+
+    def _budget(self, seconds: float) -> dict[str, float]:
+        """What the model cost: sums over its stages, whoever trained them, and each stage apart. `seconds` is the wall time of this run."""
+        budget: dict[str, float] = {"seconds": seconds}
+        for name, result in self.results.items():
+            for field in ("samples", "llm_tokens", "supervised_tokens", "images", "views"):
+                budget[field] = budget.get(field, 0) + result["spent"][field]
+                budget[f"{name}/{field}"] = result["spent"][field]
+            budget["train_seconds"] = budget.get("train_seconds", 0.0) + result["spent"]["seconds"]
+            budget[f"{name}/train_seconds"] = result["spent"]["seconds"]
+            budget[f"{name}/trainable_parameters"] = result["spent"]["trainable_parameters"]
+            budget["trainable_parameters"] = result["spent"]["trainable_parameters"]
+        return budget

@@ -1,0 +1,1 @@
+"""Training: batches of a plan, the loop, feature cache, checkpoints and shared stages. `lvlm.run` puts them together."""

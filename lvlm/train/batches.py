@@ -1,0 +1,228 @@
+"""Turns the entries of an optimizer step into token tensors, tokenised once before the loop. Used by `lvlm.train.loop` and `lvlm.run`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lvlm.model.tiling import ImageTransform
+from lvlm.train.features import ImageFeatures, TowerFeatures
+from lvlm.train.images import load_pixels
+from lvlm.train.loss import Reduction, token_weights
+from lvlm.train.packing import micro_batches
+
+if TYPE_CHECKING:
+    from lvlm.data.corpus import Sample
+    from lvlm.data.plan import Plan
+    from lvlm.data.pool import PlanEntry
+
+IGNORED = -100
+"""Label of a token that the loss leaves out."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """The conversation of one sample as tokens, every image expanded: `ids` (tokens,), and where the loss looks and what it expects there."""
+
+    ids: Tensor
+    predicted_from: Tensor
+    """Positions whose next token is supervised: the only ones that need logits."""
+    targets: Tensor
+    text_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSample:
+    """One entry of the plan, ready to be batched."""
+
+    text: EncodedText
+    images: tuple[Path, ...]
+
+    @property
+    def length(self) -> int:
+        return len(self.text.ids)
+
+    @property
+    def supervised(self) -> int:
+        return len(self.text.targets)
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """What one forward pass sees: `input_ids` (samples, tokens) padded on the right, and the supervised positions of all rows, flat."""
+
+    input_ids: Tensor
+    lengths: tuple[int, ...]
+    positions: Tensor
+    """Into the flattened (samples * tokens) hidden states."""
+    targets: Tensor
+    weights: Tensor
+    images: tuple[Path, ...]
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same with its tensors on `device`."""
+        if device.type == "cpu":
+            return self
+        tensors = (t.to(device, non_blocking=True) for t in (self.input_ids, self.positions, self.targets, self.weights))
+        input_ids, positions, targets, weights = tensors
+        return MicroBatch(input_ids, self.lengths, positions, targets, weights, self.images)
+
+
+class SampleEncoder:
+    """Tokenises conversations and remembers them, so that measuring for the plan and training tokenise each sample once."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        tokenizer = processor.tokenizer
+        self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+        self._known: dict[tuple[tuple[tuple[str, str], ...], int], EncodedText] = {}
+
+    def __call__(self, sample: Sample) -> EncodedText:
+        key = (sample.turns, len(sample.images))
+        if key not in self._known:
+            self._known[key] = self._encode(*key)
+        return self._known[key]
+
+    def measure(self, sample: Sample) -> tuple[int, int]:
+        """(text tokens, supervised tokens) of a sample."""
+        encoded = self(sample)
+        return encoded.text_tokens, len(encoded.targets)
+
+    def _encode(self, turns: tuple[tuple[str, str], ...], images: int) -> EncodedText:
+        encoded = self.processor.encode_sample(turns, images)
+        ids, labels = torch.tensor(encoded["input_ids"]), torch.tensor(encoded["labels"])
+        predicted_from = (labels[1:] != IGNORED).nonzero().flatten()
+        text_tokens = len(ids) - images * self.processor.image_tokens
+        return EncodedText(ids=ids, predicted_from=predicted_from, targets=labels[1:][predicted_from], text_tokens=text_tokens)
+
+
+class StepBatches:
+    """The micro-batches of any optimizer step of a plan: a pure function of (plan, step), split over processes by position."""
+
+    def __init__(
+        self, plan: Plan, encoder: SampleEncoder, reduction: Reduction, *, token_budget: int, rank: int = 0, processes: int = 1
+    ) -> None:
+        self.plan = plan
+        self.encoder = encoder
+        self.reduction = reduction
+        self.token_budget = token_budget
+        self.rank = rank
+        self.processes = processes
+        self._samples: dict[int, EncodedSample] = {}
+
+    def samples(self, step: int) -> list[EncodedSample]:
+        """What all processes together learn from in this step, in the plan's order."""
+        return [self._sample(entry) for entry in self.plan.step_entries(step)]
+
+    def _sample(self, entry: PlanEntry) -> EncodedSample:
+        if entry.number not in self._samples:
+            sample = self.plan.sample(entry)
+            images = tuple(self.plan.image_path(entry, image) for image in sample.images)
+            self._samples[entry.number] = EncodedSample(self.encoder(sample), images)
+        return self._samples[entry.number]
+
+    def images(self) -> Iterator[Path]:
+        """Every use of an image in the whole plan, over all processes."""
+        for step in range(self.plan.steps):
+            for sample in self.samples(step):
+                yield from sample.images
+
+    def groups(self, step: int) -> list[list[tuple[EncodedSample, float]]]:
+        """This process's samples of the step by micro-batch, each with the weight of its supervised tokens.
+
+        The weights divide by the supervised tokens (or samples) of the step over *all* processes.
+        """
+        samples = self.samples(step)
+        weights = token_weights([sample.supervised for sample in samples], self.reduction)
+        own = list(zip(samples, weights, strict=True))[self.rank :: self.processes]
+        positions = micro_batches([sample.length for sample, _ in own], self.token_budget)
+        return [[own[position] for position in group] for group in positions]
+
+    def image_groups(self, first_step: int) -> Iterator[tuple[Path, ...]]:
+        """The image files of every micro-batch from `first_step` on, in order."""
+        for step in range(first_step, self.plan.steps):
+            for group in self.groups(step):
+                yield tuple(image for sample, _ in group for image in sample.images)
+
+    def __call__(self, step: int) -> list[MicroBatch]:
+        """This process's share of the step, ready to learn from."""
+        return [self._collate(group) for group in self.groups(step)]
+
+    def longest(self) -> MicroBatch:
+        """The micro-batch with most tokens, padding included, among the steps with most tokens and with the longest samples."""
+        lengths = {step: [sample.length for sample in self.samples(step)] for step in range(self.plan.steps)}
+        by_total = sorted(lengths, key=lambda step: -sum(lengths[step]))[:16]
+        by_longest = sorted(lengths, key=lambda step: -max(lengths[step]))[:16]
+        groups = [group for step in {*by_total, *by_longest} for group in self.groups(step)]
+        return self._collate(max(groups, key=lambda group: len(group) * max(sample.length for sample, _ in group)))
+
+    def _collate(self, members: Sequence[tuple[EncodedSample, float]]) -> MicroBatch:
+        texts = [sample.text for sample, _ in members]
+        lengths = tuple(len(text.ids) for text in texts)
+        width = max(lengths)
+        # Padding stands on the right of causal attention: no real token can see it, so no attention mask is needed.
+        input_ids = torch.full((len(members), width), self.encoder.pad_id)
+        for row, text in enumerate(texts):
+            input_ids[row, : lengths[row]] = text.ids
+        return MicroBatch(
+            input_ids=input_ids,
+            lengths=lengths,
+            positions=torch.cat([text.predicted_from + row * width for row, text in enumerate(texts)]),
+            targets=torch.cat([text.targets for text in texts]),
+            weights=torch.cat([torch.full((sample.supervised,), weight) for sample, weight in members]),
+            images=tuple(image for sample, _ in members for image in sample.images),
+        )
+
+
+class BatchStream:
+    """The micro-batches of consecutive steps together with their image inputs, ready for the model.
+
+    With `store` the features are read; with a frozen tower and no store they are computed by `tower`; with `store` and `tower` None the
+    model gets pixels, because its own tower learns. Loader processes only decode images ahead of time.
+    """
+
+    def __init__(
+        self,
+        batches: StepBatches,
+        transform: ImageTransform,
+        *,
+        store: ImageFeatures | None,
+        tower: TowerFeatures | None,
+        device: torch.device,
+        first_step: int,
+        workers: int = 0,
+    ) -> None:
+        self.batches = batches
+        self.transform = transform
+        self.store = store
+        self.tower = tower
+        self.device = device
+        self._pixels: Iterator[Tensor] = iter(())
+        if store is None:
+            self._pixels = load_pixels(batches.image_groups(first_step), transform, workers=workers)
+
+    def step(self, step: int) -> Iterator[tuple[MicroBatch, dict[str, Tensor]]]:
+        """The micro-batches of the next step, each with `image_features` or `pixel_values` (neither without images)."""
+        for batch in self.batches(step):
+            pixels = next(self._pixels) if self.store is None else None
+            yield batch.to(self.device), self._image_inputs(batch, pixels)
+
+    def outside(self, batch: MicroBatch) -> tuple[MicroBatch, dict[str, Tensor]]:
+        """A micro-batch that is not the stream's next: the probe before step 0."""
+        pixels = next(load_pixels([batch.images], self.transform)) if self.store is None else None
+        return batch.to(self.device), self._image_inputs(batch, pixels)
+
+    def _image_inputs(self, batch: MicroBatch, pixels: Tensor | None) -> dict[str, Tensor]:
+        if not batch.images:
+            return {}
+        if pixels is None:
+            assert self.store is not None
+            return {"image_features": self.store(batch.images)}
+        if self.tower is not None:
+            return {"image_features": self.tower.from_pixels(pixels).float()}
+        return {"pixel_values": pixels.flatten(0, 1).to(self.device, non_blocking=True)}

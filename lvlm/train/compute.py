@@ -1,0 +1,78 @@
+"""Where and how a run computes: device, precision, threads and processes as they really are. Called by `lvlm.run`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import InitProcessGroupKwargs
+
+from lvlm.config import ComputeConfig
+from lvlm.errors import InputError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The settings `auto` resolved, and the accelerator that carries them out."""
+
+    accelerator: Accelerator
+    precision: str
+    threads: int
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.accelerator.device
+        return device
+
+    def identity(self) -> dict[str, Any]:
+        """What can change the last bits of a result."""
+        return {"device": self.device.type, "precision": self.precision, "threads": self.threads}
+
+    def describe(self) -> dict[str, Any]:
+        """What really runs, for the record."""
+        accelerator = self.accelerator
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return {
+            "device": name,
+            "precision": self.precision,
+            "threads": self.threads,
+            "processes": accelerator.num_processes,
+            "strategy": accelerator.distributed_type.value,
+        }
+
+
+@contextmanager
+def compute(config: ComputeConfig) -> Iterator[Compute]:
+    """Set up device, precision and threads; the number of threads is put back afterwards."""
+    threads_before = torch.get_num_threads()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    use_cuda = torch.cuda.is_available() if config.device == "auto" else config.device == "cuda"
+    if use_cuda and not torch.cuda.is_available():
+        raise InputError("compute.device is cuda, but torch sees no GPU here. Set compute.device=auto or cpu.")
+    precision = ("bf16" if use_cuda else "fp32") if config.precision == "auto" else config.precision
+    _forget_settings(cpu=not use_cuda)
+    try:
+        accelerator = Accelerator(
+            cpu=not use_cuda,
+            mixed_precision="bf16" if precision == "bf16" else "no",
+            # One may wait for another worker's stage for as long as it trains.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))],
+        )
+        yield Compute(accelerator=accelerator, precision=precision, threads=torch.get_num_threads())
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+def _forget_settings(*, cpu: bool) -> None:
+    """Accelerate keeps precision and device for the life of the process; the next run of this process may want others."""
+    AcceleratorState._reset_state()
+    known = PartialState._shared_state
+    if known and PartialState().num_processes == 1 and (PartialState().device.type == "cpu") != cpu:
+        PartialState._reset_state()

@@ -1,0 +1,189 @@
+"""Features of a vision tower for image files, computed anew or kept on disk. Used by `lvlm.train.loop` and handed to the evaluation by `lvlm.run`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lvlm.config import fingerprint
+from lvlm.model.lvlm import Lvlm
+from lvlm.records import write_json
+from lvlm.train.images import load_pixels
+from lvlm.train.locks import file_lock
+
+VIEWS_PER_BATCH = 32
+"""Views in one pass through the tower: larger batches leave the CPU's cache and were slower for the tiny tower."""
+IMAGES_PER_PART = 512
+"""Images in one file of the store: what a killed process loses at most."""
+
+
+class ImageFeatures(Protocol):
+    """Image files -> features (images, views, tokens, width), fp32, in the order asked for."""
+
+    def __call__(self, images: Sequence[Path]) -> Tensor: ...
+
+
+class TowerFeatures:
+    """Features computed on the spot. The store below fills itself through this class, so both give the same numbers.
+
+    `precision` `bf16` runs the tower under autocast and rounds its output to bf16, `fp32` changes nothing; either way fp32 comes out.
+    """
+
+    def __init__(self, model: Lvlm, *, device: torch.device, precision: str, workers: int = 0) -> None:
+        self.model = model
+        self.device = device
+        self.precision = precision
+        self.workers = workers
+
+    def __call__(self, images: Sequence[Path]) -> Tensor:
+        return torch.cat(list(self.batches(images))).float()
+
+    def batches(self, images: Sequence[Path]) -> Iterator[Tensor]:
+        """Features of consecutive groups of `images`, in the dtype they are stored in."""
+        size = max(1, VIEWS_PER_BATCH // self.model.config.views)
+        groups = [list(images[start : start + size]) for start in range(0, len(images), size)]
+        for pixels in load_pixels(groups, self.model.config.image_transform, workers=self.workers):
+            yield self.from_pixels(pixels)
+
+    def from_pixels(self, pixels: Tensor) -> Tensor:
+        """`pixels` (images, views, 3, height, width) -> features (images, views, tokens, width)."""
+        parts = []
+        views = pixels.shape[1]
+        bf16 = self.precision == "bf16"
+        size = max(1, VIEWS_PER_BATCH // views)
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            for group in pixels.split(size):
+                features = self.model.image_features(group.flatten(0, 1).to(self.device, non_blocking=True))
+                parts.append(features.to(torch.bfloat16 if bf16 else torch.float32))
+        return torch.cat(parts)
+
+    def key(self) -> str:
+        """Identifies everything that the numbers depend on: weights of the tower, transform, tiles, layer and precision."""
+        config = self.model.config
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.vision_tower.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        settings = {"tower": config.tower, "tiles": config.tiles, "layer": config.feature_layer}
+        return fingerprint({"weights": digest.hexdigest(), "precision": self.precision, "format": 1, **settings})
+
+
+class FeatureStore:
+    """Features on disk under `home/features/<key>`, shared by every arm, seed and process with the same tower.
+
+    Images lie in parts of one folder per image folder: `NNNNN.npy` (images, views, tokens, width), memory-mapped, and `NNNNN.json`
+    with (file name, size, modification time) of each row. The json is renamed into place last, so that a part is whole or absent. One process
+    at a time computes, under a file lock that ends with the process; an image that changed on disk is computed again.
+    """
+
+    def __init__(self, home: Path, tower: TowerFeatures, *, folder: Path | None = None) -> None:
+        self.tower = tower
+        self.folder = folder or home / "features" / tower.key()
+        self._rows: dict[tuple[str, str, int, int], tuple[Path, int]] = {}
+        self._read_parts: set[Path] = set()
+        self._maps: dict[Path, np.ndarray[Any, Any]] = {}
+        self._places: dict[Path, tuple[Path, int]] = {}
+        self._folders: dict[Path, str] = {}
+
+    def __call__(self, images: Sequence[Path]) -> Tensor:
+        if any(image not in self._places for image in images):
+            self.add(images)
+        rows = [self._places[image] for image in images]
+        first = self._map(rows[0][0])
+        out = np.empty((len(rows), *first.shape[1:]), dtype=first.dtype)
+        for index, (part, row) in enumerate(rows):
+            out[index] = self._map(part)[row]
+        features = torch.from_numpy(out)
+        if self.tower.precision == "bf16":
+            features = features.view(torch.bfloat16)
+        return features.to(self.tower.device, non_blocking=True).float()
+
+    def missing(self, images: Iterable[Path]) -> list[Path]:
+        """Those of `images` that the store does not hold yet, each once."""
+        self._refresh()
+        absent: dict[Path, None] = {}
+        for image in images:
+            if image in self._places or image in absent:
+                continue
+            place = self._rows.get(self._identity(image))
+            if place is None:
+                absent[image] = None
+            else:
+                self._places[image] = place
+        return list(absent)
+
+    def add(self, images: Iterable[Path], on_progress: Callable[[int, int], None] | None = None) -> int:
+        """Compute and keep what is missing; returns how many images this process computed. `on_progress(done, total)`."""
+        images = list(images)
+        if not self.missing(images):
+            return 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with file_lock(self.folder / "lock", purpose="computes image features"):
+            absent = self.missing(images)
+            by_folder: dict[str, list[Path]] = {}
+            for image in absent:
+                by_folder.setdefault(self._identity(image)[0], []).append(image)
+            done = 0
+            for folder, members in by_folder.items():
+                for start in range(0, len(members), IMAGES_PER_PART):
+                    part = members[start : start + IMAGES_PER_PART]
+                    self._write_part(self.folder / folder, part)
+                    done += len(part)
+                    if on_progress:
+                        on_progress(done, len(absent))
+        self.missing(images)
+        return len(absent)
+
+    def _write_part(self, folder: Path, images: Sequence[Path]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(path.stem) for path in folder.glob("[0-9]*.json")), default=-1)
+        identities = [self._identity(image)[1:] for image in images]
+        data, temporary = folder / f"{number:05d}.npy", folder / f".{number:05d}.{os.getpid()}.tmp"
+        out: np.ndarray[Any, Any] | None = None
+        row = 0
+        for features in self.tower.batches(images):
+            block = _as_numpy(features)
+            if out is None:
+                shape = (len(images), *block.shape[1:])
+                out = np.lib.format.open_memmap(temporary, mode="w+", dtype=block.dtype, shape=shape)
+            out[row : row + len(block)] = block
+            row += len(block)
+        assert isinstance(out, np.memmap)
+        out.flush()
+        os.replace(temporary, data)
+        write_json(folder / f"{number:05d}.json", identities)
+
+    def _refresh(self) -> None:
+        for index in self.folder.glob("*/[0-9]*.json"):
+            if index not in self._read_parts:
+                self._read_parts.add(index)
+                for row, (name, size, modified) in enumerate(json.loads(index.read_text(encoding="utf-8"))):
+                    self._rows[(index.parent.name, name, size, modified)] = (index.with_suffix(".npy"), row)
+
+    def _identity(self, image: Path) -> tuple[str, str, int, int]:
+        parent = image.parent
+        if parent not in self._folders:
+            self._folders[parent] = fingerprint(str(parent.resolve()))
+        stat = os.stat(image)
+        return self._folders[parent], image.name, stat.st_size, stat.st_mtime_ns
+
+    def _map(self, part: Path) -> np.ndarray[Any, Any]:
+        if part not in self._maps:
+            self._maps[part] = np.load(part, mmap_mode="r")
+        return self._maps[part]
+
+
+def _as_numpy(features: Tensor) -> np.ndarray[Any, Any]:
+    features = features.cpu()
+    if features.dtype == torch.bfloat16:  # numpy has no bfloat16: the bits are kept as uint16
+        features = features.view(torch.uint16)
+    array: np.ndarray[Any, Any] = features.numpy()
+    return array

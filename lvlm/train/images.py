@@ -1,0 +1,52 @@
+"""Reads image files into pixels, in loader processes where asked to. Used by `lvlm.train.features` and `lvlm.train.batches`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lvlm.errors import InputError
+from lvlm.model.tiling import ImageTransform, open_image, pixels
+from lvlm.train.locks import release_in_child
+
+
+def load_pixels(groups: Iterable[Sequence[Path]], transform: ImageTransform, *, workers: int = 0) -> Iterator[Tensor]:
+    """Groups of image files -> their pixels (images, views, 3, height, width), in order; an empty group gives no images.
+
+    `workers` > 0 only moves the decoding into processes: the groups, their order and their pixels are the same.
+    """
+    decoder = _Decoder(transform)
+    results: Iterable[Tensor | InputError] = (decoder[group] for group in groups)
+    if workers:
+        # The groups themselves are the loader's sampler, so that they are made lazily and in the training process. The generator is the
+        # loader's own: it draws a seed for its workers and must not move the training's random state.
+        sampler: Any = groups
+        results = DataLoader(
+            decoder,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=workers,
+            generator=torch.Generator(),
+            worker_init_fn=release_in_child,
+        )
+    for result in results:
+        if isinstance(result, InputError):
+            raise result
+        yield result
+
+
+class _Decoder(Dataset["Tensor | InputError"]):
+    def __init__(self, transform: ImageTransform) -> None:
+        self.transform = transform
+
+    def __getitem__(self, group: Any) -> Tensor | InputError:
+        try:
+            images = [pixels(open_image(path), self.transform) for path in group]
+        except InputError as error:  # handed over as a value: raised in a loader process it would arrive as a traceback
+            return error
+        return torch.stack(images) if images else torch.empty(0, 1)

@@ -1,0 +1,224 @@
+"""The training loop of a stage: what one optimizer step is, on one page. Called by `lvlm.train.stages`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from lvlm.config import StageConfig
+from lvlm.errors import InputError
+from lvlm.model.checkpoints import parts
+from lvlm.model.lvlm import Lvlm
+from lvlm.records import CURVE_FILE
+from lvlm.train.batches import BatchStream, MicroBatch
+from lvlm.train.loss import weighted_cross_entropy
+from lvlm.train.optim import build_optimizer, lr_factor, set_lr
+from lvlm.train.progress import Reporter
+from lvlm.train.resume import load_checkpoint, save_checkpoint, seed_step
+
+BUCKET_ELEMENTS = 1 << 25
+"""Gradient numbers that one reduction across processes carries: 128 MiB in fp32."""
+
+
+@dataclass
+class Spent:
+    """What a stage has consumed so far, over all processes. `seconds` are wall time inside the loop, validation apart."""
+
+    step: int = 0
+    samples: int = 0
+    llm_tokens: int = 0
+    supervised_tokens: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    validation_seconds: float = 0.0
+
+
+@dataclass
+class StageLoop:
+    """Trains `model` on the steps of a plan, from wherever the checkpoint in `folder` stands.
+
+    `validate` returns numbers for the curve; it is called every `validate_steps` steps and after the last one. `identity` is what
+    a checkpoint must agree with to be resumed.
+    """
+
+    model: Lvlm
+    stream_from: Callable[[int], BatchStream]
+    config: StageConfig
+    stage: str
+    seed: int
+    folder: Path
+    identity: Mapping[str, Any]
+    accelerator: Accelerator
+    reporter: Reporter
+    checkpoint_seconds: float = 60.0
+    validate: Callable[[], Mapping[str, float]] | None = None
+    spent: Spent = field(default_factory=Spent)
+
+    def run(self) -> Spent:
+        """Train to the end of the plan."""
+        model, accelerator = self.model, self.accelerator
+        optimizer = build_optimizer(model, self.config.optim)
+        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        position = load_checkpoint(self.folder, model=model, optimizer=optimizer, identity=self.identity)
+        curve = _Curve(self.folder / CURVE_FILE, int(position.pop("curve_bytes")) if position else 0, writes=accelerator.is_main_process)
+        spent = self.spent = Spent(**position) if position else Spent()  # type: ignore[arg-type]
+        stream = self.stream_from(int(spent.step))
+        plan, batches = stream.batches.plan, stream.batches
+        self._train_mode()
+        if spent.step == 0 and plan.steps:
+            self._probe(stream)
+        last_checkpoint = time.monotonic()
+        with self.reporter.bar(self.stage, plan.steps, int(spent.step)):
+            for step in range(int(spent.step), plan.steps):
+                started = time.monotonic()
+                seed_step(self.seed, self.stage, step, accelerator.process_index)
+                lr = set_lr(optimizer, lr_factor(step, steps=plan.steps, config=self.config.optim))
+                loss = torch.zeros((), device=accelerator.device)
+                for batch, images in stream.step(step):
+                    with accelerator.autocast():
+                        part = self.loss(batch, images)
+                    accelerator.backward(part)
+                    loss += part.detach()
+                sum_over_processes(accelerator, learning)
+                norm = nn.utils.clip_grad_norm_(learning, self.config.optim.clip or math.inf)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+
+                loss_value = float(accelerator.reduce(loss, "sum"))
+                if not math.isfinite(loss_value) or not math.isfinite(float(norm)):
+                    raise FloatingPointError(
+                        f"The loss ({loss_value}) or gradient norm ({float(norm)}) of stage {self.stage} is not finite at step {step}. "
+                        f"Lower {self.stage}.optim.lr, or set {self.stage}.optim.clip."
+                    )
+                samples = batches.samples(step)
+                spent.step = step + 1
+                spent.samples += len(samples)
+                spent.llm_tokens += sum(sample.length for sample in samples)
+                spent.supervised_tokens += sum(sample.supervised for sample in samples)
+                spent.images += sum(len(sample.images) for sample in samples)
+                spent.seconds += time.monotonic() - started
+                row = {"stage": self.stage, "step": spent.step, "samples": spent.samples, "loss": loss_value, "lr": lr, "grad_norm": float(norm)}
+                curve.append(row | {"tokens_per_second": round(spent.llm_tokens / max(spent.seconds, 1e-9), 1), "seconds": round(spent.seconds, 3)})
+                self._report(row, plan.steps)
+                if self._validates_after(step, plan.steps):
+                    curve.append(self._validation())
+                    last_checkpoint = -math.inf  # a validation is worth keeping
+                if time.monotonic() - last_checkpoint > self.checkpoint_seconds or spent.step == plan.steps:
+                    if accelerator.is_main_process:
+                        where = {**vars(spent), "curve_bytes": curve.flush()}
+                        save_checkpoint(self.folder, model=model, optimizer=optimizer, position=where, identity=self.identity)
+                    last_checkpoint = time.monotonic()
+        curve.close()
+        return spent
+
+    def loss(self, batch: MicroBatch, images: Mapping[str, Tensor]) -> Tensor:
+        """This micro-batch's share of the step's loss. Logits exist at supervised positions only."""
+        hidden = self.model.hidden_states({"input_ids": batch.input_ids, **images})
+        logits = self.model.logits(hidden.flatten(0, 1).index_select(0, batch.positions))
+        return weighted_cross_entropy(logits, batch.targets, batch.weights)
+
+    def _train_mode(self) -> None:
+        """Dropout acts in the parts that learn; a frozen part computes as it does in evaluation."""
+        self.model.eval()
+        for name, part in parts(self.model).items():
+            part.train(getattr(self.config.train, name) != "frozen")
+
+    def _probe(self, stream: BatchStream) -> None:
+        """Forward and backward of the longest micro-batch without an update: a lack of memory shows now, not in the last hour.
+
+        Random state needs no care here: every step sets its own.
+        """
+        batch, images = stream.outside(stream.batches.longest())
+        tokens = batch.input_ids.numel()
+        try:
+            with self.accelerator.autocast():
+                loss = self.loss(batch, images)
+            self.accelerator.backward(loss)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"The longest micro-batch of stage {self.stage} ({len(batch.lengths)} samples, {tokens} tokens with padding) does not fit into "
+                f"memory. Lower compute.micro_batch_tokens; this does not change the objective. ({error})"
+            ) from error
+        self.model.zero_grad(set_to_none=True)
+        self.reporter.say(f"{self.stage}: longest micro-batch fits: {len(batch.lengths)} samples, {tokens} tokens with padding")
+
+    def _validates_after(self, step: int, steps: int) -> bool:
+        every = validation_interval(self.config, steps)
+        return self.validate is not None and every is not None and ((step + 1) % every == 0 or step + 1 == steps)
+
+    def _validation(self) -> dict[str, Any]:
+        assert self.validate is not None
+        started = time.monotonic()
+        numbers = self.validate()
+        self._train_mode()
+        self.spent.validation_seconds += time.monotonic() - started
+        row = {"stage": self.stage, "step": self.spent.step, "samples": self.spent.samples, **numbers}
+        self.reporter.tell("validation", **row)
+        return row
+
+    def _report(self, row: Mapping[str, Any], steps: int) -> None:
+        spent = self.spent
+        tokens_per_second = spent.llm_tokens / max(spent.seconds, 1e-9)
+        seconds_left = spent.seconds / spent.step * (steps - spent.step)
+        self.reporter.advance(spent.step, f"loss {row['loss']:.3f}  {spent.samples} samples  {tokens_per_second:,.0f} tokens/s")
+        self.reporter.tell("step", **row, steps=steps, tokens_per_second=tokens_per_second, seconds_left=seconds_left)
+
+
+def sum_over_processes(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
+    """Add the gradients of all processes. The loss already divides by the whole step, so this is a sum and not a mean.
+
+    Every process takes part with every parameter, zeros where its samples gave no gradient, so a process with text only cannot hang one with images.
+    """
+    if accelerator.num_processes == 1:
+        return
+    bucket: list[nn.Parameter] = []
+    for index, parameter in enumerate(parameters):
+        bucket.append(parameter)
+        if index + 1 < len(parameters) and sum(member.numel() for member in bucket) < BUCKET_ELEMENTS:
+            continue
+        grads = [torch.zeros_like(member) if member.grad is None else member.grad for member in bucket]
+        total: Tensor = accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), "sum")
+        for member, grad in zip(bucket, total.split([grad.numel() for grad in grads]), strict=True):
+            member.grad = grad.view_as(member)
+        bucket = []
+
+
+def validation_interval(config: StageConfig, steps: int) -> int | None:
+    """`validate_every` in steps: below 1 a fraction of the stage, from 1 on a number of steps, None is off."""
+    if config.validate_every is None:
+        return None
+    return max(1, round(config.validate_every * steps) if config.validate_every < 1 else int(config.validate_every))
+
+
+class _Curve:
+    """`curve.jsonl`, one row per step and per validation. On resume it is cut to the rows that the checkpoint knows."""
+
+    def __init__(self, path: Path, keep_bytes: int, *, writes: bool) -> None:
+        self._file = open(path if writes else os.devnull, "ab")  # noqa: SIM115  closed by close()
+        if writes:
+            self._file.truncate(keep_bytes)
+            self._file.seek(0, os.SEEK_END)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+
+    def flush(self) -> int:
+        """Bytes that are safely on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,127 @@
+"""Trains one stage: what learns, which features, the loop, the saved model. Called by `lvlm.run` for a stage that is not in the cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lvlm.config import RunConfig
+from lvlm.model.lvlm import Lvlm
+from lvlm.model.parts import describe, prepare_training
+from lvlm.records import write_json
+from lvlm.train.batches import BatchStream, StepBatches
+from lvlm.train.compute import Compute
+from lvlm.train.decide import decide_cache
+from lvlm.train.features import FeatureStore, ImageFeatures, TowerFeatures
+from lvlm.train.loop import StageLoop
+from lvlm.train.progress import Reporter
+from lvlm.train.stages import Stage
+
+DECISION_FILE = "feature_cache.json"
+Validate = Callable[[ImageFeatures], Mapping[str, float]]
+Phase = Callable[[str], AbstractContextManager[None]]
+"""Times what runs inside `with phase(name)`."""
+
+
+@dataclass(frozen=True)
+class StageTraining:
+    """Everything that training a stage needs beside the stage itself."""
+
+    config: RunConfig
+    home: Path
+    compute: Compute
+    reporter: Reporter
+    phases: Phase
+
+    def __call__(
+        self, stage: Stage, *, batches: StepBatches, model: Lvlm, processor: Any, later_images: Sequence[Path], validate: Validate | None
+    ) -> dict[str, Any]:
+        """Train `model` on the plan of `batches` and publish it in the stage's folder; returns what was spent. `later_images`: those that the run reads after this stage."""
+        settings, accelerator, plan = self.config.compute, self.compute.accelerator, batches.plan
+        with self.phases("start-up"):
+            counts = prepare_training(model, stage.config, seed=self.config.seed)
+            model.to(accelerator.device)
+        self.reporter.say(f"{stage.name}: what learns\n" + "\n".join(describe(counts)))
+        self.reporter.say("\n".join(plan.table()))
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        if accelerator.is_main_process:
+            stage.save_plan(plan.summary())
+        tower = TowerFeatures(model, device=accelerator.device, precision=self.compute.precision, workers=settings.loader_workers)
+        frozen = stage.config.train.tower == "frozen"
+        with self.phases("features"):
+            store = self._store(stage, tower, list(batches.images()), later_images) if frozen else None
+
+        def stream_from(step: int) -> BatchStream:
+            return BatchStream(
+                batches,
+                model.config.image_transform,
+                store=store,
+                tower=tower if frozen else None,
+                device=accelerator.device,
+                first_step=step,
+                workers=settings.loader_workers,
+            )
+
+        def validation() -> Mapping[str, float]:
+            assert validate is not None
+            with self.phases("evaluate"):
+                return validate(store or tower)
+
+        loop = StageLoop(
+            model=model,
+            stream_from=stream_from,
+            config=stage.config,
+            stage=stage.name,
+            seed=self.config.seed,
+            folder=stage.folder,
+            identity=stage.identity,
+            accelerator=accelerator,
+            reporter=self.reporter,
+            checkpoint_seconds=settings.checkpoint_every or 60.0,
+            validate=None if validate is None else validation,
+        )
+        with self.phases(f"train/{stage.name}"):
+            spent = loop.run()
+        model.eval()
+        if accelerator.is_main_process:
+            with self.phases("save"):
+                stage.publish_model(lambda folder: _save(folder, model, processor))
+        views = spent.images * model.config.views
+        learning = sum(part.trainable for part in counts)
+        return {"spent": {**vars(spent), "views": views, "trainable_parameters": learning}, "features": "stored" if store else "computed"}
+
+    def _store(self, stage: Stage, tower: TowerFeatures, uses: Sequence[Path], later: Sequence[Path]) -> FeatureStore | None:
+        """The feature store, filled, if the setting or a measurement wants it. A resumed stage keeps its first decision."""
+        if not uses or self.config.compute.feature_cache == "off":
+            return None
+        decided = stage.folder / DECISION_FILE
+        images = list(dict.fromkeys(uses))
+        store = FeatureStore(self.home, tower)
+        accelerator = self.compute.accelerator
+        if self.config.compute.feature_cache == "auto":
+            if accelerator.is_main_process and not decided.exists():
+                decision = decide_cache(store, tower, list(dict.fromkeys([*images, *later])), uses=len(uses) + len(later))
+                write_json(decided, {"on": decision.on, "reason": decision.reason})
+            accelerator.wait_for_everyone()
+            known = json.loads(decided.read_text(encoding="utf-8"))
+            self.reporter.say(f"{stage.name}: {known['reason']}")
+            if not known["on"]:
+                return None
+        if accelerator.is_main_process:
+            with self.reporter.bar("image features", len(images)):
+                store.add(images, on_progress=self._feature_progress)
+        accelerator.wait_for_everyone()
+        return store
+
+    def _feature_progress(self, done: int, total: int) -> None:
+        self.reporter.advance(done, "images")
+        self.reporter.tell("features", done=done, total=total)
+
+
+def _save(folder: Path, model: Lvlm, processor: Any) -> None:
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)

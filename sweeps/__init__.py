@@ -1,0 +1,20 @@
+"""Run a study: its cells wait in Optuna's journal, workers take them one by one, MLflow records them. `launch` is for
+Jupyter and scripts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sweeps.launch import Outcome, launch
+
+__all__ = ["Outcome", "launch"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use, so that `python -m sweeps --help` imports nothing heavy.
+    if name in __all__:
+        import importlib
+
+        return getattr(importlib.import_module("sweeps.launch"), name)
+    raise AttributeError(f"module 'sweeps' has no attribute '{name}'")

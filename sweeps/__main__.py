@@ -1,0 +1,8 @@
+"""`python -m sweeps`: the commands of `sweeps.cli`. Called by the shell and by `sweeps.launch` for its workers."""
+
+import sys
+
+from sweeps.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""The commands of `python -m sweeps`. Called by `sweeps.__main__`; heavy imports happen inside the command that needs
+them."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from lvlm.errors import InputError
+
+STUDY_HELP = "name of a study in ablations/studies/, or the path of a study file"
+HOME_HELP = "work folder (default: $LVLM_HOME, else ./runs)"
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when all is well, 1 when cells failed or are missing, 2 on bad input, 130 after Ctrl-C."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(argv)
+    # Overrides may stand after options (`launch drivers --workers 2 model.tiles=2`), where argparse does not look for
+    # them.
+    overrides = [*getattr(options, "overrides", []), *rest]
+    if wrong := [text for text in overrides if text.startswith("-") or "=" not in text]:
+        parser.error(f"not understood: {' '.join(wrong)} (overrides are key=value)")
+    if rest and not hasattr(options, "overrides"):
+        parser.error(f"not understood here: {' '.join(rest)}")
+    options.overrides = overrides
+    command: Command = options.command
+    try:
+        return command(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _launch(options: argparse.Namespace) -> int:
+    from sweeps.launch import launch
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal stops the workers like Ctrl-C does
+        signal.signal(number, interrupt)
+    outcome = launch(
+        options.study,
+        workers=options.workers,
+        overrides=options.overrides,
+        budget=options.budget,
+        home=options.home,
+        runner=options.runner,
+        retry_failed=options.retry_failed,
+    )
+    if outcome.interrupted:
+        return 130
+    return 0 if outcome.is_complete else 1
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from sweeps.plan import Place, find_home
+    from sweeps.planner import arm_lines, describe, make_plan
+    from sweeps.queue import CellState, Queue
+
+    plan = make_plan(options.study, budget=options.budget, overrides=options.overrides)
+    place = Place(find_home(options.home), plan.study)
+    if place.journal.exists():
+        states = Queue(plan, place.journal).states()
+    else:
+        states = {cell.id: CellState("waiting") for cell in plan.cells}
+    first, *rest = describe(plan, states, workers=options.workers)
+    print("\n".join([first, *arm_lines(plan, states), *rest]))
+    return 0
+
+
+def _worker(options: argparse.Namespace) -> int:
+    from sweeps.plan import find_place
+    from sweeps.worker import work
+
+    return work(find_place(options.study, options.home), version=options.version, since=options.since)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.live import Live
+
+    from sweeps.plan import Plan, find_place
+    from sweeps.queue import Queue, count
+    from sweeps.status import view
+
+    place = find_place(options.study, options.home)
+    plan = Plan.load(place)
+    queue = Queue(plan, place.journal)
+    console = Console(highlight=False)
+    states = queue.states()
+    if not options.watch:
+        console.print(view(place, plan, states))
+        return 0
+    with Live(view(place, plan, states), console=console, auto_refresh=False) as live:
+        while (numbers := count(states.values()))["running"] or numbers["waiting"]:
+            time.sleep(options.every)
+            states = queue.states()
+            live.update(view(place, plan, states), refresh=True)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from sweeps.plan import Plan, find_place
+    from sweeps.read import export
+
+    place = find_place(options.study, options.home)
+    written = export(place, Plan.load(place))
+    print(f"{written.runs} of {written.planned} runs in {written.results}")
+    if written.predictions:
+        print(f"their per-item predictions in {written.predictions}")
+    return 0
+
+
+def _attach(options: argparse.Namespace) -> int:
+    from sweeps.plan import Plan, find_place
+    from sweeps.tracking import Tracker
+
+    place = find_place(options.study, options.home)
+    patterns = ("report*.html", "effects*.csv", "effects*.parquet", "verdicts*.csv")
+    files = sorted(file for pattern in patterns for file in place.folder.glob(pattern))
+    if not files:
+        raise InputError(
+            f"There is no report in {place.folder}. Write it first: python -m ablations report {options.study}"
+        )
+    plan = Plan.load(place)
+    run_id = Tracker(place, plan).attach(files)
+    print(f"{', '.join(file.name for file in files)} are on parent run {run_id} in MLflow (python -m sweeps ui)")
+    return 0
+
+
+def _ui(options: argparse.Namespace) -> int:
+    from sweeps.plan import find_home
+    from sweeps.server import serve
+
+    return serve(find_home(options.home), host=options.host, port=options.port)
+
+
+def _new(options: argparse.Namespace) -> int:
+    from sweeps.template import write_study
+
+    path = write_study(options.name, Path(options.folder))
+    print(f"{path} is a study of 12 cells that runs as it is. Edit it, look at it, start it:")
+    print(f"  python -m sweeps plan {path}\n  python -m sweeps launch {path}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sweeps",
+        description="Run studies: plan their cells, run them on workers, watch them, read what they found.",
+        epilog="Example:\n  python -m sweeps launch drivers --workers 2",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, command: Command, text: str, example: str, *, study: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=f"Example:\n  python -m sweeps {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(command=command)
+        if study:
+            sub.add_argument("study", metavar="STUDY", help=STUDY_HELP)
+        sub.add_argument("--home", help=HOME_HELP)
+        return sub
+
+    def add_plan_options(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "overrides", metavar="key=value", nargs="*", help="settings of the study's base config, dotted", default=[]
+        )
+        sub.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one per core, at most 8)")
+        sub.add_argument(
+            "--budget", choices=("default", "full"), help="which design and seeds (default: $BUDGET, else default)"
+        )
+
+    sub = add(
+        "launch",
+        _launch,
+        "run every cell that is not done yet; again resumes",
+        "launch drivers --workers 2 instruct.optim.lr=0.0005",
+    )
+    add_plan_options(sub)
+    sub.add_argument("--retry-failed", action="store_true", help="also run cells again that failed by an error")
+    sub.add_argument(
+        "--runner", default="lvlm.run:run", metavar="MODULE:FUNCTION", help="what runs one cell (default: %(default)s)"
+    )
+    sub = add(
+        "plan", _plan, "show arms, seeds, stages after sharing and cost; starts nothing", "plan drivers --budget full"
+    )
+    add_plan_options(sub)
+    sub = add(
+        "worker",
+        _worker,
+        "work on a launched study beside other workers, on any machine that shares the work folder",
+        "worker drivers",
+    )
+    sub.add_argument("--version", help="version of the plan (default: that of the latest launch)")
+    sub.add_argument(
+        "--since",
+        type=float,
+        help="failures before this moment (seconds since 1970) do not stop the worker (default: now)",
+    )
+    sub = add("status", _status, "show how a sweep stands", "status drivers --watch")
+    sub.add_argument("--watch", action="store_true", help="stay and refresh until nothing is left to run")
+    sub.add_argument(
+        "--every", type=float, default=2.0, metavar="SECONDS", help="how often --watch looks (default: %(default)s)"
+    )
+    add("export", _export, "write results.parquet and predictions.parquet from the finished runs", "export drivers")
+    add("attach", _attach, "put the study's report and effects onto its parent run in MLflow", "attach drivers")
+    sub = add("ui", _ui, "show the recorded runs in MLflow's pages", "ui --port 5001", study=False)
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    sub.add_argument("--port", type=int, default=5000, help="port (default: %(default)s)")
+    sub = add("new", _new, "write a commented study file to start from", "new my_study", study=False)
+    sub.add_argument("name", metavar="NAME", help="name of the study and its file")
+    sub.add_argument("--folder", default=".", help="where to write it (default: here)")
+    return parser

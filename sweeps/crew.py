@@ -1,0 +1,141 @@
+"""Local workers as processes of their own: started, watched, replaced when killed, stopped. Used by `sweeps.launch`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from lvlm.errors import InputError
+from sweeps.plan import Place, Plan
+
+ORDERLY_EXITS = (0, 3, 130)
+"""Done, stopped after failures, interrupted: see `sweeps.worker`. Anything else is a worker that died."""
+FENCED_EXIT = 75
+QUICK_SECONDS = 15.0
+QUICK_DEATHS = 3
+"""A worker that ends by itself so soon and so often cannot start at all."""
+PATIENCE_SECONDS = 15.0
+MAX_WORKERS = 8
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_workers(cells: int) -> int:
+    """One worker per core, no more than there are cells to run, and no more than eight unless asked for."""
+    return max(1, min(cores(), cells, MAX_WORKERS))
+
+
+@dataclass
+class _Member:
+    process: subprocess.Popen[bytes]
+    started: float
+    log: Path
+
+
+class Crew:
+    """N workers on one plan."""
+
+    def __init__(self, place: Place, plan: Plan, *, workers: int, since: float) -> None:
+        self.place = place
+        self.plan = plan
+        self.workers = workers
+        self.since = since
+        self.threads = max(1, cores() // workers)
+        self._members: dict[int, _Member] = {}
+        self._quick_deaths = 0
+
+    def start(self, number: int | None = None) -> None:
+        """Start all workers, or fewer."""
+        for index in range(self.workers if number is None else number):
+            self._members[index] = self._start(index)
+
+    def pids(self) -> list[int]:
+        """Process numbers of the workers that run."""
+        return [member.process.pid for member in self._members.values() if member.process.poll() is None]
+
+    def tend(self) -> list[str]:
+        """Replace workers that died; what happened, in lines. Raises `InputError` when workers cannot start at all."""
+        said = []
+        for index, member in list(self._members.items()):
+            code = member.process.poll()
+            if code is None:
+                continue
+            del self._members[index]
+            if code in ORDERLY_EXITS:
+                continue
+            if code > 0 and code != FENCED_EXIT and time.monotonic() - member.started < QUICK_SECONDS:
+                self._quick_deaths += 1
+                if self._quick_deaths >= QUICK_DEATHS:
+                    raise InputError(
+                        f"Workers end as soon as they start (status {code}). The end of {member.log}:\n{_tail(member.log)}"
+                    )
+            how = f"was killed (signal {-code})" if code < 0 else f"ended with status {code}"
+            said.append(f"worker {index} {how}; another one takes over its cell ({member.log})")
+            self._members[index] = self._start(index)
+        return said
+
+    @property
+    def is_working(self) -> bool:
+        """Whether any worker is left."""
+        return bool(self._members)
+
+    def stop(self) -> None:
+        """Ask every worker to give its cell back and leave; those that do not are killed."""
+        running = [member.process for member in self._members.values() if member.process.poll() is None]
+        for process in running:
+            _signal(process, signal.SIGTERM)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        for process in running:
+            try:
+                process.wait(timeout=max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _signal(process, signal.SIGKILL)
+                process.wait()
+        self._members.clear()
+
+    def _start(self, index: int) -> _Member:
+        log = self.place.logs / f"worker-{index}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        package_root = str(Path(__file__).resolve().parents[1])
+        python_path = os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        # The threads of all workers together are the cores: more would only fight for them.
+        environment = {
+            **os.environ,
+            "PYTHONPATH": python_path,
+            "OMP_NUM_THREADS": str(self.threads),
+            "LVLM_HOME": str(self.place.home),
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "sweeps",
+            "worker",
+            self.plan.study,
+            "--version",
+            self.plan.version,
+            "--since",
+            str(self.since),
+        ]
+        with open(log, "ab") as output:
+            process = subprocess.Popen(
+                command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+            )
+        return _Member(process, time.monotonic(), log)
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _tail(path: Path, lines: int = 12) -> str:
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])

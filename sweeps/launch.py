@@ -1,0 +1,227 @@
+"""Launch a study: plan it, start local workers, show how it goes, leave the results table. Used by `python -m sweeps
+launch` and from Jupyter."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from ablations.studies import Study
+from lvlm.errors import InputError
+from sweeps import status
+from sweeps.crew import Crew, default_workers
+from sweeps.identity import is_alive
+from sweeps.plan import TRACEBACK_FILE, Place, Plan, find_home
+from sweeps.planner import DEFAULT_RUNNER, describe, make_plan
+from sweeps.progress import duration
+from sweeps.queue import CellState, Queue, count
+from sweeps.read import export
+from sweeps.tracking import Tracker, database
+from sweeps.worker import FAILURES_IN_A_ROW
+
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a launch ended. `results` is None when no cell has finished."""
+
+    study: str
+    version: str
+    cells: int
+    done: int
+    failed: int
+    results: Path | None
+    seconds: float
+    interrupted: bool = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every cell of the study is done."""
+        return self.done == self.cells
+
+
+def launch(
+    study: str | Path | Study,
+    *,
+    workers: int | None = None,
+    overrides: Sequence[str] = (),
+    budget: str | None = None,
+    home: str | Path | None = None,
+    runner: str = DEFAULT_RUNNER,
+    retry_failed: bool = False,
+) -> Outcome:
+    """Run every cell of a study that is not done yet; launching again resumes.
+
+    `study` is a name, the path of a study file or a `Study`. `overrides` are `key=value` texts on its base config;
+    `budget` is `default` or `full` (else the environment variable BUDGET decides). Cells that failed by an error stay
+    failed unless `retry_failed`; killed ones are taken up again from their checkpoint. Ctrl-C stops the workers and
+    returns.
+    """
+    if workers is not None and workers < 1:
+        raise InputError(f"workers is the number of worker processes, at least 1, not {workers}.")
+    began = time.time()
+    plan = make_plan(study, budget=budget, overrides=overrides, runner=runner)
+    place = Place(find_home(home), plan.study)
+    plan.save(place)
+    queue = Queue(plan, place.journal)
+    queue.add_missing()
+    queue.reap()
+    queue.requeue_killed()
+    if retry_failed:
+        queue.requeue_failed()
+    console = Console(highlight=False, soft_wrap=True)
+    for line in describe(plan, queue.states()):
+        console.print(line, markup=False)
+
+    tracker = Tracker(place, plan)
+    _start_tracking(tracker, queue, console)
+    interrupted = False
+    left = [state for state in queue.states().values() if state.state in ("waiting", "running")]
+    if left:
+        crew = Crew(place, plan, workers=workers or default_workers(len(left)), since=began)
+        interrupted = _work(crew, queue, console)
+    return _finish(place, plan, queue, tracker, console, study=study, began=began, interrupted=interrupted)
+
+
+def _start_tracking(tracker: Tracker, queue: Queue, console: Console) -> None:
+    states = queue.states()
+    if not tracker.mark("RUNNING", states) or tracker.send_unsent(states):
+        console.print(
+            f"MLflow does not answer ({tracker.trouble}). "
+            "The sweep runs all the same; what it finds is kept and sent by the next launch.",
+            markup=False,
+        )
+
+
+def _work(crew: Crew, queue: Queue, console: Console) -> bool:
+    """Let the crew work until nothing is left; whether the user interrupted it."""
+    states = queue.states()
+    earlier = {
+        state.owner["pid"]
+        for state in states.values()
+        if state.state == "running" and state.owner and is_alive(state.owner)
+    }
+    if earlier:
+        console.print(f"{len(earlier)} worker(s) of an earlier launch still run; they count as ours.")
+    try:
+        crew.start(max(1, crew.workers - len(earlier)))
+        console.print(
+            f"{crew.workers} worker(s) with {crew.threads} thread(s) each; their logs: {crew.place.logs}", markup=False
+        )
+        with _display(crew, console, states) as show:
+            while crew.is_working:
+                time.sleep(POLL_SECONDS)
+                said = crew.tend()
+                show(queue.states(), said)
+    except KeyboardInterrupt:
+        console.print("stopping the workers ...")
+        return True
+    finally:
+        crew.stop()
+    return False
+
+
+Show = Callable[[Mapping[str, CellState], Sequence[str]], None]
+
+
+@contextlib.contextmanager
+def _display(crew: Crew, console: Console, before: Mapping[str, CellState]) -> Iterator[Show]:
+    """A live table on a terminal and in a notebook, a line for every event elsewhere."""
+    place, plan = crew.place, crew.plan
+    if console.is_terminal or console.is_jupyter:
+        with Live(status.view(place, plan, before), console=console, auto_refresh=False) as live:
+
+            def redraw(states: Mapping[str, CellState], said: Sequence[str]) -> None:
+                for line in said:
+                    live.console.print(line, markup=False)
+                live.update(status.view(place, plan, states), refresh=True)
+
+            yield redraw
+        return
+
+    known = {cell_id: state.state for cell_id, state in before.items()}
+    by_id = {cell.id: cell for cell in plan.cells}
+
+    def tell(states: Mapping[str, CellState], said: Sequence[str]) -> None:
+        for line in said:
+            console.print(line, markup=False)
+        for cell_id, state in states.items():
+            if state.state != known[cell_id]:
+                known[cell_id] = state.state
+                if state.state != "waiting":
+                    error = f": {(state.error or '').splitlines()[0]}" if state.error else ""
+                    console.print(
+                        f"{state.state:8} {by_id[cell_id].arm}, seed {by_id[cell_id].seed}{error}   "
+                        f"[{status.headline(plan, states, status.running_now(place, states))}]",
+                        markup=False,
+                    )
+
+    yield tell
+
+
+def _finish(
+    place: Place,
+    plan: Plan,
+    queue: Queue,
+    tracker: Tracker,
+    console: Console,
+    *,
+    study: str | Path | Study,
+    began: float,
+    interrupted: bool,
+) -> Outcome:
+    queue.reap()
+    queue.requeue_killed()
+    states = queue.states()
+    numbers = count(states.values())
+    again = f"python -m sweeps launch {plan.source}" + "".join(f" {text}" for text in plan.overrides)
+    unsent = tracker.send_unsent(states)
+    ended = "KILLED" if interrupted else "FAILED" if numbers["failed"] or numbers["waiting"] else "FINISHED"
+    tracker.mark(ended, states)
+    results = None
+    if numbers["done"]:
+        results = export(place, plan, study=study if isinstance(study, Study) else None).results
+    outcome = Outcome(
+        plan.study,
+        plan.version,
+        len(plan.cells),
+        numbers["done"],
+        numbers["failed"],
+        results,
+        time.time() - began,
+        interrupted,
+    )
+    say = console.print
+    if not (console.is_terminal or console.is_jupyter):
+        for line in status.lines(place, plan, states):
+            say(line, markup=False)
+    say(
+        f"{outcome.done} of {outcome.cells} cells done, {outcome.failed} failed, in {duration(outcome.seconds)}.",
+        markup=False,
+    )
+    row = queue.failures_in_a_row(began)
+    if len(row) >= FAILURES_IN_A_ROW:
+        say(
+            f"Stopped, since {len(row)} cells failed in a row. "
+            f"Read {place.cell(row[-1]) / TRACEBACK_FILE}, mend it, and go on with:",
+            markup=False,
+        )
+        say(f"  {again} --retry-failed", markup=False)
+    elif interrupted or numbers["waiting"]:
+        say(f"Nothing that was finished is lost. Go on with:\n  {again}", markup=False)
+    elif numbers["failed"]:
+        say(f"Run the failed cells again with:\n  {again} --retry-failed", markup=False)
+    if unsent:
+        say(f"{unsent} cell(s) are not in MLflow yet ({tracker.trouble}); the next launch sends them.", markup=False)
+    if results is not None:
+        say(f"Results: {results}\nReport:  python -m ablations report {plan.source}", markup=False)
+    if database(place.home).is_file():
+        say("MLflow:  python -m sweeps ui", markup=False)
+    return outcome

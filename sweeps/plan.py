@@ -1,0 +1,126 @@
+"""The plan of a sweep: its cells in the order of work, written down so that workers need no study file; and where
+everything lies. Used all over `sweeps`."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lvlm.errors import InputError
+from lvlm.records import RECORD_FILE, write_json
+
+if TYPE_CHECKING:
+    from lvlm.config import RunConfig
+
+
+TRACEBACK_FILE = "traceback.txt"
+"""In the run folder of a cell that failed."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where everything of one study lies: `home/studies/<study>/`."""
+
+    home: Path
+    study: str
+
+    @property
+    def folder(self) -> Path:
+        return self.home / "studies" / self.study
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / "journal.log"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    @property
+    def current_plan(self) -> Path:
+        """The plan of the latest launch."""
+        return self.folder / "plan.json"
+
+    def cell(self, cell_id: str) -> Path:
+        """The run folder of a cell."""
+        return self.folder / "cells" / cell_id
+
+    def is_recorded(self, cell_id: str) -> bool:
+        """Whether the run of this cell has finished, whatever the journal says."""
+        return (self.cell(cell_id) / RECORD_FILE).exists()
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """One run to do: `levels` by factor name, `config` as plain data."""
+
+    id: str
+    arm: str
+    levels: dict[str, Any]
+    seed: int
+    config: dict[str, Any]
+
+    def run_config(self) -> RunConfig:
+        """The run config, validated again."""
+        from lvlm.config import make_config  # pydantic takes longer to load than `status` takes to answer
+
+        return make_config(self.config, where=f"cell {self.id}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells of one version of a study. `version` identifies what is run, whatever the order."""
+
+    study: str
+    question: str
+    budget: str
+    overrides: list[str]
+    runner: str
+    primary: str
+    factors: dict[str, list[Any]]
+    cells: list[PlannedCell]
+    version: str
+    source: str = field(default="", compare=False)
+    """How the user names the study: its name or the path of its file."""
+
+    @property
+    def arms(self) -> list[str]:
+        """Arm labels in the order of the design."""
+        return list(dict.fromkeys(cell.arm for cell in self.cells))
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(dict.fromkeys(cell.seed for cell in self.cells))
+
+    def save(self, place: Place) -> None:
+        """Keep the plan under its version, and as the current one."""
+        write_json(place.folder / "plans" / f"{self.version}.json", asdict(self))
+        write_json(place.current_plan, asdict(self))
+
+    @classmethod
+    def load(cls, place: Place, version: str | None = None) -> Plan:
+        """The plan of a version, or of the latest launch."""
+        path = place.current_plan if version is None else place.folder / "plans" / f"{version}.json"
+        if not path.exists():
+            raise InputError(
+                f"Nothing has been launched for study '{place.study}' in {place.home} (no {path.name}). "
+                f"Start it with: python -m sweeps launch {place.study}"
+            )
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**{**data, "cells": [PlannedCell(**cell) for cell in data["cells"]]})
+
+
+def find_home(home: str | Path | None = None) -> Path:
+    """The work folder, absolute: the argument, else LVLM_HOME, else `runs` here."""
+    return Path(home or os.environ.get("LVLM_HOME") or "runs").expanduser().resolve()
+
+
+def find_place(study: str | Path, home: str | Path | None = None) -> Place:
+    """Where a study lies, given its name or the path of its file; the file is not loaded."""
+    name = Path(study).stem if str(study).endswith(".py") else str(study)
+    if not name or not name.replace("_", "").isalnum():
+        raise InputError(f"'{study}' is neither the name of a study nor the path of a study file (.py).")
+    return Place(find_home(home), name)

@@ -1,0 +1,121 @@
+"""From a study to its plan: cells with their identity, in the order of work. Used by `sweeps.launch` and the command
+`plan`."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ablations.studies import FOLDER, Study, load_study
+from lvlm.config import fingerprint
+from sweeps.crew import default_workers
+from sweeps.plan import Plan, PlannedCell
+from sweeps.progress import duration
+from sweeps.queue import CellState, count
+from sweeps.stages import arranged, count_stages
+
+DEFAULT_RUNNER = "lvlm.run:run"
+
+
+def make_plan(
+    study: str | Path | Study, *, budget: str | None = None, overrides: Sequence[str] = (), runner: str = DEFAULT_RUNNER
+) -> Plan:
+    """The plan of a study: seed by seed, and within a seed so that few workers wait for the same stage.
+
+    `overrides` (`key=value`) act on the study's base config and so are part of the identity of its cells.
+    """
+    loaded = load_study(study) if isinstance(study, str | Path) else study
+    budget = budget or os.environ.get("BUDGET") or "default"
+    cells = [
+        PlannedCell(
+            id=cell.id,
+            arm=cell.arm.label,
+            levels=dict(cell.arm.levels),
+            seed=cell.seed,
+            config=cell.config.model_dump(mode="json"),
+        )
+        for cell in loaded.cells(budget, overrides=list(overrides))  # type: ignore[arg-type]  # the study checks the text
+    ]
+    unique = list({cell.id: cell for cell in cells}.values())
+    identity = [loaded.name, runner, sorted((cell.id, cell.arm) for cell in unique)]
+    return Plan(
+        study=loaded.name,
+        question=loaded.question,
+        budget=budget,
+        overrides=list(overrides),
+        runner=runner,
+        primary=loaded.primary,
+        factors={factor.name: list(factor.levels) for factor in loaded.factors},
+        cells=arranged(unique),
+        version=fingerprint(identity),
+        source=_source(study, loaded),
+    )
+
+
+def _source(study: str | Path | Study, loaded: Study) -> str:
+    if isinstance(study, Study):
+        return loaded.name
+    return str(Path(study).resolve()) if str(study).endswith(".py") else str(study)
+
+
+def describe(plan: Plan, states: Mapping[str, CellState], *, workers: int | None = None) -> list[str]:
+    """What a launch would do, in lines: arms, seeds, stages after sharing, cost."""
+    numbers = count(states.values())
+    lines = [
+        f"{plan.study} ({plan.budget} budget, version {plan.version}): {plan.question}",
+        f"{len(plan.arms)} arms x {len(plan.seeds)} seeds: {len(plan.cells)} cells, "
+        f"{numbers['done']} done, {numbers['failed']} failed",
+    ]
+    if plan.overrides:
+        lines.append(f"overrides: {' '.join(plan.overrides)}")
+    left = [cell for cell in plan.cells if states[cell.id].state != "done"]
+    before, after = count_stages(plan.cells), count_stages(left)
+    for stage, (shared, every) in before.items():
+        todo = f", at most {after[stage][0]} of them now" if stage in after and numbers["done"] else ""
+        lines.append(f"{stage}: trained {shared} times for {every} cells" + todo)
+    return [*lines, _cost(plan, states, left=len(left), workers=workers)]
+
+
+def arm_lines(plan: Plan, states: Mapping[str, CellState]) -> list[str]:
+    """One line per arm: its levels, and how many of its seeds are done."""
+    lines = []
+    for arm in plan.arms:
+        cells = [cell for cell in plan.cells if cell.arm == arm]
+        levels = ", ".join(f"{name}={level}" for name, level in cells[0].levels.items() if level is not None)
+        done = sum(states[cell.id].state == "done" for cell in cells)
+        lines.append(f"  {arm}   ({levels})   seeds {' '.join(str(cell.seed) for cell in cells)}   {done} done")
+    return lines
+
+
+def _cost(plan: Plan, states: Mapping[str, CellState], *, left: int, workers: int | None) -> str:
+    """The time to go, from cells that have run here, else what the study file says about itself."""
+    if not left:
+        return "nothing is left to run"
+    spent = [
+        state.finished - state.started
+        for state in states.values()
+        if state.state == "done" and state.finished and state.started
+    ]
+    if spent:
+        crew = workers or default_workers(left)
+        each = statistics.median(spent)
+        whole = duration(each * left / crew)
+        return f"about {duration(each)} a cell here, so {whole} for {left} cells on {crew} worker(s)"
+    stated = _stated_cost(plan)
+    return f"cost: {stated}" if stated else "cost: not known before the first cell has run"
+
+
+def _stated_cost(plan: Plan) -> str | None:
+    file = FOLDER / f"{plan.source}.py"
+    path = file if file.exists() else Path(plan.source)
+    if not path.is_file():
+        return None
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    found = re.search(
+        r"^\s*cost\s*:?\s+(.+?)(?=\n\s*\n|\n\s*[A-Z][a-z]+\s*:|\Z)", text, re.IGNORECASE | re.DOTALL | re.MULTILINE
+    )
+    return " ".join(found.group(1).split()) if found else None

@@ -1,0 +1,228 @@
+"""The queue of cells over Optuna's journal: each cell is claimed by one worker at a time, a dead worker's cell comes
+back. Used by `worker`, `launch`, `status`.
+
+A trial is one attempt at a cell. Attempts only ever end once (COMPLETE or FAIL), so a worker that lost its lease learns
+of it at its next heartbeat. Two processes may write the same next attempt at the same moment; the first in the journal
+counts for everybody.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from optuna.trial import FrozenTrial, TrialState
+
+from sweeps.identity import is_alive, owner
+from sweeps.journal import Journal
+from sweeps.plan import Plan, PlannedCell
+from sweeps.space import distributions, waiting_trial
+
+LEASE_SECONDS = 60.0
+"""A cell whose worker has not been heard of for this long is given to another one; on one machine a dead process is
+noticed at once."""
+BEAT_SECONDS = 5.0
+UNNAMED_SECONDS = 10.0
+"""Between claiming a cell and writing down who did lie milliseconds; after this long that worker died in between."""
+MAX_ATTEMPTS = 10
+"""A cell whose workers are killed this often (out of memory?) is left alone until the next launch."""
+
+State = Literal["waiting", "running", "done", "failed"]
+Order = Callable[[list[PlannedCell]], list[PlannedCell]]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to run one cell until the lease ends."""
+
+    cell: PlannedCell
+    attempt: int
+    handle: int
+
+
+@dataclass(frozen=True)
+class CellState:
+    """How a cell stands. `started` and `finished` are seconds since 1970."""
+
+    state: State
+    attempt: int = 0
+    owner: dict[str, Any] | None = None
+    started: float | None = None
+    finished: float | None = None
+    error: str | None = None
+
+
+class Queue:
+    """The cells of one plan among the trials of its study."""
+
+    def __init__(self, plan: Plan, journal: Path, *, lease_seconds: float = LEASE_SECONDS) -> None:
+        self.plan = plan
+        self.lease_seconds = lease_seconds
+        self.journal_path = journal
+        self._journal = Journal(journal, plan.study)
+        self._cells = {cell.id: cell for cell in plan.cells}
+
+    # Planning
+
+    def add_missing(self) -> int:
+        """Write every cell that has no trial yet as WAITING; how many were added. Doing it twice adds nothing."""
+        known = self._latest()
+        missing = [cell for cell in self.plan.cells if cell.id not in known]
+        self._add(missing, attempts=[1] * len(missing))
+        return len(missing)
+
+    def requeue_killed(self, *, limit: int | None = None) -> list[str]:
+        """Give cells whose last attempt was killed or interrupted a next one; their ids. Code errors stay failed."""
+        return self._requeue(lambda trial: "error" not in trial.user_attrs, limit=limit)
+
+    def requeue_failed(self) -> list[str]:
+        """Give cells that failed with an error a next attempt; their ids."""
+        return self._requeue(lambda trial: "error" in trial.user_attrs, limit=None)
+
+    def _requeue(self, wanted: Callable[[FrozenTrial], bool], *, limit: int | None) -> list[str]:
+        ended = {
+            cell_id: trial
+            for cell_id, trial in self._latest().items()
+            if trial.state == TrialState.FAIL and wanted(trial) and (limit is None or self._kills(cell_id) < limit)
+        }
+        cells = [self._cells[cell_id] for cell_id in ended]
+        self._add(cells, attempts=[trial.user_attrs["attempt"] + 1 for trial in ended.values()])
+        return list(ended)
+
+    def _add(self, cells: Sequence[PlannedCell], *, attempts: Sequence[int]) -> None:
+        space = distributions(self.plan)
+        for cell, attempt in zip(cells, attempts, strict=True):
+            self._journal.add(waiting_trial(cell, attempt=attempt, space=space, version=self.plan.version))
+
+    # Working
+
+    def claim(self, order: Order = lambda cells: cells) -> Claim | None:
+        """Take the first waiting cell in `order` for this process; None when nothing waits."""
+        self.reap()
+        self.requeue_killed(limit=MAX_ATTEMPTS)
+        latest = self._latest()
+        waiting = [cell for cell in self.plan.cells if latest[cell.id].state == TrialState.WAITING]
+        for cell in order(waiting):
+            handle = self._journal.handle(latest[cell.id])
+            if self._journal.claim(handle) and self._journal.note(handle, "owner", owner()):
+                claim = Claim(cell, latest[cell.id].user_attrs["attempt"], handle)
+                if self.beat(claim):
+                    return claim
+        return None
+
+    def beat(self, claim: Claim) -> bool:
+        """Renew the lease. False when the cell has been given to somebody else: stop at once."""
+        return self._journal.note(claim.handle, "beat", round(time.time(), 2))
+
+    def complete(self, claim: Claim, value: float) -> bool:
+        """The cell is done; `value` is the primary metric (NaN when it could not be computed)."""
+        return self._journal.finish(claim.handle, TrialState.COMPLETE, [value])
+
+    def fail(self, claim: Claim, error: str, traceback: str) -> bool:
+        """The cell failed by an error of code or data: not repeated unless asked for."""
+        self._journal.note(claim.handle, "traceback", traceback[-8000:])
+        self._journal.note(claim.handle, "error", error[:1000])
+        return self._journal.finish(claim.handle, TrialState.FAIL)
+
+    def release(self, claim: Claim) -> bool:
+        """Give an unfinished cell back, to be continued from its checkpoint. Does not count as a kill."""
+        self._journal.note(claim.handle, "interrupted", True)
+        return self._journal.finish(claim.handle, TrialState.FAIL)
+
+    def reap(self) -> list[str]:
+        """End the attempts of workers that died or fell silent; the ids of their cells."""
+        reaped = []
+        for cell_id, trial in self._latest().items():
+            is_lost = trial.state == TrialState.RUNNING and self._is_lost(trial)
+            if is_lost and self._journal.finish(self._journal.handle(trial), TrialState.FAIL):
+                reaped.append(cell_id)
+        return reaped
+
+    def _is_lost(self, trial: FrozenTrial) -> bool:
+        now = time.time()
+        who = trial.user_attrs.get("owner")
+        if who is None:
+            return now - _seconds(trial.datetime_start, now) > UNNAMED_SECONDS
+        if is_alive(who) is False:
+            return True
+        heard = float(trial.user_attrs.get("beat") or _seconds(trial.datetime_start, now))
+        return now - heard > self.lease_seconds
+
+    # Reading
+
+    def states(self) -> dict[str, CellState]:
+        """How every cell of the plan stands; a cell that has not been written to the journal is waiting."""
+        latest = self._latest()
+        return {cell.id: self._state(cell.id, latest.get(cell.id)) for cell in self.plan.cells}
+
+    def _state(self, cell_id: str, trial: FrozenTrial | None) -> CellState:
+        if trial is None:
+            return CellState("waiting")
+        names: dict[TrialState, State] = {
+            TrialState.WAITING: "waiting",
+            TrialState.COMPLETE: "done",
+            TrialState.RUNNING: "running",
+        }
+        state = names.get(trial.state, "failed")
+        error = trial.user_attrs.get("error")
+        if trial.state == TrialState.FAIL and error is None:
+            # Killed: somebody takes it up again, unless that has happened too often.
+            exhausted = self._kills(cell_id) >= MAX_ATTEMPTS
+            state, error = ("failed", f"its worker was killed {MAX_ATTEMPTS} times") if exhausted else ("waiting", None)
+        if trial.state == TrialState.RUNNING and self._is_lost(trial):
+            state = "waiting"
+        return CellState(
+            state,
+            attempt=trial.user_attrs["attempt"],
+            owner=trial.user_attrs.get("owner"),
+            started=trial.datetime_start.timestamp() if trial.datetime_start else None,
+            finished=trial.datetime_complete.timestamp() if trial.datetime_complete else None,
+            error=error,
+        )
+
+    def failures_in_a_row(self, since: float) -> list[str]:
+        """Ids of the cells that failed by an error after `since` with no success in between, latest last."""
+        ended = sorted(
+            (state.finished or 0.0, cell_id, state.state)
+            for cell_id, state in self.states().items()
+            if state.state in ("done", "failed") and (state.finished or 0.0) > since
+        )
+        row: list[str] = []
+        for _, cell_id, state in ended:
+            row = [*row, cell_id] if state == "failed" else []
+        return row
+
+    def _latest(self) -> dict[str, FrozenTrial]:
+        """The attempt that counts, for every cell of the plan that has one: the highest, and of several equal ones the
+        first written."""
+        latest: dict[str, FrozenTrial] = {}
+        for trial in self._journal.trials():
+            cell_id = trial.user_attrs.get("cell_id")
+            if cell_id not in self._cells:
+                continue
+            known = latest.get(cell_id)
+            if known is None or trial.user_attrs["attempt"] > known.user_attrs["attempt"]:
+                latest[cell_id] = trial
+        return latest
+
+    def _kills(self, cell_id: str) -> int:
+        return sum(
+            trial.state == TrialState.FAIL and "error" not in trial.user_attrs and "interrupted" not in trial.user_attrs
+            for trial in self._journal.trials()
+            if trial.user_attrs.get("cell_id") == cell_id
+        )
+
+
+def count(states: Iterable[CellState]) -> dict[State, int]:
+    """How many cells stand how."""
+    numbers: dict[State, int] = {"waiting": 0, "running": 0, "done": 0, "failed": 0}
+    for state in states:
+        numbers[state.state] += 1
+    return numbers
+
+
+def _seconds(moment: Any, default: float) -> float:
+    return float(moment.timestamp()) if moment is not None else default

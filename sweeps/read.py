@@ -1,0 +1,88 @@
+"""From run folders to the study's tidy table and its per-item predictions. Used by `sweeps.launch` at the end and by
+the command `export`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ablations.studies import Arm, Cell, Study, load_study
+from ablations.table import tidy, write_results
+from lvlm.errors import InputError
+from lvlm.records import PREDICTIONS_FILE, SCORES_FILE
+from sweeps.plan import Place, Plan, PlannedCell
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written: the table, the predictions (None where runs keep none), and how many of the planned runs are
+    in them."""
+
+    results: Path
+    predictions: Path | None
+    runs: int
+    planned: int
+
+
+def export(place: Place, plan: Plan, *, study: Study | None = None) -> Export:
+    """Write `results.parquet` and `predictions.parquet` from the finished cells of `plan` into the study's folder."""
+    study = study or load_study(plan.source)
+    names = [factor.name for factor in study.factors]
+    if names != list(plan.factors):
+        raise InputError(
+            f"Study '{plan.study}' has the factors {', '.join(names)} now, "
+            f"but {', '.join(plan.factors)} when it was launched. "
+            f"Launch it again: python -m sweeps launch {plan.source}"
+        )
+    finished = [cell for cell in plan.cells if place.is_recorded(cell.id)]
+    table = tidy(study, ((_cell(cell), pd.read_parquet(place.cell(cell.id) / SCORES_FILE)) for cell in finished))
+    results = write_results(place.folder, table, planned=[_cell(cell) for cell in plan.cells])
+    return Export(results, _write_predictions(place, finished), runs=len(finished), planned=len(plan.cells))
+
+
+def _cell(cell: PlannedCell) -> Cell:
+    return Cell(arm=Arm(levels=cell.levels, label=cell.arm), seed=cell.seed, config=cell.run_config(), id=cell.id)
+
+
+def _write_predictions(place: Place, cells: list[PlannedCell]) -> Path | None:
+    """One file, run after run, each row with its run, arm and seed in front."""
+    path = place.folder / PREDICTIONS_FILE
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    writer: pq.ParquetWriter | None = None
+    try:
+        for table in _predictions(place, cells):
+            if writer is None:
+                writer = pq.ParquetWriter(temporary, table.schema)
+            writer.write_table(table.cast(writer.schema))
+    finally:
+        if writer is not None:
+            writer.close()
+    if writer is None:
+        return None
+    temporary.replace(path)
+    return path
+
+
+def _predictions(place: Place, cells: list[PlannedCell]) -> Iterator[pa.Table]:
+    for cell in cells:
+        file = place.cell(cell.id) / PREDICTIONS_FILE
+        if not file.exists():
+            continue
+        table = pq.read_table(file).replace_schema_metadata(None)
+        # A column without a single value is typed "null" by the writer of that run; as text it fits the other runs.
+        for index, column in enumerate(table.schema):
+            if pa.types.is_null(column.type):
+                table = table.set_column(index, column.name, table.column(index).cast(pa.string()))
+        for name, value, kind in (
+            ("seed", cell.seed, pa.int64()),
+            ("arm", cell.arm, pa.string()),
+            ("run", cell.id, pa.string()),
+        ):
+            table = table.add_column(0, name, pa.array([value] * len(table), kind))
+        yield table

@@ -1,0 +1,194 @@
+"""A worker: claims a cell, runs it, sends it to the tracker, marks it done; again until nothing is left. Started by
+`sweeps.launch` or by hand."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+
+from lvlm.errors import InputError
+from lvlm.records import RunRecord, write_text
+from sweeps.plan import TRACEBACK_FILE, Place, Plan, PlannedCell
+from sweeps.progress import PROGRESS_FILE, ProgressFile, duration, read_progress
+from sweeps.queue import BEAT_SECONDS, CellState, Claim, Queue, State
+from sweeps.stages import in_training, without_waiting
+from sweeps.tracking import Tracker
+
+EXIT_DONE, EXIT_STOPPED, EXIT_FENCED, EXIT_INTERRUPTED = 0, 3, 75, 130
+FAILURES_IN_A_ROW = 3
+"""After so many failed cells with no success in between the fault is probably everywhere: stop before the whole grid
+is burnt."""
+POLL_SECONDS = 2.0
+
+Runner = Callable[..., RunRecord]
+
+
+class Interrupted(BaseException):
+    """SIGTERM or Ctrl-C: give the cell back and leave."""
+
+
+class Worker:
+    """One process that works on a plan."""
+
+    def __init__(self, plan: Plan, place: Place, *, since: float | None = None) -> None:
+        """`since` (seconds since 1970) is when the launch began: failures before it do not stop this worker."""
+        self.plan = plan
+        self.place = place
+        self.since = time.time() if since is None else since
+        self.queue = Queue(plan, place.journal)
+        self.tracker = Tracker(place, plan)
+        self._runner: Runner | None = None
+
+    def work(self) -> int:
+        """Work until every cell is done or has failed; the exit status."""
+        try:
+            return self._work()
+        except (Interrupted, KeyboardInterrupt):
+            _say("interrupted: the cell is given back; the next launch continues it from its last checkpoint")
+            return EXIT_INTERRUPTED
+
+    def _work(self) -> int:
+        while True:
+            failed = self.queue.failures_in_a_row(self.since)
+            if len(failed) >= FAILURES_IN_A_ROW:
+                _say(
+                    f"stopped: {len(failed)} cells failed in a row; see {self.place.cell(failed[-1]) / TRACEBACK_FILE}"
+                )
+                return EXIT_STOPPED
+            claim = self.queue.claim(self._order)
+            if claim is not None:
+                self._run_cell(claim)
+            elif any(state.state in ("running", "waiting") for state in self.queue.states().values()):
+                time.sleep(POLL_SECONDS)  # another worker may die and its cell come back
+            else:
+                return EXIT_DONE
+
+    def _order(self, waiting: list[PlannedCell]) -> list[PlannedCell]:
+        states = self.queue.states()
+        running: dict[str, str | None] = {}
+        for cell_id, state in states.items():
+            if state.state == "running":
+                progress = read_progress(self.place.cell(cell_id))
+                running[cell_id] = progress.stage if progress else None
+        done = [cell_id for cell_id, state in states.items() if state.state == "done"]
+        return without_waiting(waiting, in_training(running, self.plan.cells, done))
+
+    def _run_cell(self, claim: Claim) -> None:
+        cell, started = claim.cell, time.monotonic()
+        self.place.cell(cell.id).mkdir(parents=True, exist_ok=True)
+        _say(f"{cell.id}  {cell.arm}, seed {cell.seed}: attempt {claim.attempt}")
+        try:
+            # The tracker comes before COMPLETE, so that a crash in between is mended by the next attempt.
+            with _Heartbeat(self.queue, claim):
+                result = self._result(cell)
+                self._track(cell, "done" if isinstance(result, RunRecord) else "failed")
+        except (Interrupted, KeyboardInterrupt):
+            self.queue.release(claim)
+            raise
+        if isinstance(result, RunRecord):
+            score = result.scores.get(self.plan.primary, math.nan)
+            if self.queue.complete(claim, score):
+                _say(f"{cell.id}  done in {duration(time.monotonic() - started)}, {self.plan.primary} {score:.1f}")
+            else:
+                _say(f"{cell.id}: another worker has taken this cell over; its record is kept")
+        else:
+            _say(f"{cell.id}  failed: {result.message}")
+            self.queue.fail(claim, result.message, result.traceback)
+
+    def _result(self, cell: PlannedCell) -> RunRecord | _Failure:
+        folder = self.place.cell(cell.id)
+        try:
+            record = self._record(cell)
+        except (Exception, SystemExit) as error:  # whatever the run raises is its cell's failure, not the sweep's
+            text = traceback.format_exc()
+            write_text(folder / TRACEBACK_FILE, text)
+            return _Failure(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}", text)
+        finally:
+            (folder / PROGRESS_FILE).unlink(missing_ok=True)
+        (folder / TRACEBACK_FILE).unlink(missing_ok=True)
+        return record
+
+    def _record(self, cell: PlannedCell) -> RunRecord:
+        folder = self.place.cell(cell.id)
+        if self.place.is_recorded(cell.id):  # finished, and then killed before the journal knew
+            return RunRecord.load(folder)
+        if self._runner is None:
+            self._runner = load_runner(self.plan.runner)
+        return self._runner(cell.run_config(), folder, home=self.place.home, on_progress=ProgressFile(folder))
+
+    def _track(self, cell: PlannedCell, state: State) -> None:
+        states = {**self.queue.states(), cell.id: CellState(state)}
+        if not self.tracker.send(cell, states):
+            _say(f"{cell.id}: MLflow does not answer ({self.tracker.trouble}); the next launch sends this cell")
+
+
+@dataclass(frozen=True)
+class _Failure:
+    message: str
+    traceback: str
+
+
+class _Heartbeat:
+    """Renews the lease in a thread while the block runs; ends the process when the cell has been given to another
+    worker."""
+
+    def __init__(self, queue: Queue, claim: Claim, *, every_seconds: float = BEAT_SECONDS) -> None:
+        self._queue, self._claim, self._every = queue, claim, every_seconds
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def _run(self) -> None:
+        heard = time.monotonic()
+        while not self._over.wait(self._every):
+            try:
+                kept = self._queue.beat(self._claim)
+                heard = time.monotonic()
+            except Exception as error:  # a disk or network that stumbles: go on as long as the lease lasts
+                kept = time.monotonic() - heard < self._queue.lease_seconds
+                _say(f"heartbeat: {type(error).__name__}: {error}")
+            if not kept and not self._over.is_set():
+                _say(f"{self._claim.cell.id}: the lease is lost, another worker has this cell; this one stops here")
+                os._exit(EXIT_FENCED)
+
+    def __enter__(self) -> _Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def load_runner(name: str) -> Runner:
+    """The function behind `module:function`."""
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"The runner '{name}' cannot be loaded: {error}. It is given as module:function, such as lvlm.run:run."
+        ) from error
+    return found  # type: ignore[no-any-return]
+
+
+def work(place: Place, *, version: str | None = None, since: float | None = None) -> int:
+    """Work on a study's current plan (or a version of it) until it is done; what `python -m sweeps worker` calls."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise Interrupted
+
+    signal.signal(signal.SIGTERM, interrupt)
+    return Worker(Plan.load(place, version), place, since=since).work()
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)

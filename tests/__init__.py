@@ -1,0 +1,1 @@
+"""The test suite. Fakes of the heavy parts live in `tests.tiny`."""

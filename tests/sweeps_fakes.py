@@ -1,0 +1,105 @@
+"""A study and a runner that take no time, for the tests of `sweeps`: same attributes and files as the real ones.
+Imported by workers too."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ablations.designs import FullGrid
+from ablations.factors import Factor
+from ablations.studies import Study
+from lvlm.config import RunConfig, to_yaml
+from lvlm.records import (
+    CONFIG_FILE,
+    CURVE_FILE,
+    PLAN_FILE,
+    PREDICTION_COLUMNS,
+    PREDICTIONS_FILE,
+    SCORES_FILE,
+    RunRecord,
+    write_json,
+    write_text,
+)
+
+RUNNER = "tests.sweeps_fakes:run"
+CALLS = "calls.txt"
+MIX = {"corpora": [{"path": "shapes", "split": "train"}]}
+LANGUAGES = ("en", "de", "sw")
+
+
+def fake_study(
+    *, seeds: tuple[int, ...] = (0, 1), languages: tuple[str, ...] = ("en", "all"), name: str = "fake"
+) -> Study:
+    """Arms: `languages` x tiles {1, 2}; the pretrain stage is shared by arms with the same tiles."""
+    base = {"pretrain": {"mix": {**MIX, "languages": "en"}}, "instruct": {"mix": MIX}}
+    return Study(
+        name=name,
+        question="Does a study that trains nothing find anything?",
+        base=base,
+        factors=(
+            Factor(name="languages", path="instruct.mix.languages", levels=languages),
+            Factor(name="tiles", path="model.tiles", levels=(1, 2)),
+        ),
+        baseline={"languages": languages[-1], "tiles": 1},
+        design=FullGrid(),
+        seeds=seeds,
+    )
+
+
+def run(config: RunConfig, folder: Path, *, home: Path, on_progress: Callable[[dict[str, Any]], None]) -> RunRecord:
+    """What `lvlm.run.run` leaves behind, after FAKE_SECONDS; fails for the tiles in FAKE_FAIL. Every call is noted in
+    `home/calls.txt`."""
+    finished = (folder / "record.json").exists()
+    with open(home / CALLS, "a", encoding="utf-8") as calls:
+        calls.write(f"{folder.name} {'repeated' if finished else 'started'} {os.environ.get('OMP_NUM_THREADS')}\n")
+    if str(config.model.tiles) in os.environ.get("FAKE_FAIL", "").split(","):
+        raise ValueError(f"no such tiles: {config.model.tiles}")
+    steps = 10
+    for step in range(1, steps + 1):
+        on_progress({"kind": "step", "stage": "pretrain", "step": step, "steps": steps, "loss": 1 / step})
+        time.sleep(float(os.environ.get("FAKE_SECONDS", "0")) / steps)
+    return write_run(config, folder)
+
+
+def write_run(config: RunConfig, folder: Path, *, languages: tuple[str, ...] = LANGUAGES) -> RunRecord:
+    """The files of a finished run; the score is 50 + seed, and 10 more with two tiles."""
+    folder.mkdir(parents=True, exist_ok=True)
+    score = 50.0 + config.seed + 10 * (config.model.tiles - 1)
+    write_text(folder / CONFIG_FILE, to_yaml(config))
+    write_json(folder / PLAN_FILE, {"stages": ["pretrain", "instruct"]})
+    rows = [
+        {"stage": stage, "step": step, "samples": 16 * step, "loss": 1 / step, "tokens_per_second": 1000.0, "lr": 1e-3}
+        for stage in ("pretrain", "instruct")
+        for step in (1, 2, 3)
+    ]
+    rows.append({"stage": "instruct", "step": 3, "samples": 48, "score/multilingual": 12.0})
+    write_text(folder / CURVE_FILE, "".join(json.dumps(row) + "\n" for row in rows))
+    scores = [("vqa", code, metric, score, 20) for code in languages for metric in ("score", "fidelity")]
+    pd.DataFrame(scores, columns=["task", "language", "metric", "value", "n"]).to_parquet(folder / SCORES_FILE)
+    answers = [dict.fromkeys(PREDICTION_COLUMNS, "a") | {"language": code, "score": score} for code in languages]
+    pd.DataFrame(answers).to_parquet(folder / PREDICTIONS_FILE)
+    record = RunRecord(
+        name=config.name,
+        seed=config.seed,
+        folder=str(folder),
+        stage_keys={"pretrain": "aaa", "instruct": "bbb"},
+        plan_hash="0123456789ab",
+        scores={
+            "score/en": score,
+            "score/T1": score,
+            "score/multilingual": score,
+            "vqa/en": score,
+            "vqa/multilingual": score,
+        },
+        budget={"samples": 96.0, "seconds": 1.0},
+        provenance={"git_commit": "c0ffee"},
+    )
+    record.save(folder)
+    return record

@@ -1,0 +1,67 @@
+"""Designs: which arms are run, once each, and what a fraction keeps estimable."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ablations.designs import FullGrid, KeepInteraction, OneAtATime
+from ablations.factors import Factor
+from ablations.studies import load_study
+from lvlm.errors import InputError
+
+LANGUAGES = Factor(name="languages", path="instruct.mix.languages", levels=("en", "T5", "all"))
+SHARE = Factor(
+    name="share", path="instruct.mix.english_share", levels=(0.1, 0.5, 0.9), requires={"languages": ("T5", "all")}
+)
+TILES = Factor(name="tiles", path="model.tiles", levels=(1, 2))
+FACTORS = (LANGUAGES, SHARE, TILES)
+BASELINE = {"languages": "all", "share": 0.5, "tiles": 1}
+
+
+def keys(combinations):
+    return [tuple(levels.values()) for levels in combinations]
+
+
+def test_full_grid_has_a_conditional_factor_once_where_it_does_not_apply():
+    found = keys(FullGrid().combinations(FACTORS, BASELINE))
+    assert len(found) == len(set(found)) == (1 + 2 * 3) * 2
+    assert [one for one in found if one[0] == "en"] == [("en", None, 1), ("en", None, 2)]
+
+
+def test_every_design_starts_with_the_baseline():
+    for design in (FullGrid(), OneAtATime(), KeepInteraction(keep=("languages", "share"))):
+        assert design.combinations(FACTORS, BASELINE)[0] == BASELINE
+
+
+def test_one_at_a_time_differs_from_the_baseline_in_one_factor():
+    found = OneAtATime(levels={"share": (0.1,)}).combinations(FACTORS, BASELINE)
+    assert keys(found) == [("all", 0.5, 1), ("en", None, 1), ("T5", 0.5, 1), ("all", 0.1, 1), ("all", 0.5, 2)]
+
+
+def test_one_at_a_time_refuses_what_the_factor_does_not_have():
+    with pytest.raises(InputError, match=r"0\.3 is not a level of factor 'share'"):
+        OneAtATime(levels={"share": (0.3,)}).combinations(FACTORS, BASELINE)
+    with pytest.raises(InputError, match="names the factor\\(s\\) shares"):
+        OneAtATime(levels={"shares": (0.1,)}).combinations(FACTORS, BASELINE)
+
+
+def test_the_fraction_keeps_main_effects_and_the_interaction_estimable():
+    study = load_study("drivers")
+    arms = [arm.levels for arm in study.arms("full")]
+    pairs = sorted({(str(one["languages"]), str(one["english_share"])) for one in arms})
+    assert len(pairs) == 1 + 3 * 6, "every combination of the kept factors is run"
+    assert len(arms) < 2 * len(pairs), "it is a fraction"
+    cell = np.array([[(str(one["languages"]), str(one["english_share"])) == pair for pair in pairs] for one in arms], dtype=float)
+    tiles = np.array([[one["tiles"] == 2] for one in arms], dtype=float)
+    full = np.hstack([cell, tiles])
+    assert np.linalg.matrix_rank(full) == len(pairs) + 1, "tiles and all cells of languages x share are estimable together"
+    two = [one for one in arms if one["tiles"] == 2]
+    for name in ("languages", "english_share"):
+        seen = {one[name] for one in two}
+        assert {one[name] for one in arms} == seen, "each level of a kept factor is seen with tiles"
+
+
+def test_a_fraction_of_one_is_the_grid():
+    grid = set(keys(FullGrid().combinations(FACTORS, BASELINE)))
+    assert set(keys(KeepInteraction(keep=("languages", "share"), of=1).combinations(FACTORS, BASELINE))) == grid

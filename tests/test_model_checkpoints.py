@@ -1,0 +1,215 @@
+"""Saved models come back exactly, in a fresh process, through our loader and through transformers' Auto classes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lvlm.errors import InputError
+from lvlm.model.checkpoints import load, merge_and_save
+from lvlm.model.lvlm import Lvlm
+from lvlm.model.parts import prepare_training
+from tests.test_model_training import batch_for, stage, train
+from tests.tiny import make_llm, tiny_image, tiny_world
+
+VARIANTS = {
+    "adapter": {"adapter": "full"},
+    "lora": {"llm": "lora", "tower": "full"},
+    "tower-lora": {"llm": "full", "tower": "lora", "adapter": "frozen"},
+    "full": {"llm": "full", "tower": "full"},
+}
+FRESH = """
+import sys, torch
+torch.set_num_threads(1)
+from transformers import AutoModelForCausalLM, AutoProcessor
+import lvlm
+from pathlib import Path
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    expected = torch.load(folder / "expected.pt", weights_only=True)
+    model, processor = lvlm.load(folder)
+    for loaded in (model, *([AutoModelForCausalLM.from_pretrained(folder).eval()] if folder.name == "lora" else [])):
+        with torch.no_grad():
+            logits = loaded(**expected["batch"]).logits
+        assert torch.equal(logits, expected["logits"]), (folder.name, (logits - expected["logits"]).abs().max())
+        tied = loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
+        assert tied == expected["tied"], folder.name
+    print(folder.name)
+"""
+README = """
+import sys
+import lvlm
+assert not {"torch", "transformers"} & set(sys.modules), "import lvlm alone must stay light"
+import torch
+torch.set_num_threads(1)
+from PIL import Image
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+folder, picture = sys.argv[1:]
+image = Image.open(picture)
+processor = AutoProcessor.from_pretrained(folder)
+written = []
+for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+    model = auto.from_pretrained(folder)
+    assert isinstance(model, lvlm.Lvlm) and isinstance(processor, lvlm.LvlmProcessor)
+    def ask(prompts, images):
+        texts = []
+        for prompt in prompts:
+            messages = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content":
+            prompt}]
+            texts.append(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        inputs = processor(text=texts, images=images, return_tensors="pt").to(model.device)
+        ids = model.generate(**inputs, max_new_tokens=16)
+        ids = [new[len(old):] for old, new in zip(inputs.input_ids, ids)]
+        return processor.batch_decode(ids, skip_special_tokens=True)
+    one = "<image_placeholder>\\nBriefly describe the image in German."
+    two = "<image_placeholder><image_placeholder>\\nWhich is larger?"
+    answers = [ask([one], [image]), ask([two], [image, image.rotate(90)]), ask(["Hello"], None)]
+    assert ask([one, two, "Hello"], [[image], [image, image.rotate(90)], []]) == [answer[0] for answer in answers]
+    assert ask([one, two], [image, image, image.rotate(90)]) == [answer[0] for answer in answers[:2]]
+    written.append(answers)
+assert written[0] == written[1]
+assert AutoConfig.from_pretrained(folder).model_type == "lvlm"
+print("ok")
+"""
+
+
+def run(script, *args):
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.split()
+
+
+def saved(folder, model, processor, *, merge=False):
+    """Write a model with the logits that it gives."""
+    if merge:
+        merge_and_save(model, processor, folder)
+    else:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    return folder
+
+
+def note(folder, model, batch):
+    with torch.no_grad():
+        logits = model(**batch).logits
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    torch.save({"batch": batch, "logits": logits, "tied": tied}, folder / "expected.pt")
+    return logits
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """One saved model per variant, LoRA kept and merged, tied and untied embeddings."""
+    root = tmp_path_factory.mktemp("saved")
+    for name, parts in VARIANTS.items():
+        model, processor = tiny_world().assemble(tiles=2)
+        prepare_training(model, stage(**parts), seed=0)
+        train(model, processor)
+        batch = batch_for(model, processor)
+        note(saved(root / name, model, processor), model, batch)
+        if "lora" in name:
+            folder = saved(root / f"{name}-merged", model, processor, merge=True)
+            note(folder, load(folder)[0], batch)
+    bare = make_llm(root.parent / f"{root.name}-llm", placeholder=False, tied=False)
+    model, processor = tiny_world().assemble(llm=str(bare), adapter="mlp", feature_layer=-1)
+    note(saved(root / "untied-resized", model, processor), model, batch_for(model, processor))
+    return root
+
+
+def test_logits_are_bit_equal_in_a_fresh_process(folders):
+    assert set(run(FRESH, folders)) == {*VARIANTS, "lora-merged", "tower-lora-merged", "untied-resized"}
+
+
+def test_readme_usage_in_a_fresh_process(folders, tmp_path):
+    tiny_image(7).save(tmp_path / "image.png")
+    assert run(README, folders / "lora", tmp_path / "image.png") == ["ok"]
+
+
+@pytest.mark.parametrize("name", ["lora", "tower-lora"])
+def test_merged_equals_unmerged_and_leaves_the_model_as_it_is(folders, name):
+    kept, merged = (
+        torch.load(folders / folder / "expected.pt", weights_only=True) for folder in (name, f"{name}-merged")
+    )
+    torch.testing.assert_close(kept["logits"], merged["logits"], rtol=1e-4, atol=1e-4)
+    assert not torch.equal(kept["logits"], torch.zeros_like(kept["logits"]))
+    config = json.loads((folders / f"{name}-merged" / "config.json").read_text())
+    assert not config.get("lora") and not (folders / f"{name}-merged" / "lora").exists()
+    model, _ = load(folders / name)
+    keys = set(model.state_dict())
+    model.save_pretrained(folders.parent / "again", merge_lora=True)
+    assert set(model.state_dict()) == keys and model.config.lora
+
+
+def test_lora_is_an_ordinary_peft_adapter(folders):
+    """peft itself reads the saved LoRA and gives the same LLM."""
+    from peft import PeftModel
+
+    model, _ = load(folders / "lora")
+    plain, _ = load(folders / "adapter")
+    weights = load_file(folders / "lora" / "model.safetensors")
+    prefix = "language_model."
+    state = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    plain.language_model.load_state_dict(state, strict=False)
+    wrapped = PeftModel.from_pretrained(plain.language_model, folders / "lora" / "lora" / "llm").eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        assert torch.equal(wrapped(input_ids=ids).logits, model.language_model(input_ids=ids).logits)
+
+
+def test_only_safetensors_and_plain_keys_are_written(folders):
+    keys = set(load_file(folders / "lora" / "model.safetensors"))
+    assert not any("lora" in key or "base_layer" in key for key in keys)
+    assert keys == set(load_file(folders / "adapter" / "model.safetensors"))
+    assert "language_model.lm_head.weight" not in keys, "tied weights are stored once"
+    assert not [path for path in folders.rglob("*") if path.suffix in (".bin", ".pt") and path.name != "expected.pt"]
+
+
+@pytest.mark.parametrize("fault", ["missing", "surplus", "shape"])
+@pytest.mark.parametrize("file", ["model.safetensors", "lora/llm/adapter_model.safetensors"])
+def test_weights_that_do_not_fit_are_refused(folders, tmp_path, file, fault):
+    folder = tmp_path / "broken"
+    shutil.copytree(folders / "lora", folder)
+    state = load_file(folder / file)
+    key = next(key for key in state if "layers.1" in key and key.endswith("weight"))
+    if fault == "surplus":
+        state[key.replace("layers.1", "layers.7")] = state[key].clone()
+    else:
+        value = state.pop(key)
+        if fault == "shape":
+            state[key] = torch.zeros(3, value.shape[-1] + 1)
+    save_file(state, folder / file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=key.replace("layers.1", "layers.7") if fault == "surplus" else key):
+        load(folder)
+
+
+def test_a_lora_that_is_gone_is_refused(folders, tmp_path):
+    shutil.copytree(folders / "lora", tmp_path / "broken")
+    shutil.rmtree(tmp_path / "broken" / "lora")
+    with pytest.raises(InputError, match="does not exist"):
+        Lvlm.from_pretrained(tmp_path / "broken")
+    with pytest.raises(InputError, match=r"holds no config\.json"):
+        load(tmp_path)
+
+
+def test_training_goes_on_from_a_saved_model(folders):
+    """A second stage on a loaded model learns the same tensors as one on the model that was never saved."""
+    model, processor = load(folders / "lora")
+    before = set(model.state_dict())
+    prepare_training(model, stage(llm="lora"), seed=0)
+    assert set(model.state_dict()) == before
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        name for name, _ in model.named_parameters() if ".lora_" in name or name.startswith("multi_modal_projector")
+    }
+    train(model, processor)

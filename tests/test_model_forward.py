@@ -1,0 +1,215 @@
+"""The model's forward pass and generation: features, merging, padding, batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lvlm.errors import InputError
+from lvlm.model.chat import IMAGE_PLACEHOLDER
+from lvlm.model.tiling import pixels
+from tests.tiny import make_llm, make_tower, tiny_image, tiny_world
+
+P = IMAGE_PLACEHOLDER
+PROMPTS = (
+    ("Hi", []),
+    (f"{P}\nWhat colour is the circle on the left?", [1]),
+    (f"First {P} and then {P}, which is larger? यह क्या है?", [2, 3]),
+    (f"{P} ?", [4]),
+    ("A text without any image, which is quite a bit longer than the first one was.", []),
+)
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["tiles1", "tiles2"])
+def pair(request):
+    model, processor = tiny_world().assemble(tiles=request.param)
+    return model, processor
+
+
+def inputs_for(processor, chosen):
+    texts = [
+        processor.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+        for text, _ in chosen
+    ]
+    images = [[tiny_image(seed) for seed in seeds] for _, seeds in chosen]
+    return processor(text=texts, images=images, return_tensors="pt")
+
+
+def answers(model, processor, chosen, **kwargs):
+    inputs = inputs_for(processor, chosen)
+    generated = model.generate(**inputs, max_new_tokens=12, **kwargs)
+    return processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_batched_answers_equal_single_answers(pair):
+    model, processor = pair
+    single = [answers(model, processor, [prompt])[0] for prompt in PROMPTS]
+    assert answers(model, processor, PROMPTS) == single
+    assert len(set(single)) > 2, "answers that are all alike could not show a fault"
+
+
+def test_generation_from_features_equals_generation_from_pixels(pair):
+    model, processor = pair
+    inputs = inputs_for(processor, PROMPTS)
+    expected = model.generate(**inputs, max_new_tokens=8)
+    features = model.image_features(inputs.pop("pixel_values"))
+    assert features.shape == (4, model.config.views, 9, 16)
+    assert torch.equal(model.generate(**inputs, image_features=features, max_new_tokens=8), expected)
+
+
+def test_beams_keep_each_sample_with_its_images(pair):
+    model, processor = pair
+    single = [answers(model, processor, [prompt], num_beams=2)[0] for prompt in PROMPTS[1:4]]
+    assert answers(model, processor, PROMPTS[1:4], num_beams=2) == single
+
+
+def test_generation_without_cache_gives_the_same(pair):
+    model, processor = pair
+    assert answers(model, processor, PROMPTS[1:3], use_cache=False) == answers(model, processor, PROMPTS[1:3])
+
+
+def test_padding_on_either_side_changes_no_logit(pair):
+    model, processor = pair
+    rows = [{"input_ids": processor.encode_prompt(text, len(seeds))} for text, seeds in PROMPTS]
+    features = model.image_features(
+        torch.cat([pixels(tiny_image(s), processor.image_transform) for _, seeds in PROMPTS for s in seeds])
+    )
+    lefts, rights = (processor.collate(rows, padding_side=side) for side in ("left", "right"))
+    with torch.no_grad():
+        left = model(**lefts, image_features=features).logits
+        right = model(**rights, image_features=features).logits
+        for row, entry in enumerate(rows):
+            length = len(entry["input_ids"])
+            torch.testing.assert_close(left[row, -length:], right[row, :length], rtol=1e-4, atol=1e-4)
+
+
+def test_images_reach_their_own_places(pair):
+    """Embeddings with the image tokens replaced, against a loop over the tokens of each sample."""
+    model, processor = pair
+    inputs = inputs_for(processor, PROMPTS)
+    with torch.no_grad():
+        projected = model.multi_modal_projector(model.image_features(inputs["pixel_values"])).flatten(0, 1)
+        embeddings = model.embed(inputs["input_ids"], pixel_values=inputs["pixel_values"])
+        table = model.get_input_embeddings().weight
+        place = 0
+        for row, ids in enumerate(inputs["input_ids"].tolist()):
+            for column, token in enumerate(ids):
+                expected = projected[place] if token == model.config.image_token_id else table[token]
+                place += token == model.config.image_token_id
+                assert torch.equal(embeddings[row, column], expected)
+        assert place == len(projected)
+
+
+def test_counts_are_checked_sample_by_sample(pair):
+    model, processor = pair
+    inputs = inputs_for(processor, PROMPTS[:2])
+    with pytest.raises(InputError, match="Sample 0"):
+        model(**{**inputs, "image_counts": torch.tensor([1, 0])})
+    with pytest.raises(InputError, match="images were given"):
+        model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    swapped = inputs["input_ids"].clone()
+    swapped[1, inputs["input_ids"][1].tolist().index(model.config.image_token_id)] = 5
+    swapped[0, -1] = model.config.image_token_id  # the total is right, each sample is wrong
+    with pytest.raises(InputError, match="Sample 0"):
+        model(input_ids=swapped, attention_mask=inputs["attention_mask"], pixel_values=inputs["pixel_values"])
+
+
+def test_head_of_hidden_states_is_the_forward_pass(pair, monkeypatch):
+    model, processor = pair
+    inputs = dict(inputs_for(processor, PROMPTS))
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        monkeypatch.setattr(model.language_model.lm_head, "forward", None)  # no logits on this path
+        hidden = model.hidden_states(inputs)
+        monkeypatch.undo()
+        torch.testing.assert_close(model.logits(hidden), expected)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "cohere", "granite", "llama"])
+def test_head_of_llm_families(family):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from lvlm.model.lvlm import Lvlm
+
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
+    extra = {
+        "gemma2": {"head_dim": 8, "final_logit_softcapping": 3.0},
+        "cohere": {"logit_scale": 0.5},
+        "granite": {"logits_scaling": 4.0},
+    }
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=50,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.5,
+        **sizes,
+        **extra.get(family, {}),
+    )
+    model, _ = tiny_world().assemble()
+    llm = AutoModelForCausalLM.from_config(config).eval()
+    other = Lvlm(
+        type(model.config)(text_config=config, tower=model.config.tower, image_token_id=3, image_tokens=9),
+        vision_tower=model.vision_tower,
+        language_model=llm,
+    ).eval()
+    ids = torch.tensor([[4, 5, 6, 7]])
+    with torch.no_grad():
+        torch.testing.assert_close(other.logits(other.hidden_states({"input_ids": ids})), llm(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+def test_features_are_the_penultimate_block_without_norm(tmp_path, class_token):
+    import timm
+    from safetensors.torch import load_file
+
+    folder = make_tower(tmp_path, class_token=class_token)
+    whole = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=0, img_size=24, patch_size=8, embed_dim=16, depth=3, num_heads=2,
+        class_token=class_token, global_pool="token" if class_token else "avg",
+    )  # fmt: skip
+    whole.load_state_dict({key: value.float() for key, value in load_file(folder / "model.safetensors").items()})
+    outputs = []
+    for block in whole.eval().blocks:
+        block.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    values = torch.randn(2, 3, 24, 24)
+    for layer, index in ((-2, 1), (-1, 2), (0, 0)):
+        model, _ = tiny_world().assemble(tower=str(folder), feature_layer=layer)
+        outputs.clear()
+        with torch.no_grad():
+            whole.forward_features(values)
+            found = model.image_features(values)[:, 0]
+        torch.testing.assert_close(found, outputs[index][:, int(class_token) :])
+        assert len(model.vision_tower.model.blocks) == index + 1
+    with pytest.raises(InputError, match="feature_layer=-4"):
+        tiny_world().assemble(tower=str(folder), feature_layer=-4)
+
+
+def test_a_placeholder_is_added_where_it_is_missing(tmp_path):
+    world = tiny_world()
+    folder = make_llm(tmp_path / "bare", placeholder=False)
+    model, processor = world.assemble(llm=str(folder))
+    rows = model.get_input_embeddings().weight
+    assert len(rows) == len(processor.tokenizer) == model.config.text_config.vocab_size
+    assert model.config.image_token_id == processor.image_token_id == len(rows) - 1
+    assert model.get_output_embeddings().weight is rows
+    torch.testing.assert_close(rows[-1], rows[:-1].mean(dim=0))
+    assert answers(model, processor, PROMPTS) == [answers(model, processor, [prompt])[0] for prompt in PROMPTS]
+
+
+def test_assembly_depends_on_the_seed_only_and_leaves_global_randomness_alone():
+    state = torch.random.get_rng_state()
+    one, two, other = (tiny_world().assemble(seed=seed)[0] for seed in (0, 0, 1))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+    changed = {key for key, value in one.state_dict().items() if not torch.equal(value, other.state_dict()[key])}
+    assert changed == {
+        f"multi_modal_projector.adapter.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")
+    }

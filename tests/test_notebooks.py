@@ -1,0 +1,40 @@
+"""The notebooks: kept without outputs, short, and they run on a study's results."""
+
+from __future__ import annotations
+
+import pytest
+
+from ablations.notebooks import NOTEBOOKS, read_notebook, run_notebooks, to_html
+from tests.synthetic_results import write_study
+
+ONE_FACTOR = {"languages": "number_of_languages", "english_share": "english_share", "tiles": "tiling"}
+
+
+@pytest.mark.parametrize("stem", NOTEBOOKS.values())
+def test_a_notebook_holds_no_outputs_and_only_short_cells(stem):
+    notebook = read_notebook(stem)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert all(len(cell.source.splitlines()) <= 12 for cell in code)
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
+    assert notebook.cells[0].cell_type == "markdown" and "**Question.**" in notebook.cells[0].source
+
+
+def test_all_notebooks_run_on_the_drivers_and_become_html(tmp_path):
+    write_study(tmp_path, "drivers")
+    done = run_notebooks(list(NOTEBOOKS.values()), study="drivers", home=tmp_path)
+    figures = [
+        output for notebook in done for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs if "image/png" in output.get("data", {})
+    ]  # fmt: skip
+    assert len(figures) == 3 + 2 + 2, "each figure once"
+    page = to_html(done[0])
+    assert page.count("data:image/png;base64,") == 3 and "<summary>code</summary>" in page
+    assert "3 seeds" in page and str(tmp_path) not in page
+
+
+def test_notebooks_read_a_one_factor_study_too(tmp_path):
+    for factor, study in ONE_FACTOR.items():
+        write_study(tmp_path, study)
+        if factor == "english_share":
+            (done,) = run_notebooks([NOTEBOOKS[factor]], study=tmp_path / "studies" / study)
+            assert any("see the study `drivers`" in str(cell.get("outputs")) for cell in done.cells)

@@ -1,0 +1,209 @@
+"""Killed at any moment and started again, a run ends exactly as one that was never killed; another configuration is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lvlm.config import RunConfig
+from lvlm.errors import InputError
+from lvlm.run import run
+from lvlm.train import loop
+from lvlm.train.batches import BatchStream
+from lvlm.train.loop import StageLoop
+from lvlm.train.stages import Stage
+from tests.train_world import run_config, write_corpus
+
+TIMES = ("seconds", "tokens_per_second")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return write_corpus(tmp_path_factory.mktemp("resume") / "noise")
+
+
+def config_of(corpus: Path, **compute: Any) -> RunConfig:
+    """Both stages with dropout and validations, a checkpoint after every step, several micro-batches a step."""
+    settings = {"device": "cpu", "threads": 1, "micro_batch_tokens": 300, "checkpoint_every": 1e-6, "feature_cache": "off", **compute}
+    return run_config(corpus, instruct__validate_every=4, compute=settings)
+
+
+@contextmanager
+def watched(folder: Path) -> Iterator[None]:
+    """Note the ids of every step and keep the last checkpoint of each stage, in `folder`."""
+    step, save = BatchStream.step, loop.save_checkpoint
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def noted(self: BatchStream, number: int) -> Any:
+        ids = [(entry.id, entry.language) for entry in self.batches.plan.step_entries(number)]
+        with open(folder / "ids.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps([self.batches.plan.stage, number, ids]) + "\n")
+        return step(self, number)
+
+    def kept(where: Path, **values: Any) -> None:
+        save(where, **values)
+        shutil.copy(where / "checkpoint.pt", folder / f"{values['identity']['stage']}.pt")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BatchStream, "step", noted)
+        patch.setattr(loop, "save_checkpoint", kept)
+        yield
+
+
+@pytest.fixture(scope="module")
+def unkilled(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unkilled")
+    with watched(folder):
+        run(config_of(corpus), folder / "run", home=folder / "home")
+    return folder
+
+
+def killed(work: Callable[[], Any], patch_to_kill: Callable[[pytest.MonkeyPatch], None]) -> None:
+    """Do `work` in a child process that a SIGKILL ends."""
+    child = os.fork()
+    if not child:
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch_to_kill(patch)
+                work()
+        finally:
+            os._exit(1)  # reached only if nothing killed it
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+def kill_now(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at_call(original: Callable[..., Any], number: int) -> Callable[..., Any]:
+    """`original`, whose `number`-th call (from 0) is a SIGKILL."""
+    calls = 0
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > number:
+            kill_now()
+        return original(*args, **kwargs)
+
+    return counting
+
+
+def curve_of(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "run" / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def weights_of(folder: Path) -> dict[str, bytes]:
+    (model,) = [path for path in folder.glob("home/stages/*/model") if (path / "lora").exists()]
+    return {str(path.relative_to(model)): path.read_bytes() for path in sorted(model.rglob("*.safetensors"))}
+
+
+def ids_of(folder: Path) -> dict[tuple[str, int], Any]:
+    return {(stage, step): ids for stage, step, ids in map(json.loads, (folder / "ids.jsonl").read_text().splitlines())}
+
+
+def assert_same_end(folder: Path, unkilled: Path) -> None:
+    assert curve_of(folder) == curve_of(unkilled)
+    assert weights_of(folder) == weights_of(unkilled)
+    assert (folder / "run" / "predictions.parquet").read_bytes() == (unkilled / "run" / "predictions.parquet").read_bytes()
+    for stage in ("pretrain", "instruct"):
+        found, expected = (torch.load(place / f"{stage}.pt", weights_only=True) for place in (folder, unkilled))
+        assert found["optimizer"]["param_groups"] == expected["optimizer"]["param_groups"]
+        for index, state in expected["optimizer"]["state"].items():
+            for name, value in state.items():
+                assert torch.equal(found["optimizer"]["state"][index][name], value), f"{stage}: {name} of parameter {index}"
+        counts = {key: value for key, value in expected["position"].items() if "seconds" not in key and key != "curve_bytes"}
+        assert counts.items() <= found["position"].items()
+
+
+KILLS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "inside the second micro-batch of a step": lambda patch: patch.setattr(StageLoop, "loss", at_call(StageLoop.loss, 16)),
+    "between backward and update": lambda patch: patch.setattr(loop, "sum_over_processes", at_call(loop.sum_over_processes, 7)),
+    "while a checkpoint is written": lambda patch: patch.setattr("lvlm.train.resume.os.replace", at_call(os.replace, 6)),
+    "in a validation": lambda patch: patch.setattr(StageLoop, "_validation", kill_now),
+    "after the model, before the stage is marked": lambda patch: patch.setattr("lvlm.train.stages.write_json", kill_now),
+    "while the model is saved": lambda patch: patch.setattr(Stage, "publish_model", kill_now),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("moment", KILLS)
+def test_killed_and_started_again_ends_bit_identical(corpus: Path, unkilled: Path, tmp_path: Path, moment: str) -> None:
+    with watched(tmp_path):
+        killed(lambda: run(config_of(corpus), tmp_path / "run", home=tmp_path / "home"), KILLS[moment])
+        assert not (tmp_path / "run" / "record.json").exists()
+        (tmp_path / "ids.jsonl").rename(tmp_path / "ids-before.jsonl")
+        record = run(config_of(corpus), tmp_path / "run", home=tmp_path / "home")
+    assert_same_end(tmp_path, unkilled)
+    after, expected = ids_of(tmp_path), ids_of(unkilled)
+    assert all(expected[place] == ids for place, ids in after.items())
+    assert len(after) < len(expected), "it began again instead of going on"
+    assert record.budget["samples"] == 4 * 4 + 6 * 8
+
+
+def test_killed_with_loader_processes_and_no_checkpoint_yet(corpus: Path, unkilled: Path, tmp_path: Path) -> None:
+    config = config_of(corpus, loader_workers=2, checkpoint_every=1000)
+    with watched(tmp_path):
+        killed(
+            lambda: run(config, tmp_path / "run", home=tmp_path / "home"),
+            lambda patch: patch.setattr(loop, "sum_over_processes", at_call(loop.sum_over_processes, 6)),
+        )
+        run(config, tmp_path / "run", home=tmp_path / "home")
+    assert_same_end(tmp_path, unkilled)
+
+
+def test_kept_features_and_other_memory_settings_end_alike(corpus: Path, unkilled: Path, tmp_path: Path) -> None:
+    with watched(tmp_path):
+        run(config_of(corpus, feature_cache="on"), tmp_path / "run", home=tmp_path / "home")
+    assert_same_end(tmp_path, unkilled)
+
+
+def test_validation_does_not_touch_the_training(corpus: Path, unkilled: Path, tmp_path: Path) -> None:
+    config = config_of(corpus).model_dump(mode="json")
+    config["instruct"]["validate_every"] = None
+    run(RunConfig.model_validate(config), tmp_path / "run", home=tmp_path / "home")
+    assert weights_of(tmp_path) == weights_of(unkilled)
+    assert curve_of(tmp_path) == [row for row in curve_of(unkilled) if "loss" in row]
+
+
+def test_another_configuration_is_refused_with_a_diff(corpus: Path, tmp_path: Path) -> None:
+    killed(
+        lambda: run(config_of(corpus), tmp_path / "run", home=tmp_path / "home"),
+        lambda patch: patch.setattr(loop, "sum_over_processes", at_call(loop.sum_over_processes, 2)),
+    )
+    other = config_of(corpus).model_dump(mode="json")
+    other["instruct"]["optim"]["lr"] = 5e-4
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"instruct\.optim\.lr: 0\.001 -> 0\.0005"):
+        run(RunConfig.model_validate(other), tmp_path / "run", home=tmp_path / "home")
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    record = run(config_of(corpus, micro_batch_tokens=2000), tmp_path / "run", home=tmp_path / "home")
+    assert record.notes == ["resumed with compute.micro_batch_tokens: 300 -> 2000"]
+
+
+def test_a_checkpoint_of_other_parameters_is_refused(tmp_path: Path) -> None:
+    from lvlm.train.resume import load_checkpoint, save_checkpoint
+
+    def build(width: int, name: str) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        model = torch.nn.ModuleDict({name: torch.nn.Linear(2, width)})
+        return model, torch.optim.AdamW(model.parameters())
+
+    model, optimizer = build(2, "one")
+    save_checkpoint(tmp_path, model=model, optimizer=optimizer, position={"step": 1}, identity={"seed": 0})
+    with pytest.raises(InputError, match="seed: 0 -> 1"):
+        load_checkpoint(tmp_path, model=model, optimizer=optimizer, identity={"seed": 1})
+    other, other_optimizer = build(2, "two")
+    with pytest.raises(InputError, match=r"one\.bias"):
+        load_checkpoint(tmp_path, model=other, optimizer=other_optimizer, identity={"seed": 0})
+    assert load_checkpoint(tmp_path, model=model, optimizer=optimizer, identity={"seed": 0}) == {"step": 1}

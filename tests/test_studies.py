@@ -1,0 +1,175 @@
+"""Studies: everything is checked when declared, and a cell's id says what can change its result and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from ablations.designs import FullGrid
+from ablations.factors import Factor
+from ablations.studies import Expectation, Study, list_studies, load_study
+from ablations.table import load_results, tidy, write_results
+from lvlm.errors import InputError
+from tests.synthetic_results import scores, write_study
+
+CORPORA = {"corpora": [{"path": "data/shapes", "split": "instruct"}], "languages": "all", "english_share": 0.5}
+BASE = {"instruct": {"mix": CORPORA, "epochs": 1}}
+TILES = Factor(name="tiles", path="model.tiles", levels=(1, 2))
+
+
+def declare(**changes):
+    given = {
+        "name": "mine", "question": "?", "base": BASE, "factors": (TILES,), "baseline": {"tiles": 1}, "design": FullGrid(), "seeds": (0, 1),
+    }  # fmt: skip
+    return Study(**{**given, **changes})
+
+
+def test_the_shipped_studies_load_and_the_drivers_fit_a_lunch_break():
+    assert list_studies() == ("drivers", "english_share", "number_of_languages", "tiling")
+    drivers = load_study("drivers")
+    assert 18 <= len(drivers.cells("default")) <= 24
+    assert len(drivers.cells("full")) == len(drivers.arms("full")) * 5
+    for factor in drivers.factors:
+        levels = {arm.levels[factor.name] for arm in drivers.arms("default")} - {None}
+        assert len(levels) >= 2, f"{factor.name} has one level in the default design"
+
+
+def test_cells_come_seed_by_seed_and_once_each():
+    cells = load_study("drivers").cells("full")
+    assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
+    assert len({cell.id for cell in cells}) == len(cells) == len({(cell.arm.label, cell.seed) for cell in cells})
+
+
+def test_a_cell_holds_its_levels_and_its_seed():
+    for cell in load_study("drivers").cells("default"):
+        assert cell.config.seed == cell.seed
+        assert cell.config.model.tiles == cell.arm.levels["tiles"]
+        assert cell.config.instruct.mix.languages == cell.arm.levels["languages"]
+        assert cell.config.instruct.mix.english_share == cell.arm.levels["english_share"]
+
+
+@pytest.mark.parametrize("text", ["compute.micro_batch_tokens=512", "compute.loader_workers=2", "compute.evaluate_batch=8"])
+def test_the_id_of_a_cell_ignores_what_cannot_change_its_result(text):
+    study = declare()
+    assert study.cells(overrides=[text])[0].id == study.cells()[0].id
+    assert declare(name="other").cells()[0].id == study.cells()[0].id
+
+
+@pytest.mark.parametrize("text", ["compute.precision=bf16", "compute.threads=3", "instruct.optim.lr=0.5", "evaluate.items=3"])
+def test_the_id_of_a_cell_follows_what_can_change_its_result(text):
+    study = declare()
+    assert study.cells(overrides=[text])[0].id != study.cells()[0].id
+
+
+def test_cells_are_the_same_in_both_budgets_where_they_overlap():
+    study = load_study("drivers")
+    full = {(cell.arm.label, cell.seed): cell.id for cell in study.cells("full")}
+    assert all(full[cell.arm.label, cell.seed] == cell.id for cell in study.cells("default") if (cell.arm.label, cell.seed) in full)
+    assert sum((cell.arm.label, cell.seed) in full for cell in study.cells("default")) == 21
+
+
+def test_an_override_of_a_factor_would_be_ignored_and_is_an_error():
+    with pytest.raises(InputError, match="'model.tiles', which study 'mine' varies itself"):
+        declare().cells(overrides=["model.tiles=2"])
+
+
+def test_the_budget_comes_from_the_environment(monkeypatch):
+    study = declare(full_seeds=(0, 1, 2))
+    monkeypatch.setenv("BUDGET", "full")
+    assert len(study.cells()) == 6
+    monkeypatch.setenv("BUDGET", "huge")
+    with pytest.raises(InputError, match="'default' or 'full', not 'huge'"):
+        study.cells()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"factors": (Factor(name="tiles", path="model.tiles", levels=(1, 2, 20)),)}, r"level 20.*model.tiles"),
+        ({"factors": (Factor(name="tiles", path="model.tiles", levels=(1, "2")),)}, r"level '2' would be read as 2"),
+        ({"factors": (Factor(name="tiles", path="model.tiles", levels=(1, True)),)}, "different|read as"),
+        ({"baseline": {"tile": 1}}, "the baseline names one level for each factor"),
+        ({"baseline": {"tiles": 3}}, "3 is not a level of factor 'tiles'"),
+        ({"seeds": (0, 0)}, "seeds are different"),
+        ({"base": "huge"}, "huge does not exist"),
+        ({"base": {"instruct": {"mix": CORPORA, "epoch": 1}}}, "unknown setting 'instruct.epoch'"),
+        ({"fixed": {"model.tiles": 2}}, "both fixed and varied"),
+        ({"name": "My study"}, "lower-case"),
+    ],
+)  # fmt: skip
+def test_a_fault_in_a_study_is_one_clear_error(changes, message):
+    with pytest.raises(InputError, match=message):
+        declare(**changes)
+
+
+def test_an_unknown_group_or_path_is_an_error():
+    with pytest.raises(InputError, match="'T6' is not a language group"):
+        languages = Factor(name="languages", path="instruct.mix.languages", levels=("all", "T6"))
+        declare(factors=(languages,), baseline={"languages": "all"})
+    with pytest.raises(InputError, match="'instruct.mix.english_shares' is not a field.*english_share"):
+        Factor(name="share", path="instruct.mix.english_shares", levels=(0.1, 0.5))
+    with pytest.raises(InputError, match="cannot name a factor"):
+        Factor(name="seed", path="seed", levels=(0, 1))
+
+
+def test_a_fault_names_the_study_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from ablations import Factor\nfactor = Factor(name='x', path='model.tile', levels=(1, 2))\n")
+    with pytest.raises(InputError, match=r"mine\.py: factor 'x': 'model.tile' is not a field"):
+        load_study(path)
+    path.write_text("a = 1\nb = c\n")
+    with pytest.raises(InputError, match=r"mine\.py, line 2: NameError"):
+        load_study(path)
+    path.write_text("a = (\n")
+    with pytest.raises(InputError, match=r"mine\.py, line 1: SyntaxError"):
+        load_study(path)
+    path.write_text("study = None\n")
+    with pytest.raises(InputError, match="holds no `study = Study"):
+        load_study(path)
+    with pytest.raises(InputError, match="no study 'driver'.*drivers"):
+        load_study("driver")
+
+
+def test_an_expectation_must_compare_two_arms():
+    same = Expectation(claim="nothing", metric="score", group="en", arm={"tiles": 1}, direction="higher")
+    with pytest.raises(InputError, match="compares 'tiles 1' with itself"):
+        declare(expectations=(same,))
+    with pytest.raises(InputError, match="positive margin"):
+        Expectation(claim="little", metric="score", group="en", arm={"tiles": 2}, direction="little")
+
+
+def test_the_table_goes_through_parquet_and_knows_what_is_missing(tmp_path):
+    write_study(tmp_path, "drivers", runs=9)
+    results = load_results("drivers", home=tmp_path)
+    assert results.study is not None and results.name == "drivers"
+    assert len(results.finished) == 9 and len(results.missing) == 12
+    assert results.arms()["seeds"].tolist() == [2, 2, 1, 1, 1, 1, 1]
+    assert "12 of 21 planned runs are missing" in results._repr_html_()
+    assert list(results.table.columns) == [
+        "study", "arm", "seed", "languages", "english_share", "tiles", "run", "task", "language", "tier", "metric", "value", "n",
+    ]  # fmt: skip
+    assert set(results.table.loc[results.table["language"] == "en", "tier"]) == {"en"}
+
+
+def test_a_csv_alone_can_be_read(tmp_path):
+    write_study(tmp_path, "tiling")
+    load_results("tiling", home=tmp_path).table.assign(study="theirs").to_csv(tmp_path / "theirs.csv", index=False)
+    results = load_results(tmp_path / "theirs.csv")
+    assert results.study is None
+    one, two = results.arms().index
+    assert len(results.effects(baseline=one, arms=[two])) == 7
+    with pytest.raises(InputError, match="has no baseline: name one"):
+        results.effects()
+
+
+def test_faults_of_a_table_are_errors(tmp_path):
+    with pytest.raises(InputError, match="There are no results at .*sweeps launch drivers"):
+        load_results("drivers", home=tmp_path)
+    study = declare()
+    cell = study.cells()[0]
+    doubled = tidy(study, [(cell, scores(cell.arm, 0))] * 2)
+    write_results(tmp_path, doubled)
+    with pytest.raises(InputError, match="a second value for"):
+        load_results(tmp_path)
+    write_results(tmp_path, doubled.drop(columns="tier"))
+    with pytest.raises(InputError, match="lacks the column\\(s\\) tier"):
+        load_results(tmp_path)

@@ -1,0 +1,132 @@
+"""The commands: cheap to ask for help, clear about bad input, and what `plan`, `status`, `new` show."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ablations.studies import load_study
+from sweeps.cli import main
+from sweeps.plan import Place
+from sweeps.planner import make_plan
+from sweeps.queue import Queue
+from sweeps.stages import arranged, count_stages, in_training, stage_keys, without_waiting
+from tests.sweeps_fakes import RUNNER, fake_study
+
+COMMANDS = ("launch", "plan", "worker", "status", "export", "attach", "ui", "new")
+HEAVY = {"torch", "transformers", "mlflow", "pandas", "pyarrow"}
+
+
+def imported_by(home: Path, *arguments: str) -> set[str]:
+    call = f"try:\n    main({list(arguments)!r})\nfinally:\n    print('MODULES', *sys.modules)"
+    code = f"import sys\nfrom sweeps.cli import main\n{call}"
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, env={"LVLM_HOME": str(home)}
+    )
+    return set(done.stdout.rpartition("MODULES")[2].split())
+
+
+def planned(home: Path) -> Place:
+    plan = make_plan(fake_study(), runner=RUNNER)
+    place = Place(home, "fake")
+    plan.save(place)
+    queue = Queue(plan, place.journal)
+    queue.add_missing()
+    for outcome in ("done", "failed", "running"):
+        claim = queue.claim()
+        assert claim is not None
+        if outcome == "done":
+            queue.complete(claim, 1.0)
+        if outcome == "failed":
+            queue.fail(claim, "ValueError: no such tiles\nmore", "Traceback")
+    return place
+
+
+@pytest.mark.parametrize(
+    "command", [(), *[(name,) for name in COMMANDS]], ids=lambda command: " ".join(command) or "none"
+)
+def test_every_help_ends_in_a_line_to_paste(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--help"])
+    last = capsys.readouterr().out.strip().splitlines()[-1].strip()
+    assert stopped.value.code == 0
+    assert last.startswith("python -m sweeps " + (command[0] if command else ""))
+
+
+def test_help_and_status_load_nothing_heavy(tmp_path: Path) -> None:
+    planned(tmp_path)
+    assert not imported_by(tmp_path, "--help") & (HEAVY | {"optuna", "pydantic", "rich"})
+    loaded = imported_by(tmp_path, "status", "fake")
+    assert "optuna" in loaded and not loaded & HEAVY
+
+
+def test_status_shows_every_arm_and_why_a_cell_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planned(tmp_path)
+    assert main(["status", "fake", "--home", str(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 of 8 cells done (1 running, 5 waiting, 1 failed)" in said
+    assert all(arm in said for arm in ("all · tiles 1", "en · tiles 2")) and "ValueError: no such tiles" in said
+
+
+def test_plan_starts_nothing_and_counts_shared_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "drivers", "--home", str(tmp_path), "instruct.optim.lr=0.5"]) == 0
+    said = capsys.readouterr().out
+    cells = load_study("drivers").cells("default")
+    assert f"{len(cells)} cells" in said and "pretrain: trained 6 times" in said and "instruct.optim.lr=0.5" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["status", "drivers"], "Nothing has been launched"),
+        (["launch", "nothing"], "There is no study"),
+        (["plan", "drivers", "instruct.mix.english=1"], "not a field"),
+        (["plan", "drivers", "model.tiles=2"], "varies itself"),
+        (["launch", "drivers", "--workers", "0"], "at least 1"),
+        (["export", "drivers"], "Nothing has been launched"),
+        (["ui"], "no recorded runs"),
+        (["attach", "drivers"], "There is no report"),
+        (["new", "My Study"], "lower-case"),
+    ],
+)
+def test_bad_input_is_one_paragraph_and_status_2(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--home", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said
+
+
+def test_new_writes_a_study_that_loads_and_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["new", "my_study", "--folder", str(tmp_path)]) == 0
+    study = load_study(tmp_path / "my_study.py")
+    assert f"{len(study.cells('default'))} cells" in capsys.readouterr().out
+    assert main(["new", "my_study", "--folder", str(tmp_path)]) == 2
+
+
+def test_cells_share_a_stage_when_their_configs_agree_up_to_it() -> None:
+    plan = make_plan(fake_study())
+    assert count_stages(plan.cells) == {"pretrain": (4, 8), "instruct": (8, 8)}
+
+
+def test_seeds_come_one_after_another_and_each_begins_with_different_stages() -> None:
+    cells = make_plan(fake_study(seeds=(0, 1, 2))).cells
+    assert [cell.seed for cell in cells] == [0] * 4 + [1] * 4 + [2] * 4
+    assert len({stage_keys(cell)["pretrain"] for cell in cells[:2]}) == 2
+    backwards = arranged([*reversed(cells)])
+    assert sorted(cell.id for cell in backwards) == sorted(cell.id for cell in cells)
+
+
+def test_a_worker_prefers_a_cell_that_does_not_wait_for_a_stage_in_training() -> None:
+    cells = make_plan(fake_study(seeds=(0,))).cells
+    running, waiting = cells[0], cells[1:]
+    same = [cell for cell in waiting if stage_keys(cell)["pretrain"] == stage_keys(running)["pretrain"]]
+    busy = in_training({running.id: "pretrain"}, cells, [])
+    assert without_waiting(waiting, busy)[-1] in same and without_waiting(waiting, busy)[0] not in same
+    assert in_training({running.id: "instruct"}, cells, []).isdisjoint(stage_keys(cell)["pretrain"] for cell in cells)
+    assert stage_keys(running)["pretrain"] not in in_training({running.id: None}, cells, [same[0].id])

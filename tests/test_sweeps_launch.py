@@ -1,0 +1,311 @@
+"""Whole sweeps with a runner that trains nothing: killed, failing, interrupted, with a tracker that is down, and what
+they leave behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from optuna.trial import TrialState
+
+import sweeps.crew
+from ablations.table import load_results
+from lvlm.records import RunRecord
+from sweeps.identity import is_alive
+from sweeps.journal import Journal
+from sweeps.launch import Outcome, launch
+from sweeps.plan import Place
+from sweeps.planner import make_plan
+from sweeps.queue import Queue
+from sweeps.tracking import connect, database
+from sweeps.worker import Worker
+from tests.sweeps_fakes import CALLS, RUNNER, fake_study
+
+KILLS = 4
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Creating MLflow's tables takes seconds: once is enough."""
+    home = tmp_path_factory.mktemp("mlflow")
+    connect(home)
+    with sqlite3.connect(database(home)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return database(home)
+
+
+@pytest.fixture
+def home(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copyfile(empty_database, database(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setattr("sweeps.launch.POLL_SECONDS", 0.1)
+    return tmp_path
+
+
+def runs_of(home: Path, *, parents: bool = False) -> list[Any]:
+    client = connect(home)
+    experiment = client.get_experiment_by_name("fake")
+    runs = client.search_runs([experiment.experiment_id]) if experiment else []
+    return [run for run in runs if ("mlflow.parentRunId" not in run.data.tags) == parents]
+
+
+def calls(home: Path) -> list[list[str]]:
+    path = home / CALLS
+    return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def workers_of(home: Path) -> Iterator[int]:
+    """Process numbers of the workers that hold a cell."""
+    if not Place(home, "fake").journal.exists():
+        return
+    for trial in Journal(Place(home, "fake").journal, "fake").trials((TrialState.RUNNING,)):
+        if (who := trial.user_attrs.get("owner")) and is_alive(who):
+            yield who["pid"]
+
+
+def test_a_storm_of_kills_costs_no_cell_and_repeats_none(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_SECONDS", "0.6")
+    study, killed, over = fake_study(seeds=(0, 1, 2)), [], threading.Event()
+
+    def storm() -> None:
+        while not over.wait(0.4) and len(killed) < KILLS:
+            for pid in [pid for pid in workers_of(home) if pid not in killed][:1]:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    thread = threading.Thread(target=storm)
+    thread.start()
+    try:
+        outcome = launch(study, workers=3, home=home, runner=RUNNER)
+    finally:
+        over.set()
+        thread.join()
+
+    assert len(killed) == KILLS, "the storm has to hit"
+    assert outcome.is_complete and outcome.done == 12
+    assert not [call for call in calls(home) if call[1] == "repeated"]
+    trials = Journal(Place(home, "fake").journal, "fake").trials((TrialState.COMPLETE,))
+    assert Counter(trial.user_attrs["cell_id"] for trial in trials).most_common(1)[0][1] == 1 and len(trials) == 12
+    children = runs_of(home)
+    assert len(children) == len({run.data.tags["cell_id"] for run in children}) == 12
+    assert {run.info.status for run in children} == {"FINISHED"}
+    assert [run.data.metrics["cells_done"] for run in runs_of(home, parents=True)] == [12]
+    assert not list((home / "studies/fake/cells").glob("*/untracked.txt"))
+    assert load_results(home / "studies/fake").table["run"].nunique() == 12
+
+
+def test_what_mlflow_and_the_folder_hold_after_a_sweep(home: Path) -> None:
+    assert work_alone(home, fake_study(seeds=(0,)), overrides=["instruct.optim.lr=0.5"]).is_complete
+    (parent,), children = runs_of(home, parents=True), runs_of(home)
+    assert parent.data.metrics == {"cells_done": 4.0, "cells_failed": 0.0} and parent.info.status == "FINISHED"
+    assert "| all · tiles 2 | 1 of 1 |  | 60.0 |" in parent.data.tags["mlflow.note.content"]
+    child = next(run for run in children if run.data.params["tiles"] == "2" and run.data.params["languages"] == "all")
+    tags = child.data.tags
+    assert tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (tags["study"], tags["arm"], tags["seed"], tags["plan_hash"]) == (
+        "fake",
+        "all · tiles 2",
+        "0",
+        "0123456789ab",
+    )
+    assert (tags["stage_keys"], tags["git_commit"]) == ('{"pretrain": "aaa", "instruct": "bbb"}', "c0ffee")
+    assert len(tags["cell_id"]) == 12
+    params = child.data.params
+    assert (params["model.tiles"], params["instruct.optim.lr"], params["instruct.mix.languages"], params["seed"]) == (
+        "2",
+        "0.5",
+        "all",
+        "0",
+    )
+    metrics = child.data.metrics
+    assert (
+        metrics["score/multilingual"] == 60.0
+        and metrics["vqa/sw"] == 60.0
+        and metrics["tune/score/multilingual"] == 12.0
+    )
+    client = connect(home)
+    loss = sorted((point.step, point.value) for point in client.get_metric_history(child.info.run_id, "train/loss"))
+    assert loss == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3)), (4, 1.0), (5, 0.5), (6, pytest.approx(1 / 3))]
+    assert metrics["train/tokens_per_second"] == 1000.0
+    artifacts = {file.path for file in client.list_artifacts(child.info.run_id)}
+    assert artifacts == {"config.yaml", "plan.json", "scores.parquet", "predictions.parquet", "checkpoint.txt"}
+    with sqlite3.connect(database(home)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+    table = pd.read_parquet(home / "studies/fake/results.parquet")
+    assert list(table.columns[:5]) == ["study", "arm", "seed", "languages", "tiles"] and len(table) == 4 * 6
+    answers = pd.read_parquet(home / "studies/fake/predictions.parquet")
+    assert (
+        len(answers) == 4 * 3 and set(answers["run"]) == set(table["run"]) and set(answers["arm"]) == set(table["arm"])
+    )
+
+
+def test_an_override_is_another_version_with_other_cells() -> None:
+    plain, changed = make_plan(fake_study()), make_plan(fake_study(), overrides=["instruct.optim.lr=0.5"])
+    assert plain.version != changed.version
+    assert not {cell.id for cell in plain.cells} & {cell.id for cell in changed.cells}
+    assert {cell.config["instruct"]["optim"]["lr"] for cell in changed.cells} == {0.5}
+
+
+def test_a_failure_keeps_its_traceback_and_the_rest_goes_on(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FAKE_FAIL", "2")
+    monkeypatch.setattr("sweeps.launch.FAILURES_IN_A_ROW", 9)
+    study = fake_study(seeds=(0,))
+    first = work_alone(home, study)
+    assert (first.done, first.failed) == (2, 2)
+    failed = [cell for cell in make_plan(study, runner=RUNNER).cells if cell.levels["tiles"] == 2]
+    for cell in failed:
+        assert "ValueError: no such tiles: 2" in (home / "studies/fake/cells" / cell.id / "traceback.txt").read_text()
+    states = Queue(make_plan(study, runner=RUNNER), Place(home, "fake").journal).states()
+    assert states[failed[0].id].error == "ValueError: no such tiles: 2"
+    assert sorted(run.info.status for run in runs_of(home)) == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
+
+    monkeypatch.setenv("FAKE_FAIL", "")
+    begun = len(calls(home))
+    assert launch(study, workers=1, home=home, runner=RUNNER).failed == 2 and len(calls(home)) == begun
+    assert "--retry-failed" in capfd.readouterr().out
+    again = launch(study, workers=1, home=home, runner=RUNNER, retry_failed=True)
+    assert again.is_complete and len(calls(home)) == begun + 2
+    assert sorted(run.info.status for run in runs_of(home)) == ["FINISHED"] * 4
+    assert not (home / "studies/fake/cells" / failed[0].id / "traceback.txt").exists()
+
+
+def work_alone(home: Path, study: Any, *, overrides: Sequence[str] = ()) -> Outcome:
+    """A launch whose cells are run in this process, so that no worker has to start."""
+    plan = make_plan(study, runner=RUNNER, overrides=overrides)
+    place = Place(home, plan.study)
+    plan.save(place)
+    queue = Queue(plan, place.journal)
+    queue.add_missing()
+    Worker(plan, place).work()
+    return launch(study, workers=1, home=home, runner=RUNNER, overrides=overrides)
+
+
+def test_three_failures_in_a_row_stop_the_sweep_with_a_clear_message(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FAKE_FAIL", "1,2")
+    outcome = launch(fake_study(seeds=(0, 1)), workers=1, home=home, runner=RUNNER)
+    assert (outcome.done, outcome.failed, len(calls(home))) == (0, 3, 3)
+    assert {call[2] for call in calls(home)} == {str(sweeps.crew.cores())}, "one worker has the threads of all cores"
+    said = capfd.readouterr().out
+    assert "3 cells failed in a row" in said and "traceback.txt" in said and "--retry-failed" in said
+
+
+def test_a_tracker_that_is_down_costs_no_training_and_gets_everything_later(
+    home: Path, empty_database: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    study = fake_study(seeds=(0,))
+    database(home).unlink()
+    database(home).mkdir()  # no database can be opened here
+    outcome = work_alone(home, study)
+    assert outcome.is_complete and len(calls(home)) == 4
+    assert "MLflow does not answer" in capfd.readouterr().out
+    notes = list((home / "studies/fake/cells").glob("*/untracked.txt"))
+    assert len(notes) == 4 and "Traceback" in notes[0].read_text()
+
+    database(home).rmdir()
+    shutil.copyfile(empty_database, database(home))
+    assert launch(study, home=home, runner=RUNNER).is_complete
+    assert len(calls(home)) == 4, "nothing is trained again"
+    assert len(runs_of(home)) == 4 and {run.info.status for run in runs_of(home)} == {"FINISHED"}
+    assert not list((home / "studies/fake/cells").glob("*/untracked.txt"))
+
+
+def test_a_crash_between_record_and_complete_costs_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = fake_study(seeds=(0,))
+    plan = make_plan(study, runner=RUNNER)
+    place = Place(home, "fake")
+    plan.save(place)
+    queue = Queue(plan, place.journal)
+    queue.add_missing()
+    worker = Worker(plan, place)
+    monkeypatch.setattr(worker.queue, "complete", _killed)
+    with pytest.raises(_KilledError):
+        worker.work()
+    (recorded,) = [cell for cell in plan.cells if place.is_recorded(cell.id)]
+    queue.release(queue_claim(queue, recorded.id))
+    assert Worker(plan, place).work() == 0
+    assert [call[1] for call in calls(home)] == ["started"] * 4
+    assert len(runs_of(home)) == 4
+    history = connect(home).get_metric_history(
+        next(r for r in runs_of(home) if r.data.tags["cell_id"] == recorded.id).info.run_id, "train/loss"
+    )
+    assert len(history) == 6, "a point that is sent twice is there once"
+
+
+class _KilledError(BaseException):
+    pass
+
+
+def _killed(*_: object) -> bool:
+    raise _KilledError
+
+
+def queue_claim(queue: Queue, cell_id: str) -> Any:
+    """The claim of a cell that runs, as its worker holds it."""
+    from sweeps.queue import Claim
+
+    trial = next(
+        t
+        for t in Journal(Path(queue.journal_path), "fake").trials((TrialState.RUNNING,))
+        if t.user_attrs["cell_id"] == cell_id
+    )
+    return Claim(next(cell for cell in queue.plan.cells if cell.id == cell_id), 1, Journal.handle(trial))
+
+
+def test_a_larger_budget_takes_over_what_is_done_and_gets_its_own_parent_run(home: Path) -> None:
+    assert work_alone(home, fake_study(seeds=(0,))).is_complete
+    assert work_alone(home, fake_study(seeds=(0, 1))).is_complete
+    assert len(calls(home)) == 8 and not [call for call in calls(home) if call[1] == "repeated"]
+    by_parent = Counter(run.data.tags["mlflow.parentRunId"] for run in runs_of(home))
+    assert sorted(by_parent.values()) == [4, 8]
+
+
+def test_ctrl_c_stops_the_workers_and_the_next_launch_goes_on(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FAKE_SECONDS", "30")
+    study = fake_study(seeds=(0,))
+    timer = threading.Thread(
+        target=_when, args=(lambda: list(workers_of(home)), lambda: signal.raise_signal(signal.SIGINT))
+    )
+    timer.start()
+    outcome = launch(study, workers=1, home=home, runner=RUNNER)
+    timer.join()
+    assert outcome.interrupted and outcome.done == 0 and list(workers_of(home)) == []
+    assert "Go on with:\n  python -m sweeps launch fake" in capfd.readouterr().out
+    monkeypatch.setenv("FAKE_SECONDS", "0")
+    assert work_alone(home, study).is_complete
+
+
+def _when(condition: Callable[[], Any], action: Callable[[], None]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    action()
+
+
+def test_a_metric_per_language_only_while_the_run_has_few_names(tmp_path: Path) -> None:
+    from sweeps.metrics import MAX_KEYS, language_scores
+    from tests.sweeps_fakes import write_run
+
+    cell = make_plan(fake_study()).cells[0]
+    many = tuple(f"l{number}" for number in range(MAX_KEYS))
+    assert isinstance(write_run(cell.run_config(), tmp_path / "few"), RunRecord)
+    write_run(cell.run_config(), tmp_path / "many", languages=many)
+    assert len(language_scores(tmp_path / "few", taken=20)) == 3
+    assert language_scores(tmp_path / "few", taken=MAX_KEYS - 3) == {}
+    assert language_scores(tmp_path / "many", taken=0) == {}

@@ -1,0 +1,186 @@
+"""The gradient of one optimizer step is the same for every split into micro-batches and processes, and pixels or kept features."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lvlm.data.corpus import open_corpus
+from lvlm.data.plan import build_plan
+from lvlm.model.parts import prepare_training
+from lvlm.train.batches import BatchStream, SampleEncoder, StepBatches
+from lvlm.train.features import FeatureStore, TowerFeatures
+from lvlm.train.loss import weighted_cross_entropy
+from tests.tiny import tiny_world
+from tests.train_world import run_config, write_corpus
+
+ONE, FOUR, EIGHT = 100_000, 420, 1
+"""Token budgets that split the step of eight samples into one, several and eight micro-batches."""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return write_corpus(tmp_path_factory.mktemp("gradient") / "noise")
+
+
+def step_of(corpus: Path, reduction: str, budget: int, *, rank: int = 0, processes: int = 1) -> tuple[Any, StepBatches]:
+    """The model as it starts a stage without dropout, and its step batches."""
+    config = run_config(corpus, instruct__reduction=reduction, instruct__lora={"r": 4, "alpha": 8, "dropout": 0.0})
+    assert config.instruct is not None
+    model, processor = tiny_world().assemble(tiles=2)
+    prepare_training(model, config.instruct, seed=0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # zero at the start, which would hide the gradient of A
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    encoder = SampleEncoder(processor)
+    plan = build_plan("instruct", config.instruct, seed=0, corpora={str(corpus): open_corpus(corpus)}, measure=encoder.measure)
+    return model, StepBatches(plan, encoder, config.instruct.reduction, token_budget=budget, rank=rank, processes=processes)
+
+
+def gradient(corpus: Path, reduction: str, budget: int) -> tuple[int, float, torch.Tensor]:
+    """(micro-batches, loss, flat gradient) of step 0."""
+    model, batches = step_of(corpus, reduction, budget)
+    tower = TowerFeatures(model, device=torch.device("cpu"), precision="fp32")
+    stream = BatchStream(batches, model.config.image_transform, store=None, tower=tower, device=torch.device("cpu"), first_step=0)
+    total, count = 0.0, 0
+    for batch, images in stream.step(0):
+        hidden = model.hidden_states({"input_ids": batch.input_ids, **images})
+        logits = model.logits(hidden.flatten(0, 1).index_select(0, batch.positions))
+        loss = weighted_cross_entropy(logits, batch.targets, batch.weights)
+        loss.backward()
+        total, count = total + loss.item(), count + 1
+    return count, total, torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+
+def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("reduction", ["token", "sample"])
+def test_gradient_does_not_depend_on_micro_batches(corpus: Path, reduction: str) -> None:
+    whole, loss, expected = gradient(corpus, reduction, ONE)
+    some, loss_some, in_some = gradient(corpus, reduction, FOUR)
+    eight, loss_eight, in_eight = gradient(corpus, reduction, EIGHT)
+    assert whole < some < eight == 8
+    assert relative_difference(in_some, expected) < 1e-6
+    assert relative_difference(in_eight, expected) < 1e-6
+    assert loss_some == pytest.approx(loss, rel=1e-6) and loss_eight == pytest.approx(loss, rel=1e-6)
+
+
+def test_reductions_differ(corpus: Path) -> None:
+    """Otherwise the equality above would say nothing about the divisor."""
+    by_token, by_sample = gradient(corpus, "token", ONE)[2], gradient(corpus, "sample", ONE)[2]
+    assert relative_difference(by_token, by_sample) > 1e-2
+
+
+def test_token_loss_equals_the_plain_mean_of_one_padded_batch(corpus: Path) -> None:
+    """The same number from transformers' own loss: all samples padded together, mean over labels."""
+    model, batches = step_of(corpus, "token", ONE)
+    samples = [batches.plan.sample(entry) for entry in batches.plan.step_entries(0)]
+    processor = batches.encoder.processor
+    inputs = processor.collate([processor.encode_sample(sample.turns, len(sample.images)) for sample in samples])
+    images = [image for sample in batches.samples(0) for image in sample.images]
+    features = TowerFeatures(model, device=torch.device("cpu"), precision="fp32")(images)
+    with torch.no_grad():
+        expected = model(**inputs, image_features=features).loss.item()
+    assert gradient(corpus, "token", FOUR)[1] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_step_is_a_pure_function_of_plan_and_step(corpus: Path) -> None:
+    _, batches = step_of(corpus, "token", FOUR)
+    _, again = step_of(corpus, "token", EIGHT)
+    for step in reversed(range(batches.plan.steps)):
+        assert batches.plan.step_entries(step) == again.plan.step_entries(step)
+        assert sum(len(batch.lengths) for batch in batches(step)) == len(again(step)) == 8
+
+
+def test_processes_share_a_step_without_overlap(corpus: Path) -> None:
+    _, alone = step_of(corpus, "token", EIGHT)
+    whole = sorted(batch.targets.tolist() for batch in alone(1))
+    weight = float(alone(1)[0].weights[0])
+    parts = []
+    for rank in range(3):
+        _, share = step_of(corpus, "token", EIGHT, rank=rank, processes=3)
+        for batch in share(1):
+            parts.append(batch.targets.tolist())
+            assert float(batch.weights[0]) == weight, "the divisor is that of the whole step"
+    assert sorted(parts) == whole
+
+
+def test_a_micro_batch_without_supervised_tokens_gives_no_nan(corpus: Path) -> None:
+    model, batches = step_of(corpus, "token", ONE)
+    (batch,) = batches(0)
+    hidden = model.hidden_states({"input_ids": batch.input_ids[:, :3]})
+    nothing = torch.zeros(0, dtype=torch.long)
+    loss = weighted_cross_entropy(model.logits(hidden.flatten(0, 1).index_select(0, nothing)), nothing, torch.zeros(0))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert all(p.grad is None or not p.grad.isnan().any() for p in model.parameters())
+
+
+def test_the_longest_micro_batch_is_found(corpus: Path) -> None:
+    _, batches = step_of(corpus, "token", FOUR)
+    largest = max(batch.input_ids.numel() for step in range(batches.plan.steps) for batch in batches(step))
+    assert batches.longest().input_ids.numel() == largest
+
+
+def test_kept_features_give_the_same_loss_to_the_bit(corpus: Path, tmp_path: Path) -> None:
+    model, batches = step_of(corpus, "token", FOUR)
+    tower = TowerFeatures(model, device=torch.device("cpu"), precision="fp32")
+    store = FeatureStore(tmp_path, tower)
+    losses: dict[str, list[float]] = {}
+    for name, kept, workers in (("computed", None, 0), ("stored", store, 0), ("loader processes", None, 2)):
+        stream = BatchStream(
+            batches, model.config.image_transform, store=kept, tower=tower, device=torch.device("cpu"), first_step=0, workers=workers
+        )
+        losses[name] = []
+        for step in range(2):
+            for batch, images in stream.step(step):
+                hidden = model.hidden_states({"input_ids": batch.input_ids, **images}).flatten(0, 1)
+                logits = model.logits(hidden.index_select(0, batch.positions))
+                losses[name].append(weighted_cross_entropy(logits, batch.targets, batch.weights).item())
+    assert losses["computed"] == losses["stored"] == losses["loader processes"]
+    assert len(set(losses["computed"])) == len(losses["computed"]) > 2
+
+
+def test_two_processes_train_as_one(corpus: Path, tmp_path: Path) -> None:
+    """Three steps under gloo: same curve and same weights as alone, within rounding."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    _train(corpus, alone, processes=1)
+    _train(corpus, together, processes=2)
+    expected, found = torch.load(alone / "weights.pt"), torch.load(together / "weights.pt")
+    assert expected.keys() == found.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
+    import json
+
+    losses = [[json.loads(line)["loss"] for line in (folder / "curve.jsonl").read_text().splitlines()] for folder in (alone, together)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def _train(corpus: Path, folder: Path, *, processes: int) -> None:
+    folder.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    root = Path(__file__).resolve().parent.parent
+    world = tiny_world()
+    command = [sys.executable, "-m", "tests.train_worker", str(corpus), str(folder), world.llm, world.tower]
+    running = []
+    for rank in range(processes):
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+        if processes > 1:
+            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        running.append(subprocess.Popen(command, env=environment, cwd=root, stderr=subprocess.PIPE))
+    for process in running:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors.decode()[-2000:]

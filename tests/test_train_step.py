@@ -1,0 +1,74 @@
+"""What one optimizer step computes: the objective does not depend on micro-batches or processes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lvlm.config import OptimConfig
+from lvlm.train.loss import token_weights, weighted_cross_entropy
+from lvlm.train.optim import build_optimizer, lr_factor, part_of
+from lvlm.train.packing import micro_batches
+
+
+def test_micro_batches_hold_every_sample_once_within_the_budget() -> None:
+    lengths = [37, 90, 41, 41, 300, 12, 64, 64, 63, 500]
+    groups = micro_batches(lengths, 256)
+    assert sorted(position for group in groups for position in group) == list(range(len(lengths)))
+    for group in groups:
+        assert len(group) * max(lengths[i] for i in group) <= 256 or len(group) == 1
+    assert 9 in groups[0], "the longest sample comes first"
+
+
+def test_micro_batches_split_only_where_padding_costs_more_than_a_pass() -> None:
+    assert len(micro_batches([50, 51, 52, 53], 4096, overhead_tokens=100)) == 1
+    assert micro_batches([500, 20, 20, 20], 4096, overhead_tokens=100) == [[0], [1, 2, 3]]
+    assert micro_batches([], 64) == []
+
+
+@pytest.mark.parametrize("reduction", ["token", "sample"])
+def test_weights_divide_by_the_whole_step(reduction: str) -> None:
+    counts = [1, 4, 0, 5]
+    weights = token_weights(counts, reduction)  # type: ignore[arg-type]
+    assert sum(weight * count for weight, count in zip(weights, counts, strict=True)) == pytest.approx(1.0)
+    assert (weights[0] == weights[1]) == (reduction == "token")
+    assert token_weights([0, 0], reduction) == [0.0, 0.0]  # type: ignore[arg-type]
+
+
+def test_loss_without_supervised_tokens_is_zero_and_has_a_gradient() -> None:
+    logits = torch.zeros(0, 7, requires_grad=True)
+    loss = weighted_cross_entropy(logits, torch.zeros(0, dtype=torch.long), torch.zeros(0))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert logits.grad is not None
+
+
+def test_schedule_warms_up_in_fractions_and_steps_and_ends_near_zero() -> None:
+    by_fraction = [lr_factor(step, steps=100, config=OptimConfig(warmup=0.1)) for step in range(100)]
+    by_steps = [lr_factor(step, steps=100, config=OptimConfig(warmup=10)) for step in range(100)]
+    assert by_fraction == by_steps
+    assert by_fraction[:10] == sorted(by_fraction[:10]) and by_fraction[0] > 0
+    assert max(by_fraction) == by_fraction[10] == 1.0
+    assert 0 < by_fraction[-1] < 0.01
+    constant = [lr_factor(step, steps=100, config=OptimConfig(warmup=0, schedule="constant")) for step in range(100)]
+    assert constant == [1.0] * 100
+    assert not any(math.isnan(lr_factor(step, steps=1, config=OptimConfig())) for step in range(1))
+
+
+def test_optimizer_holds_what_learns_with_the_rate_of_its_part() -> None:
+    model = torch.nn.ModuleDict(
+        {"vision_tower": torch.nn.Linear(2, 2), "multi_modal_projector": torch.nn.Linear(2, 2), "language_model": torch.nn.Linear(2, 2)}
+    )
+    model["vision_tower"].requires_grad_(False)
+    optimizer = build_optimizer(model, OptimConfig(lr=1e-3, adapter_lr=5e-4, weight_decay=0.1))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    seen = {names[id(p)]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    assert seen == {
+        "multi_modal_projector.weight": (5e-4, 0.1),
+        "multi_modal_projector.bias": (5e-4, 0.0),
+        "language_model.weight": (1e-3, 0.1),
+        "language_model.bias": (1e-3, 0.0),
+    }
+    assert part_of("vision_tower.model.blocks.0") == "tower"
