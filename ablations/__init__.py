@@ -1,4 +1,7 @@
-"""Ablations: factors, designs and studies, and how to read what a sweep found. Names are loaded when they are first used."""
+"""Ablations: factors, designs and studies, and how to read what a sweep found.
+
+Names are loaded when they are first used.
+"""
 
 from __future__ import annotations
 

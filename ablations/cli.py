@@ -1,4 +1,7 @@
-"""The commands `report` and `list`. Called by `python -m ablations`; nothing heavy is imported before a command needs it."""
+"""The commands `report` and `list`. Called by `python -m ablations`.
+
+Nothing heavy is imported before a command needs it.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +34,16 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report",
         help="write a study's report (one HTML file) and print its headlines",
-        description="Write HOME/studies/STUDY/report.html from the results there, finished or not, and print the headline effects.",
+        description="Write HOME/studies/STUDY/report.html from the results there and print the headline effects.",
         epilog="python -m ablations report drivers",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    report.add_argument("study", metavar="STUDY", help="a study's name or file, or the folder that holds its results.parquet")
-    report.add_argument("--home", metavar="DIR", help="work folder (default: the environment variable LVLM_HOME, else ./runs)")
+    report.add_argument(
+        "study", metavar="STUDY", help="a study's name or file, or the folder that holds its results.parquet"
+    )
+    report.add_argument(
+        "--home", metavar="DIR", help="work folder (default: the environment variable LVLM_HOME, else ./runs)"
+    )
     commands.add_parser(
         "list",
         help="list the studies that come with the toolkit",

@@ -1,4 +1,7 @@
-"""Designs: which combinations of levels are run. A study names one for the default budget and one for the full budget."""
+"""Designs: which combinations of levels are run.
+
+A study names one for the default budget and one for the full budget.
+"""
 
 from __future__ import annotations
 
@@ -53,17 +56,20 @@ class OneAtATime(Design):
         for factor in factors:
             for level in self.levels.get(factor.name, factor.levels):
                 if level not in factor.levels:
-                    raise InputError(f"OneAtATime: {level!r} is not a level of factor '{factor.name}': {factor.levels!r}.")
+                    raise InputError(
+                        f"OneAtATime: {level!r} is not a level of factor '{factor.name}': {factor.levels!r}."
+                    )
                 yield {**baseline, factor.name: level}
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeepInteraction(Design):
-    """A fraction of the grid in which all main effects and the interaction of the two factors in `keep` are clear of each other.
+    """A fraction of the grid: main effects and the interaction of the two factors in `keep` are clear of each other.
 
-    Every combination of the two kept factors is run at the baseline of the others. Each other level of each other factor is
-    run beside one `of`-th of these combinations, spread so that every level of the kept factors takes part: its effect is a
-    mean of pairs of arms that differ in nothing else. Confounded are the interactions with the factors outside `keep`.
+    Every combination of the two kept factors is run at the baseline of the others. Each other level of each other
+    factor is run beside one `of`-th of these combinations, spread so that every level of the kept factors takes part:
+    its effect is a mean of pairs of arms that differ in nothing else. Confounded are the interactions with the factors
+    outside `keep`.
     """
 
     keep: tuple[str, str]

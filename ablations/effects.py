@@ -1,10 +1,13 @@
-"""Effects: paired differences between arms with their intervals, and the verdict on what a study expected. `report` and the notebooks show them."""
+"""Effects: paired differences between arms with their intervals, and the verdict on what a study expected.
+
+`report` and the notebooks show them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -32,8 +35,9 @@ PAIR = ["task", "language"]
 class Effect:
     """What an arm changes against a baseline, in points, for one metric and group.
 
-    `low` and `high` bound it for seeds and languages like these (95 %); `noise_units` is `points` over the standard deviation of the paired
-    difference between seeds. `verdict` is about a change in any direction, or about the direction that an expectation declared.
+    `low` and `high` bound it for seeds and languages like these (95 %); `noise_units` is `points` over the standard
+    deviation of the paired difference between seeds. `verdict` is about a change in any direction, or about the
+    direction that an expectation declared.
     """
 
     metric: str
@@ -69,15 +73,21 @@ def effects(
     by: By = "tier",
     task: str | None = None,
 ) -> list[Effect]:
-    """Every arm against the baseline, in groups of (task, language) pairs: by tier, task or language; `task` narrows to one task.
+    """Every arm against the baseline, in groups of (task, language) pairs: by tier, task or language.
 
-    Pairs are of the same seed. A seed that one of the two arms lacks is left out, and so is a (task, language) pair whose
-    value is unknown in any of the seeds that are left.
+    `task` narrows to one task.
+
+    Pairs are of the same seed. A seed that one of the two arms lacks is left out, and so is a (task, language) pair
+    whose value is unknown in any of the seeds that are left.
     """
     against = results.label(baseline)
-    chosen = [results.label(arm) for arm in arms] if arms is not None else [str(label) for label in results.arms().index]
+    chosen = (
+        [results.label(arm) for arm in arms] if arms is not None else [str(label) for label in results.arms().index]
+    )
     names = groups(results, by=by, task=task)
-    return [effect(results, arm, against, metric=metric, group=name) for arm in chosen if arm != against for name in names]
+    return [
+        effect(results, arm, against, metric=metric, group=name) for arm in chosen if arm != against for name in names
+    ]
 
 
 def effect(
@@ -97,9 +107,7 @@ def effect(
     if any(block.size == 0 for block in blocks):
         reason = _why_empty(results, (first, second), wide)
         nan = float("nan")
-        return Effect(
-            metric, name, first, second, nan, nan, nan, nan, 0, 0, nan, "not judged", "", reason
-        )
+        return Effect(metric, name, first, second, nan, nan, nan, nan, 0, 0, nan, "not judged", "", reason)
     interval = two_way(blocks[0], minus=blocks[1] if than_group is not None else None)
     by_seed = blocks[0].mean(axis=1) - (blocks[1].mean(axis=1) if than_group is not None else 0.0)
     noise = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else float("nan")
@@ -122,13 +130,18 @@ def effect(
 
 
 def verdicts(results: Results) -> list[tuple[Expectation, Effect]]:
-    """Every expectation of the study, in its order, with the effect that decides it and the verdict on the expected direction."""
+    """Every expectation of the study, in its order, with the effect that decides it and its verdict."""
     if results.study is None:
         return []
     judged = []
     for expected in results.study.expectations:
         found = effect(
-            results, expected.arm, expected.against, metric=expected.metric, group=expected.group, than_group=expected.than_group
+            results,
+            expected.arm,
+            expected.against,
+            metric=expected.metric,
+            group=expected.group,
+            than_group=expected.than_group,
         )
         judged.append((expected, judge(found, expected)))
     return judged
@@ -165,23 +178,33 @@ def values(results: Results, metric: str) -> pd.DataFrame:
     if rows.empty:
         known = sorted({*results.table["metric"], *DERIVED})
         raise InputError(f"There is no metric '{metric}' in {results.folder}; metrics: {', '.join(known)}.")
-    return results.wide.setdefault(metric, rows.pivot(index=["arm", "seed"], columns=PAIR, values="value").astype(float))
+    return results.wide.setdefault(
+        metric, rows.pivot(index=["arm", "seed"], columns=PAIR, values="value").astype(float)
+    )
 
 
 def paired(results: Results, arm: str, baseline: str, *, metric: str) -> pd.DataFrame:
-    """Differences arm - baseline: one row per seed that both have, one column per (task, language) known in all of them."""
+    """Differences arm - baseline.
+
+    One row per seed that both have, one column per (task, language) known in all of them.
+    """
     wide = values(results, metric)
     present = set(wide.index.get_level_values("arm"))
-    sides = [wide.xs(label, level="arm") if label in present else wide.iloc[:0].droplevel("arm") for label in (arm, baseline)]
+    sides: list[Any] = [
+        wide.xs(label, level="arm") if label in present else wide.iloc[:0].droplevel("arm") for label in (arm, baseline)
+    ]
     seeds = sides[0].index.intersection(sides[1].index).sort_values()
-    return (sides[0].loc[seeds] - sides[1].loc[seeds]).dropna(axis="columns")
+    differences: pd.DataFrame = sides[0].loc[seeds] - sides[1].loc[seeds]
+    return differences.loc[:, differences.notna().all()]
 
 
 def groups(results: Results, *, by: By = "tier", task: str | None = None) -> list[str]:
     """Names of the groups for which this table has rows, in the fixed order."""
     rows = results.table if task is None else results.table[results.table["task"] == task]
     if rows.empty:
-        raise InputError(f"There is no task '{task}' in {results.folder}; tasks: {', '.join(sorted(set(results.table['task'])))}.")
+        raise InputError(
+            f"There is no task '{task}' in {results.folder}; tasks: {', '.join(sorted(set(results.table['task'])))}."
+        )
     present = set(rows["tier"]) | ({"multilingual"} if (rows["language"] != "en").any() else set())
     prefix = f"{task}/" if task else ""
     if by == "tier":
@@ -195,11 +218,16 @@ def groups(results: Results, *, by: By = "tier", task: str | None = None) -> lis
 
 
 def in_group(columns: pd.MultiIndex, group: str) -> NDArray[np.bool_]:
-    """Which (task, language) columns belong to a group: a tier, `en`, `multilingual` or a language code, within a task or over all."""
+    """Which (task, language) columns belong to a group.
+
+    A tier, `en`, `multilingual` or a language code, within a task or over all.
+    """
     task, _, name = group.rpartition("/")
     known = table()
     if name not in GROUP_ORDER and name not in known:
-        raise InputError(f"'{group}' is no group: use {', '.join(GROUP_ORDER)} or a language code, after 'TASK/' for one task.")
+        raise InputError(
+            f"'{group}' is no group: use {', '.join(GROUP_ORDER)} or a language code, after 'TASK/' for one task."
+        )
     languages = [str(code) for code in columns.get_level_values("language")]
     of_task = np.array([not task or one == task for one in columns.get_level_values("task")], dtype=bool)
     if name == "multilingual":
@@ -214,8 +242,8 @@ def in_group(columns: pd.MultiIndex, group: str) -> NDArray[np.bool_]:
 def _by_language(wide: pd.DataFrame, group: str) -> NDArray[np.float64]:
     """Matrix (seeds, languages) whose mean is the unweighted mean over all (task, language) pairs of the group.
 
-    Where every language has the same tasks this is the mean over tasks. Else a language with k of K pairs is weighted by k: its
-    deviation from the group's mean is scaled by k L / K, the linearised ratio estimator.
+    Where every language has the same tasks this is the mean over tasks. Else a language with k of K pairs is weighted
+    by k: its deviation from the group's mean is scaled by k L / K, the linearised ratio estimator.
     """
     member = in_group(wide.columns, group)  # type: ignore[arg-type]
     block = wide.to_numpy(dtype=float)[:, member]
@@ -255,7 +283,10 @@ def as_table(found: Sequence[Effect]) -> pd.DataFrame:
 
 
 def as_matrix(found: Sequence[Effect], results: Results) -> pd.DataFrame:
-    """Effects for reading: a row per arm, a column per group, cells such as `-12.3 [-15.0, -9.6]`; `*` where the interval excludes 0."""
+    """Effects for reading: a row per arm, a column per group, cells such as `-12.3 [-15.0, -9.6]`.
+
+    `*` where the interval excludes 0.
+    """
     cells: dict[str, dict[str, str]] = {}
     for one in found:
         cells.setdefault(results.short_label(one.arm), {})[one.group] = _cell(one)

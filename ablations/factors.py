@@ -1,4 +1,7 @@
-"""A factor: one field of the run config and the levels it takes. Study files declare them; `designs`, `table` and `sweeps` read them."""
+"""A factor: one field of the run config and the levels it takes. Study files declare them.
+
+`designs`, `table` and `sweeps` read them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from lvlm.errors import InputError
 from lvlm.languages import GROUPS
 
 Level = str | int | float | bool | None
-"""One value of a factor. Scalars only, so that a level is a cell of the tidy table and a category of the sweep's search space."""
+"""One value of a factor.
+
+Scalars only, so that a level is a cell of the tidy table and a category of the sweep's search space.
+"""
 
 RESERVED = frozenset({"study", "arm", "seed", "run", "task", "language", "tier", "metric", "value", "n"})
 """Columns of the tidy table, which no factor may be called."""
@@ -22,8 +28,8 @@ RESERVED = frozenset({"study", "arm", "seed", "run", "task", "language", "tier",
 class Factor:
     """What varies: `path` is a dotted field of the run config, `name` its short name in tables and in MLflow.
 
-    `labels` are short texts for figures. `requires` names the levels of other factors under which this one means anything
-    (`{"languages": ("T5", "all")}`): in every other arm it is None and the arm appears once.
+    `labels` are short texts for figures. `requires` names the levels of other factors under which this one means
+    anything (`{"languages": ("T5", "all")}`): in every other arm it is None and the arm appears once.
     """
 
     name: str
@@ -35,7 +41,8 @@ class Factor:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name) or self.name in RESERVED:
             raise InputError(
-                f"'{self.name}' cannot name a factor: use lower-case letters, digits and _, and none of {', '.join(sorted(RESERVED))}."
+                f"'{self.name}' cannot name a factor: use lower-case letters, digits and _, "
+                f"and none of {', '.join(sorted(RESERVED))}."
             )
         try:
             check_path(self.path)
@@ -46,9 +53,13 @@ class Factor:
             raise InputError(f"factor '{self.name}' needs at least two different levels, given: {self.levels!r}.")
         for level in self.levels:
             if not isinstance(level, str | int | float | bool | None):
-                raise InputError(f"factor '{self.name}': a level is a text, a number, true, false or None, not {level!r}.")
+                raise InputError(
+                    f"factor '{self.name}': a level is a text, a number, true, false or None, not {level!r}."
+                )
         if unknown := [level for level in self.labels if level not in self.levels]:
-            raise InputError(f"factor '{self.name}' has labels for {unknown!r}, which are not among its levels {self.levels!r}.")
+            raise InputError(
+                f"factor '{self.name}' has labels for {unknown!r}, which are not among its levels {self.levels!r}."
+            )
 
     def label(self, level: Level) -> str:
         """The short text of a level."""
@@ -63,9 +74,13 @@ class Factor:
         config = make_config(with_values(base, {self.path: level}), where=f"factor '{self.name}', level {level!r}")
         read = value_at(config, self.path)
         if read != level or isinstance(read, bool) != isinstance(level, bool):
-            raise InputError(f"factor '{self.name}': level {level!r} would be read as {read!r} in '{self.path}'; write it so.")
+            raise InputError(
+                f"factor '{self.name}': level {level!r} would be read as {read!r} in '{self.path}'; write it so."
+            )
         if self.path.endswith(".languages") and isinstance(level, str) and level not in GROUPS:
-            raise InputError(f"factor '{self.name}': {level!r} is not a language group; groups are: {', '.join(GROUPS)}.")
+            raise InputError(
+                f"factor '{self.name}': {level!r} is not a language group; groups are: {', '.join(GROUPS)}."
+            )
 
 
 def with_values(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

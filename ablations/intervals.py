@@ -1,7 +1,7 @@
 """Confidence intervals that hold with few seeds. `effects` and `plots` call these; nothing else here computes one.
 
-The unit of replication is the training run, one per seed. Languages are repeated measures inside a run: rows pooled over
-seeds and languages cover 43 to 64 % where 95 % is promised, a bootstrap over 3 seeds 71 to 73 %.
+The unit of replication is the training run, one per seed. Languages are repeated measures inside a run: rows pooled
+over seeds and languages cover 43 to 64 % where 95 % is promised, a bootstrap over 3 seeds 71 to 73 %.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ class Interval:
 def two_way(differences: ArrayLike, *, minus: ArrayLike | None = None, level: float = LEVEL) -> Interval:
     """Mean of paired differences for seeds and languages like these: two-way random effects, t with Satterthwaite's df.
 
-    `differences` has shape (seeds, languages), complete, one row per seed. With `minus`, of shape (seeds, other languages)
-    and the same seeds in the same order, the estimate is the difference of the two means: seeds stay paired, languages
-    are two samples.
+    `differences` has shape (seeds, languages), complete, one row per seed. With `minus`, of shape (seeds, other
+    languages) and the same seeds in the same order, the estimate is the difference of the two means: seeds stay paired,
+    languages are two samples.
 
-    V = MS_seed + MS_lang - MS_res; the squared standard error is max(V, MS_seed, MS_lang) / (S L) and
-    df = V^2 / (MS_seed^2 / (S - 1) + MS_lang^2 / (L - 1) + MS_res^2 / ((S - 1)(L - 1))), or S - 1 where V <= 0. The floor keeps
-    the interval from shrinking below that of either source of noise alone. df is never taken below min(S - 1, L - 1), the least
-    that a sum of variances can have: V subtracts MS_res, and just above V = 0 the formula would give df near 0 and an interval
-    of any width. Simulated coverage with this bound: 0.95 to 0.98. One language leaves the t interval over seeds.
+    V = MS_seed + MS_lang - MS_res; the squared standard error is max(V, MS_seed, MS_lang) / (S L) and df = V^2 /
+    (MS_seed^2 / (S - 1) + MS_lang^2 / (L - 1) + MS_res^2 / ((S - 1)(L - 1))), or S - 1 where V <= 0. The floor keeps
+    the interval from shrinking below that of either source of noise alone. df is never taken below min(S - 1, L - 1),
+    the least that a sum of variances can have: V subtracts MS_res, and just above V = 0 the formula would give df near
+    0 and an interval of any width. Simulated coverage with this bound: 0.95 to 0.98. One language leaves the t interval
+    over seeds.
     """
     groups = [_matrix(differences)] + ([] if minus is None else [_matrix(minus)])
     seeds = groups[0].shape[0]
@@ -77,17 +78,21 @@ def over_seeds(values: ArrayLike, *, level: float = LEVEL) -> Interval:
     return two_way(np.asarray(values, dtype=float)[:, None], level=level)
 
 
-def test_set_noise(first: ArrayLike, second: ArrayLike, *, seed: int, draws: int = 2000, level: float = LEVEL) -> Interval:
+def test_set_noise(
+    first: ArrayLike, second: ArrayLike, *, seed: int, draws: int = 2000, level: float = LEVEL
+) -> Interval:
     """Difference of two runs on the same items, by a paired percentile bootstrap over items.
 
-    It says how much another draw of test items would change the difference between these two trained models, and nothing
-    about training them again.
+    It says how much another draw of test items would change the difference between these two trained models, and
+    nothing about training them again.
     """
     differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     if differences.ndim != 1 or len(differences) < 2 or not np.isfinite(differences).all():
         raise ValueError("two equally long rows of at least two finite item scores are needed")
     generator = np.random.default_rng(seed)
-    means = np.array([differences[generator.integers(len(differences), size=len(differences))].mean() for _ in range(draws)])
+    means = np.array(
+        [differences[generator.integers(len(differences), size=len(differences))].mean() for _ in range(draws)]
+    )
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(differences.mean()), float(low), float(high), np.nan, 1, 1, "test-set noise only")
 
@@ -95,7 +100,9 @@ def test_set_noise(first: ArrayLike, second: ArrayLike, *, seed: int, draws: int
 def _matrix(values: ArrayLike) -> NDArray[np.float64]:
     matrix = np.asarray(values, dtype=float)
     if matrix.ndim != 2 or matrix.size == 0:
-        raise ValueError(f"differences are a matrix (seeds, languages) with at least one of each, not of shape {matrix.shape}")
+        raise ValueError(
+            f"differences are a matrix (seeds, languages) with at least one of each, not of shape {matrix.shape}"
+        )
     if not np.isfinite(matrix).all():
         raise ValueError("differences must be complete: take out pairs with a missing side first")
     return matrix

@@ -1,4 +1,7 @@
-"""Running the notebooks on a study's results and turning them into HTML. Called by `report` and by the notebooks' tests."""
+"""Running the notebooks on a study's results and turning them into HTML.
+
+Called by `report` and by the notebooks' tests.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,9 @@ def read_notebook(stem: str) -> Any:
     """One of the notebooks, as committed."""
     path = FOLDER / f"{stem}.ipynb"
     if not path.exists():
-        raise InputError(f"The notebook {path} does not exist; the notebooks lie beside the packages in a checkout of the toolkit.")
+        raise InputError(
+            f"The notebook {path} does not exist; the notebooks lie beside the packages in a checkout of the toolkit."
+        )
     return nbformat.read(path, as_version=4)
 
 
@@ -47,7 +52,9 @@ def run_notebooks(
     for stem, notebook in zip(stems, notebooks, strict=True):
         tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
         if len(tagged) != 1:
-            raise InputError(f"The notebook {stem}.ipynb needs exactly one cell tagged 'parameters'; it has {len(tagged)}.")
+            raise InputError(
+                f"The notebook {stem}.ipynb needs exactly one cell tagged 'parameters'; it has {len(tagged)}."
+            )
         tagged[0].source = f"home = {str(Path(home).resolve()) if home else None!r}\nstudy = {str(place)!r}"
     together = nbformat.v4.new_notebook(metadata=notebooks[0].metadata)
     together.cells = [cell for notebook in notebooks for cell in notebook.cells]
@@ -56,7 +63,9 @@ def run_notebooks(
     with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
         # Sockets in a private folder: nobody else on the machine can read what passes. Windows has TCP only.
         settings = {"KernelManager": {"transport": "ipc", "ip": f"{sockets}/s"}} if os.name == "posix" else {}
-        client = NotebookClient(together, resources={"metadata": {"path": str(FOLDER)}}, config=Config(settings), **options)
+        client = NotebookClient(
+            together, resources={"metadata": {"path": str(FOLDER)}}, config=Config(settings), **options
+        )
         try:
             client.execute(env={**os.environ, "PYTHONPATH": search})
         except CellExecutionError as error:
@@ -65,7 +74,7 @@ def run_notebooks(
 
 
 def to_html(notebook: Any) -> str:
-    """An executed notebook as an HTML fragment, figures inside, code folded, without its title and its parameters cell."""
+    """An executed notebook as an HTML fragment, figures inside, code folded, without its parameters cell."""
     shown = nbformat.from_dict(notebook)
     shown.cells = [cell for cell in shown.cells if "parameters" not in cell.metadata.get("tags", [])]
     exporter = HTMLExporter(extra_loaders=[DictLoader({"folded.html.j2": FOLDED})], template_file="folded.html.j2")

@@ -25,7 +25,9 @@ from ablations.table import Results
 from lvlm.errors import InputError
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; cool for high-resource tiers, warm for low ones.
-COLOURS = dict(zip(GROUP_ORDER, ("#222222", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"), strict=True))
+COLOURS = dict(
+    zip(GROUP_ORDER, ("#222222", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"), strict=True)
+)
 MARKERS = dict(zip(GROUP_ORDER, ("o", "s", "D", "^", "v", "P", "*"), strict=True))
 NAMES = {"en": "English", "multilingual": "multilingual"}
 METRIC_LABELS = {
@@ -34,7 +36,7 @@ METRIC_LABELS = {
     "score_any_language": "score, right in any language (%)",
     "right_elsewhere": "right, but in another language (points)",
 }
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -59,10 +61,15 @@ LEVEL_NOTE = "Means: 95 % t interval over seeds."
 def by_tier(
     results: Results, factor: str, *, metrics: Sequence[str] = ("score", "fidelity"), task: str | None = None
 ) -> Figure:
-    """Each metric by tier along one factor, all else as in the baseline: means above, differences from the baseline below."""
+    """Each metric by tier along one factor, all else as in the baseline.
+
+    Means above, differences from the baseline below.
+    """
     arms, declared = results.margin(factor), _factor(results, factor)
     if len(arms) < 2:
-        raise InputError(f"Only {len(arms)} arm(s) of study '{results.name}' vary '{factor}' alone so far; two are needed.")
+        raise InputError(
+            f"Only {len(arms)} arm(s) of study '{results.name}' vary '{factor}' alone so far; two are needed."
+        )
     names = groups(results, by="tier", task=task)
     ticks = [_level_label(results, declared, arm) for arm in arms]
     with plt.rc_context(STYLE):
@@ -93,15 +100,18 @@ def interaction_map(
     metric: str = "score",
     in_groups: Sequence[str] = ("multilingual", "T1"),
 ) -> Figure:
-    """Mean of a metric for each pair of levels of two factors, and its change from the baseline; combinations without runs stay blank."""
+    """Mean of a metric for each pair of levels of two factors, and its change from the baseline.
+
+    Combinations without runs stay blank.
+    """
     down, across = _factor(results, rows), _factor(results, columns)
-    with plt.rc_context({**STYLE, "axes.grid": False}):
+    with plt.rc_context(STYLE | {"axes.grid": False}):
         size = (1.9 + 0.98 * len(across.levels) * len(in_groups), 1.9 + 0.62 * len(down.levels))
         figure, axes = plt.subplots(1, len(in_groups), figsize=size, squeeze=False, sharey=True, layout="constrained")
         for ax, group in zip(axes[0], in_groups, strict=True):
             means, texts = _grid(results, down, across, metric, group)
             sns.heatmap(
-                means, ax=ax, annot=texts, fmt="", cmap="cividis", linewidths=1.5, annot_kws={"fontsize": 8}, square=False,
+                means, ax=ax, annot=texts, fmt="", cmap="cividis", linewidths=1.5, annot_kws={"fontsize": 8},
                 cbar_kws={"label": _unit(metric), "shrink": 0.85}, mask=means.isna(),
             )  # fmt: skip
             for row, one in enumerate(down.levels):
@@ -112,19 +122,29 @@ def interaction_map(
             ax.tick_params(length=0)
             plt.setp(ax.get_xticklabels(), rotation=0)
             plt.setp(ax.get_yticklabels(), rotation=0)
-        note = "Each cell: mean, below it the difference from the baseline (points) with ± half of its 95 % two-way interval. Grey: not run."
-        figure.supxlabel(f"{note} {_seeds(results, list(results.arms().index))}.", fontsize=8, color="#555555", x=0.01, ha="left")
+        note = (
+            "Each cell: mean, below it the difference from the baseline (points) ± half of its 95 % two-way interval. "
+            "Grey: not run."
+        )
+        figure.supxlabel(
+            f"{note} {_seeds(results, list(results.arms().index))}.", fontsize=8, color="#555555", x=0.01, ha="left"
+        )
     plt.close(figure)  # the caller shows it; left open, Jupyter would show it twice
     return figure
 
 
-def english_against_multilingual(results: Results, *, metric: str = "score", arms: Sequence[str] | None = None) -> Figure:
-    """One marker per arm: English against the mean of the other languages, bars for the difference from the baseline."""
+def english_against_multilingual(
+    results: Results, *, metric: str = "score", arms: Sequence[str] | None = None
+) -> Figure:
+    """One marker per arm.
+
+    English against the mean of the other languages, bars for the difference from the baseline.
+    """
     chosen = list(arms) if arms is not None else one_factor_arms(results)
     base = {group: level(results, None, metric=metric, group=group) for group in ("en", "multilingual")}
     palette = ["#222222", *sns.color_palette("colorblind", 10).as_hex()]
     shapes = "osD^vPX*<>p"
-    with plt.rc_context({**STYLE, "axes.grid.axis": "both"}):
+    with plt.rc_context(STYLE | {"axes.grid.axis": "both"}):
         figure, ax = plt.subplots(figsize=(9.4, 4.6), layout="constrained")
         ax.axvline(base["en"].estimate, color="#999999", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
         ax.axhline(base["multilingual"].estimate, color="#999999", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
@@ -139,14 +159,25 @@ def english_against_multilingual(results: Results, *, metric: str = "score", arm
                     elinewidth=1.3, alpha=0.75, zorder=2,
                 )  # fmt: skip
             face = "white" if arm == results.baseline else colour
-            style = {"marker": shape, "markersize": 8, "markerfacecolor": face, "markeredgecolor": colour, "linestyle": "none"}
-            ax.plot(x, y, zorder=3, **style)  # type: ignore[arg-type]
+            style: dict[str, Any] = {
+                "marker": shape,
+                "markersize": 8,
+                "markerfacecolor": face,
+                "markeredgecolor": colour,
+                "linestyle": "none",
+            }
+            ax.plot(x, y, zorder=3, **style)
             name = f"{arm} (baseline)" if arm == results.baseline else results.short_label(arm)
-            handles.append(Line2D([], [], label=name, **style))  # type: ignore[arg-type]
-        ax.set(xlabel=f"English, {_unit(metric)}", ylabel=f"multilingual, {_unit(metric)}", title="English against the other languages")
+            handles.append(Line2D([], [], label=name, **style))
+        ax.set(
+            xlabel=f"English, {_unit(metric)}",
+            ylabel=f"multilingual, {_unit(metric)}",
+            title="English against the other languages",
+        )
         figure.legend(handles=handles, loc="outside right upper")
         figure.supxlabel(
-            f"Bars: 95 % interval of the paired difference from the baseline; one that crosses a dashed line is within noise.\n"
+            "Bars: 95 % interval of the paired difference from the baseline; "
+            "one that crosses a dashed line is within noise.\n"
             f"{_seeds(results, chosen)}.", fontsize=8, color="#555555", x=0.01, ha="left",
         )  # fmt: skip
     plt.close(figure)  # the caller shows it; left open, Jupyter would show it twice
@@ -159,17 +190,27 @@ def expected(results: Results) -> Figure:
     if not judged:
         raise InputError(f"Study '{results.name}' declares no expectations, or its file is not known here.")
     colours = {"shown": "#009E73", "within noise": "#888888", "contradicted": "#D55E00", "not judged": "#CCCCCC"}
-    with plt.rc_context({**STYLE, "axes.grid.axis": "x"}):
+    with plt.rc_context(STYLE | {"axes.grid.axis": "x"}):
         figure, ax = plt.subplots(figsize=(9.6, 1.3 + 0.34 * len(judged)), layout="constrained")
         for row, (_, found) in enumerate(judged):
             if np.isfinite(found.low):
-                ax.plot([found.low, found.high], [row, row], color=colours[found.verdict], linewidth=2, solid_capstyle="butt")
+                ax.plot(
+                    [found.low, found.high],
+                    [row, row],
+                    color=colours[found.verdict],
+                    linewidth=2,
+                    solid_capstyle="butt",
+                )
             ax.plot(found.points, row, marker="o", color=colours[found.verdict], markersize=6)
         ax.axvline(0, color="#222222", linewidth=0.9)
         ax.set_yticks(range(len(judged)), [_wrapped(expectation.claim) for expectation, _ in judged], fontsize=8)
         ax.set_ylim(len(judged) - 0.4, -0.6)
-        ax.set(xlabel="difference (points), with 95 % interval", title=f"What the study expected: {_seeds(results, None)}")
-        handles = [Line2D([], [], marker="o", linestyle="-", color=colour, label=word) for word, colour in colours.items()]
+        ax.set(
+            xlabel="difference (points), with 95 % interval", title=f"What the study expected: {_seeds(results, None)}"
+        )
+        handles = [
+            Line2D([], [], marker="o", linestyle="-", color=colour, label=word) for word, colour in colours.items()
+        ]
         seen = {found.verdict for _, found in judged}
         figure.legend(handles=[one for one in handles if one.get_label() in seen], loc="outside lower right", ncols=4)
     plt.close(figure)  # the caller shows it; left open, Jupyter would show it twice
@@ -190,11 +231,14 @@ def _dodged(
     """Points (arm, group, value, low, high) side by side by group at each arm; NaN bounds draw no bar."""
     step = 0.56 / max(1, len(names) - 1)
     frame = pd.DataFrame(points, columns=["arm", "group", "value", "low", "high"])
-    frame["x"] = [arms.index(a) + step * (names.index(g) - (len(names) - 1) / 2) for a, g in zip(frame["arm"], frame["group"], strict=True)]
+    frame["x"] = [
+        arms.index(a) + step * (names.index(g) - (len(names) - 1) / 2)
+        for a, g in zip(frame["arm"], frame["group"], strict=True)
+    ]
     palette = {name: COLOURS[name.rpartition("/")[2]] for name in names}
     sns.lineplot(
-        frame, x="x", y="value", hue="group", hue_order=list(names), palette=palette, errorbar=None, estimator=None, legend=False,
-        linewidth=0.9, alpha=0.45, ax=ax,
+        frame, x="x", y="value", hue="group", hue_order=list(names), palette=palette, errorbar=None, estimator=None,
+        legend=False,        linewidth=0.9, alpha=0.45, ax=ax,
     )  # fmt: skip
     for name, part in frame.groupby("group", sort=False):
         key = str(name).rpartition("/")[2]
@@ -222,7 +266,11 @@ def _grid(results: Results, down: Factor, across: Factor, metric: str, group: st
         for column, second in enumerate(across.levels):
             levels: Mapping[str, Level] = {down.name: first, across.name: second}
             arm = _study(results).arm(levels)
-            mean = level(results, arm.label, metric=metric, group=group) if arm.label in set(results.table["arm"]) else None
+            mean = (
+                level(results, arm.label, metric=metric, group=group)
+                if arm.label in set(results.table["arm"])
+                else None
+            )
             if mean is None:
                 continue
             means.iloc[row, column] = mean.estimate
@@ -237,16 +285,16 @@ def _grid(results: Results, down: Factor, across: Factor, metric: str, group: st
 
 def _merge_row(ax: Axes, row: int, means: pd.DataFrame, texts: pd.DataFrame) -> None:
     """Draw a row as one cell: the factor across does not apply there, so that the row is one arm."""
-    value = float(means.iloc[row, 0])
+    value = float(means.to_numpy(dtype=float)[row, 0])
     if np.isnan(value):
         return
     for text in [text for text in ax.texts if int(text.get_position()[1]) == row]:
         text.remove()
     mappable = ax.collections[0]
-    shade = mappable.cmap(mappable.norm(value))
+    shade = mappable.to_rgba(np.array([value]))[0]
     ax.add_patch(Rectangle((0, row), means.shape[1], 1, facecolor=shade, edgecolor="white", linewidth=1.5))
     ink = "white" if np.dot(shade[:3], (0.299, 0.587, 0.114)) < 0.5 else "#262626"
-    ax.text(means.shape[1] / 2, row + 0.5, texts.iloc[row, 0], ha="center", va="center", fontsize=8, color=ink)
+    ax.text(means.shape[1] / 2, row + 0.5, str(texts.iloc[row, 0]), ha="center", va="center", fontsize=8, color=ink)
 
 
 def _study(results: Results) -> Study:
@@ -283,7 +331,8 @@ def _reach(found: Effect) -> list[list[float]] | None:
 def _tier_handles(names: Sequence[str]) -> list[Line2D]:
     keys = [name.rpartition("/")[2] for name in names]
     return [
-        Line2D([], [], color=COLOURS[key], marker=MARKERS[key], linewidth=1.3, markersize=6, label=NAMES.get(key, key)) for key in keys
+        Line2D([], [], color=COLOURS[key], marker=MARKERS[key], linewidth=1.3, markersize=6, label=NAMES.get(key, key))
+        for key in keys
     ]
 
 

@@ -19,34 +19,43 @@ from lvlm.records import write_text
 REPORT_FILE = "report.html"
 
 METHOD = """
-An effect is the mean difference between two arms, paired by seed: both share samples, their order, the initial weights and the test
-items, except for what the factor changes. Its 95 % interval is a t interval for seeds <em>and</em> languages like these (two-way random
-effects, Satterthwaite's degrees of freedom); where a group holds one language, such as English, it is a t interval over seeds. The unit of
-replication is the training run; languages are repeated measures inside it. <em>Shown</em>: the interval lies on the expected side of zero
-(or within the stated margin). <em>Contradicted</em>: it lies on the other side. <em>Within noise</em>: neither. <em>Not judged</em>: there are
-fewer than two seeds with both arms. <em>In seed sd</em>: the effect over the standard deviation of the paired difference between
-seeds. Each interval stands for itself; nothing is adjusted for their number. Verdicts speak of the world, the backbones and the
-budget of this study.
+An effect is the mean difference between two arms, paired by seed: both share samples, their order, the initial weights
+and the test items, except for what the factor changes. Its 95 % interval is a t interval for seeds <em>and</em>
+languages like these (two-way random effects, Satterthwaite's degrees of freedom); where a group holds one language,
+such as English, it is a t interval over seeds. The unit of replication is the training run; languages are repeated
+measures inside it. <em>Shown</em>: the interval lies on the expected side of zero (or within the stated margin).
+<em>Contradicted</em>: it lies on the other side. <em>Within noise</em>: neither. <em>Not judged</em>: there are fewer
+than two seeds with both arms. <em>In seed sd</em>: the effect over the standard deviation of the paired difference
+between seeds. Each interval stands for itself; nothing is adjusted for their number. Verdicts speak of the world, the
+backbones and the budget of this study.
 """
 
 CSS = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1120px; margin: 2em auto; padding: 0 1.2em; }
-h1 { font-size: 1.7em; margin-bottom: .2em; } h2 { margin-top: 2em; border-bottom: 1px solid #ddd; padding-bottom: .2em; }
+h1 { font-size: 1.7em; margin-bottom: .2em; }
+h2 { margin-top: 2em; border-bottom: 1px solid #ddd; padding-bottom: .2em; }
 table { border-collapse: collapse; font-size: .8em; margin: .8em 0; }
 .wide, .output_html { overflow-x: auto; } .output_html table, .wide table { font-size: .74em; }
-th, td, .dataframe thead th { padding: .3em .55em; text-align: left !important; border-bottom: 1px solid #e6e6e6; white-space: nowrap; vertical-align: top; }
+th, td, .dataframe thead th { padding: .3em .55em; text-align: left !important;
+  border-bottom: 1px solid #e6e6e6; white-space: nowrap; vertical-align: top; }
 td:first-child, th:first-child { white-space: normal; min-width: 9em; } thead th { border-bottom: 1.5px solid #888; }
-img { max-width: 100%; height: auto; } details { margin: .3em 0; } summary { color: #888; font-size: .8em; cursor: pointer; }
-pre { background: #f7f7f7; padding: .6em .8em; overflow-x: auto; font-size: .82em; } .note { color: #555; font-size: .92em; }
+img { max-width: 100%; height: auto; }
+details { margin: .3em 0; } summary { color: #888; font-size: .8em; cursor: pointer; }
+pre { background: #f7f7f7; padding: .6em .8em; overflow-x: auto; font-size: .82em; }
+.note { color: #555; font-size: .92em; }
 .warning { background: #fff4d6; border-left: 4px solid #e69f00; padding: .6em 1em; }
 .headline { font-size: 1.06em; margin: .25em 0; } .notebook { border-left: 3px solid #e6e6e6; padding-left: 1.2em; }
-.v-shown { color: #00734f; font-weight: 600; } .v-contradicted { color: #b34700; font-weight: 600; } .v-noise, .v-not { color: #777; }
+.v-shown { color: #00734f; font-weight: 600; } .v-contradicted { color: #b34700; font-weight: 600; }
+.v-noise, .v-not { color: #777; }
 .prompt, .jp-InputPrompt, .jp-OutputPrompt, .anchor-link { display: none; }
 """
 
 
 def headlines(results: Results) -> list[str]:
-    """The first three expectations of the study with effect, interval and verdict; without a known study, a word on that."""
+    """The first three expectations of the study with effect, interval and verdict.
+
+    Without a known study, a word on that.
+    """
     judged = results.verdicts()[:3]
     if not judged:
         return ["No headline effects: the study declares no expectations, or its file is not known here."]
@@ -54,7 +63,10 @@ def headlines(results: Results) -> list[str]:
 
 
 def write_report(results: Results, *, notebooks: bool = True) -> Path:
-    """Write the report into the folder of the results and return its path. Without `notebooks` only figures and tables (quicker)."""
+    """Write the report into the folder of the results and return its path.
+
+    Without `notebooks` only figures and tables (quicker).
+    """
     body = [
         f"<h1>Study {html.escape(results.name)}</h1>",
         f"<p>{html.escape(results.study.question)}</p>" if results.study else "",
@@ -67,7 +79,8 @@ def write_report(results: Results, *, notebooks: bool = True) -> Path:
         "<p>All runs, with curves and predictions, in the MLflow UI: <code>python -m sweeps ui</code></p>",
     ]
     title = f"Study {html.escape(results.name)}"
-    page = f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}</title><style>{CSS}</style></head><body>"
+    head = f"<head><meta charset='utf-8'><title>{title}</title><style>{CSS}</style></head>"
+    page = f"<!doctype html><html lang='en'>{head}<body>"
     path = results.folder / REPORT_FILE
     write_text(path, page + "\n".join(part for part in body if part) + "</body></html>\n")
     return path.resolve()
@@ -78,8 +91,9 @@ def _unfinished(results: Results) -> str:
         return ""
     arms = sorted({arm for arm, _ in results.missing})
     return (
-        f"<p class='warning'>This sweep is unfinished: {len(results.missing)} of {len(results.planned)} planned runs are missing "
-        f"(in {len(arms)} arms). What follows uses the seeds that both arms of a comparison have. "
+        "<p class='warning'>This sweep is unfinished: "
+        f"{len(results.missing)} of {len(results.planned)} planned runs are missing (in {len(arms)} arms). "
+        "What follows uses the seeds that both arms of a comparison have. "
         f"Go on with <code>python -m sweeps launch {html.escape(results.name)}</code>.</p>"
     )
 
@@ -110,18 +124,29 @@ def _effects(results: Results) -> list[str]:
         return [f"<h2>Arms</h2>{_table(results.arms().reset_index())}"]
     if results.baseline not in set(results.table["arm"]):
         missing = html.escape(results.baseline)
-        return [f"<h2>Effects</h2><p>The baseline arm ({missing}) has no run yet, so there is nothing to compare with.</p>"]
+        return [
+            f"<h2>Effects</h2><p>The baseline arm ({missing}) has no run yet, so there is nothing to compare with.</p>"
+        ]
     parts = ["<h2>English and the other languages</h2>"]
-    parts.append(_image(english_against_multilingual(results, arms=one_factor_arms(results)), "English against the other languages"))
+    parts.append(
+        _image(
+            english_against_multilingual(results, arms=one_factor_arms(results)), "English against the other languages"
+        )
+    )
     if {"languages", "english_share"} <= {factor.name for factor in results.study.factors}:
         tiers = [tier for tier in reversed(GROUP_ORDER) if tier in set(results.table["tier"])][:1]
         parts.append(_image(interaction_map(results, in_groups=("multilingual", *tiers)), "Interaction map"))
     parts.append("<h2>Effects against the baseline</h2>")
-    parts.append(f"<p>Baseline: {html.escape(results.baseline)}. Points; <code>*</code>: the 95 % interval excludes 0.</p>")
+    parts.append(
+        f"<p>Baseline: {html.escape(results.baseline)}. Points; <code>*</code>: the 95 % interval excludes 0.</p>"
+    )
     for metric, by in (("score", "tier"), ("fidelity", "tier"), ("score", "task")):
         frame = results.matrix(metric=metric, by=by)
         if not frame.empty:
-            parts.append(f"<h3>{metric.capitalize()} by {by}</h3><div class='wide'>{_table(frame.rename_axis('arm').reset_index())}</div>")
+            parts.append(
+                f"<h3>{metric.capitalize()} by {by}</h3>"
+                f"<div class='wide'>{_table(frame.rename_axis('arm').reset_index())}</div>"
+            )
     return parts
 
 
@@ -137,14 +162,19 @@ def _notebooks(results: Results) -> list[str]:
         if factor in pages:
             parts.append(f"<div class='notebook'>{to_html(pages[factor])}</div>")
         else:
-            reason = f"Too few arms that vary {html.escape(factor)} alone have runs yet (the baseline and another are needed)."
+            reason = f"Too few arms that vary {html.escape(factor)} alone have runs yet (the baseline and one more)."
             parts.append(f"<h2>{html.escape(factor)}</h2><p class='warning'>{reason}</p>")
     return parts
 
 
 def _table(frame: pd.DataFrame) -> str:
     text = frame.to_html(index=False, border=0, na_rep="–", escape=True)
-    for word, kind in (("shown", "shown"), ("contradicted", "contradicted"), ("within noise", "noise"), ("not judged", "not")):
+    for word, kind in (
+        ("shown", "shown"),
+        ("contradicted", "contradicted"),
+        ("within noise", "noise"),
+        ("not judged", "not"),
+    ):
         text = text.replace(f"<td>{word}</td>", f"<td class='v-{kind}'>{word}</td>")
     return text
 

@@ -33,21 +33,30 @@ def columns(study: Study) -> list[str]:
 
 
 def tidy(study: Study, runs: Iterable[tuple[Cell, pd.DataFrame]]) -> pd.DataFrame:
-    """The table of a study from the scores (`lvlm.records.SCORE_COLUMNS`) of its finished runs; values in percent, NaN where unknown."""
+    """The table of a study from the scores (`lvlm.records.SCORE_COLUMNS`) of its finished runs.
+
+    Values in percent, NaN where unknown.
+    """
     parts = []
     for cell, scores in runs:
         if missing := [name for name in SCORE_COLUMNS if name not in scores.columns]:
-            raise InputError(f"The scores of run {cell.id} ({cell.config.name}) lack the column(s) {', '.join(missing)}.")
-        part = scores.loc[:, list(SCORE_COLUMNS)].assign(study=study.name, arm=cell.arm.label, seed=cell.seed, run=cell.id)
+            raise InputError(
+                f"The scores of run {cell.id} ({cell.config.name}) lack the column(s) {', '.join(missing)}."
+            )
+        part = scores.loc[:, list(SCORE_COLUMNS)].assign(
+            study=study.name, arm=cell.arm.label, seed=cell.seed, run=cell.id
+        )
         part["tier"] = [language(code).tier for code in part["language"]]
-        parts.append(part.assign(**{name: [level] * len(part) for name, level in cell.arm.levels.items()}))
+        for name, level in cell.arm.levels.items():
+            part[name] = [level] * len(part)
+        parts.append(part)
     if not parts:
         return pd.DataFrame(columns=columns(study))
     return pd.concat(parts, ignore_index=True)[columns(study)]
 
 
 def write_results(folder: str | Path, table: pd.DataFrame, *, planned: Sequence[Cell] | None = None) -> Path:
-    """Write `results.parquet` (and which cells were planned, finished or not) into a study's folder, whole or not at all."""
+    """Write `results.parquet` (and which cells were planned) into a study's folder, whole or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if planned is not None:
@@ -62,7 +71,10 @@ def write_results(folder: str | Path, table: pd.DataFrame, *, planned: Sequence[
 
 @dataclass(frozen=True)
 class Results:
-    """The results of a study. `study` is None where its file is not known here: then arms are named and compared by label."""
+    """The results of a study. `study` is None where its file is not known here.
+
+    Then arms are named and compared by label.
+    """
 
     table: pd.DataFrame
     folder: Path
@@ -70,7 +82,10 @@ class Results:
     planned: tuple[tuple[str, int], ...] = ()
     """Arm and seed of every cell that the sweep planned; empty where that is not recorded."""
     wide: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)
-    """Metric -> values by run and (task, language): `effects.values` keeps its pivots here, as every effect needs one."""
+    """Metric -> values by run and (task, language).
+
+    `effects.values` keeps its pivots here, as every effect needs one.
+    """
 
     @property
     def items(self) -> Path | None:
@@ -104,7 +119,9 @@ class Results:
             **{name: (name, "first") for name in self.factors}, seeds=("seed", "nunique")
         )
         if self.study:
-            order = [arm.label for arm in self.study.arms("default") + self.study.arms("full") if arm.label in rows.index]
+            order = [
+                arm.label for arm in self.study.arms("default") + self.study.arms("full") if arm.label in rows.index
+            ]
             rows = rows.loc[list(dict.fromkeys(order)) + [label for label in rows.index if label not in order]]
         return rows
 
@@ -112,11 +129,14 @@ class Results:
     def baseline(self) -> str:
         """Label of the study's baseline arm."""
         if self.study is None:
-            raise InputError(f"The study of {self.folder} is not known here, so it has no baseline: name one, such as baseline='LABEL'.")
+            raise InputError(
+                f"The study of {self.folder} is not known here, so it has no baseline: "
+                "name one, such as baseline='LABEL'."
+            )
         return self.study.baseline_arm.label
 
     def label(self, arm: str | Mapping[str, Level] | None) -> str:
-        """The label of an arm given by label, by levels (the rest as in the baseline) or, with None, of the baseline."""
+        """The label of an arm given by label or by levels (the rest as in the baseline); None is the baseline."""
         if arm is None:
             return self.baseline
         if isinstance(arm, str):
@@ -129,7 +149,7 @@ class Results:
         return self.study.arm(arm).label
 
     def margin(self, factor: str) -> list[str]:
-        """Labels of the arms with results that differ from the baseline in this factor only, in the order of its levels."""
+        """Labels of the arms with results that differ from the baseline in this factor only, by its levels."""
         if self.study is None or factor not in (names := [f.name for f in self.study.factors]):
             known = ", ".join(names) if self.study else "none, as its file is not known here"
             raise InputError(f"'{factor}' is not a factor of study '{self.name}'; factors: {known}.")
@@ -155,7 +175,7 @@ class Results:
         return as_table(effects(self, **options))
 
     def matrix(self, **options: Any) -> pd.DataFrame:
-        """Effects for reading, a row per arm and a column per group, with the options of `ablations.effects.effects`."""
+        """Effects for reading, a row per arm and a column per group; options of `ablations.effects.effects`."""
         from ablations.effects import as_matrix, effects
 
         return as_matrix(effects(self, **options), self)
@@ -178,7 +198,9 @@ class Results:
     def summary(self) -> str:
         """One line: how many runs there are, and how many are missing."""
         runs = len(self.finished)
-        line = f"study {self.name}: {runs} runs, {self.table['arm'].nunique()} arms, {self.table['seed'].nunique()} seeds"
+        line = (
+            f"study {self.name}: {runs} runs, {self.table['arm'].nunique()} arms, {self.table['seed'].nunique()} seeds"
+        )
         return line + (f"; {len(self.missing)} of {len(self.planned)} planned runs are missing" if self.missing else "")
 
     def _repr_html_(self) -> str:
@@ -186,29 +208,40 @@ class Results:
 
 
 def study_folder(study: str, home: str | Path | None = None) -> Path:
-    """Where a study's results lie: HOME/studies/NAME, with HOME from the argument, the environment variable LVLM_HOME, or ./runs."""
+    """Where a study's results lie.
+
+    HOME/studies/NAME, with HOME from the argument, the environment variable LVLM_HOME, or ./runs.
+    """
     return Path(home or os.environ.get("LVLM_HOME") or "runs") / "studies" / study
 
 
 def load_results(study: str | Path | Study, *, home: str | Path | None = None) -> Results:
-    """Results of a study, given by name, by its file, as a `Study`, or by the folder (or the parquet or CSV file) that holds its table."""
+    """Results of a study, given by name, by its file, as a `Study`, or by the folder or file of its table."""
     declared, path = _locate(study, home)
     if not path.exists():
         raise InputError(
-            f"There are no results at {path}. Run the study first: python -m sweeps launch {declared.name if declared else study}; "
+            f"There are no results at {path}. Run the study first: "
+            f"python -m sweeps launch {declared.name if declared else study}; "
             "or, if it has runs, write their table: python -m sweeps export."
         )
     table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
     if missing := [name for name in (*LEADING, *TRAILING) if name not in table.columns]:
-        raise InputError(f"{path} lacks the column(s) {', '.join(missing)} of a results table; it has: {', '.join(table.columns)}.")
+        raise InputError(
+            f"{path} lacks the column(s) {', '.join(missing)} of a results table; it has: {', '.join(table.columns)}."
+        )
     if table.empty:
-        raise InputError(f"{path} holds no finished run yet. See python -m sweeps status {declared.name if declared else study}.")
+        raise InputError(
+            f"{path} holds no finished run yet. See python -m sweeps status {declared.name if declared else study}."
+        )
     if unknown := sorted(set(table["metric"]) - set(METRICS)):
         raise InputError(f"{path} holds unknown metrics: {', '.join(unknown)}. Known: {', '.join(METRICS)}.")
     key = ["arm", "seed", "task", "language", "metric"]
     if (repeated := table.duplicated(key)).any():
         row = int(repeated.to_numpy().argmax())
-        raise InputError(f"{path}, row {row}: a second value for {dict(table.loc[row, key])}. One run per arm and seed belongs in a table.")
+        raise InputError(
+            f"{path}, row {row}: a second value for {dict(table.loc[row, key])}. "
+            "One run per arm and seed belongs in a table."
+        )
     return Results(table=table, folder=path.parent, study=declared or _declared(table), planned=_planned(path.parent))
 
 
@@ -219,7 +252,9 @@ def _locate(study: str | Path | Study, home: str | Path | None) -> tuple[Study |
     if path.suffix in (".parquet", ".csv"):
         return None, path
     if path.suffix != ".py" and str(study) not in list_studies():
-        named = study_folder(str(study), home) / RESULTS_FILE  # a study of the user's own, by the name of its results folder
+        named = (
+            study_folder(str(study), home) / RESULTS_FILE
+        )  # a study of the user's own, by the name of its results folder
         if named.exists() or path.is_dir():
             return None, named if named.exists() else path / RESULTS_FILE
     declared = load_study(study)

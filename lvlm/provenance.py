@@ -54,7 +54,8 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """Commit of the checkout this package runs from, with `+changes` if files differ from it; `unknown` outside a checkout."""
+    """Commit of the checkout this package runs from, with `+changes` if files differ from it; `unknown` outside a
+    checkout."""
     here = Path(__file__).parent
     commit = _git(here, "rev-parse", "HEAD")
     if not commit:
@@ -69,7 +70,9 @@ def machine() -> dict[str, Any]:
 
 def _git(folder: Path, *arguments: str) -> str:
     try:
-        result = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False)
+        result = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout.strip() if result.returncode == 0 else ""

@@ -1,4 +1,5 @@
-"""One run, from config to scores: `run(config, folder) -> RunRecord`. Called by `python -m lvlm train`, by sweeps and by notebooks."""
+"""One run, from config to scores: `run(config, folder) -> RunRecord`. Called by `python -m lvlm train`, by sweeps and
+by notebooks."""
 
 from __future__ import annotations
 
@@ -11,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 from lvlm.config import RunConfig, fingerprint, load_config, to_yaml
 from lvlm.errors import InputError
 from lvlm.provenance import Phases, git_commit, machine, versions
-from lvlm.records import CONFIG_FILE, CURVE_FILE, PLAN_FILE, PREDICTIONS_FILE, RECORD_FILE, SCORES_FILE, RunRecord, write_json, write_text
+from lvlm.records import (
+    CONFIG_FILE,
+    CURVE_FILE,
+    PLAN_FILE,
+    PREDICTIONS_FILE,
+    RECORD_FILE,
+    SCORES_FILE,
+    RunRecord,
+    write_json,
+    write_text,
+)
 from lvlm.train.identity import config_diff
 
 if TYPE_CHECKING:
@@ -43,9 +54,10 @@ def run(
 ) -> RunRecord:
     """Train the stages of `config`, evaluate the last model, and leave the record in `folder`.
 
-    A finished folder is returned at once; an interrupted one continues where its last checkpoint stands. Stages that another run with
-    the same `home` has trained are taken from there. `on_progress` receives a dict for every step, validation and phase; raising from it
-    stops the run, which can be resumed. Raises `InputError` if the folder belongs to another configuration.
+    A finished folder is returned at once; an interrupted one continues where its last checkpoint stands. Stages that
+    another run with the same `home` has trained are taken from there. `on_progress` receives a dict for every step,
+    validation and phase; raising from it stops the run, which can be resumed. Raises `InputError` if the folder
+    belongs to another configuration.
     """
     folder = Path(folder)
     phases = Phases()
@@ -59,7 +71,9 @@ def run(
     with compute(config.compute) as machinery:
         main = machinery.accelerator.is_main_process
         reporter = Reporter(on_progress if main else None, silent=not main)
-        lock = file_lock(folder / ".lock", purpose=f"runs {config.name}", on_wait=lambda owner: reporter.say(f"waiting for {owner}"))
+        lock = file_lock(
+            folder / ".lock", purpose=f"runs {config.name}", on_wait=lambda owner: reporter.say(f"waiting for {owner}")
+        )
         with lock if main else nullcontext(), quiet_transformers():
             machinery.accelerator.wait_for_everyone()
             if not (folder / RECORD_FILE).exists():
@@ -88,7 +102,8 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def check_same_config(folder: Path, config: RunConfig) -> list[str]:
-    """Raise, with a diff, if `folder` holds a run of another configuration; returns what differs among the settings that may."""
+    """Raise, with a diff, if `folder` holds a run of another configuration; returns what differs among the settings
+    that may."""
     path = folder / CONFIG_FILE
     if not path.exists():
         return []
@@ -101,8 +116,9 @@ def check_same_config(folder: Path, config: RunConfig) -> list[str]:
     lines = config_diff(found, wanted)
     if lines:
         raise InputError(
-            f"The run folder {folder} was started with another configuration and cannot be resumed with this one. There -> here: "
-            f"{'; '.join(lines)}. Use the old configuration or another folder; only compute settings about memory and speed may change."
+            f"The run folder {folder} was started with another configuration and cannot be resumed with this one. "
+            f"There -> here: {'; '.join(lines)}. "
+            "Use the old configuration or another folder; only compute settings about memory and speed may change."
         )
     return list(allowed.values())
 
@@ -110,7 +126,9 @@ def check_same_config(folder: Path, config: RunConfig) -> list[str]:
 class _Run:
     """The phases of one run."""
 
-    def __init__(self, config: RunConfig, folder: Path, home: Path, compute: Compute, reporter: Reporter, phases: Phases) -> None:
+    def __init__(
+        self, config: RunConfig, folder: Path, home: Path, compute: Compute, reporter: Reporter, phases: Phases
+    ) -> None:
         self.config = config
         self.folder = folder
         self.home = home
@@ -125,15 +143,15 @@ class _Run:
     def run(self, notes: list[str]) -> RunRecord:
         """All phases; returns the record, which the caller writes last."""
         with self.phases("start-up"):
+            from lvlm.model.assembly import assemble
             from lvlm.model.backbones import backbone_digests
-            from lvlm.model.lvlm import Lvlm
             from lvlm.train.batches import SampleEncoder
             from lvlm.train.train import StageTraining
         with self.phases("data"):
             self._open_corpora()
         with self.phases("start-up"):
             self.backbones = backbone_digests(self.config.model, seed=self.config.seed)
-            self.model, self.processor = Lvlm.assemble(self.config.model, seed=self.config.seed)
+            self.model, self.processor = assemble(self.config.model, seed=self.config.seed)
             self.encoder = SampleEncoder(self.processor)
             self.training = StageTraining(self.config, self.home, self.compute, self.reporter, self.phases)
         with self.phases("data"):
@@ -151,7 +169,9 @@ class _Run:
         from lvlm.data.corpus import open_corpus
 
         config = self.config
-        uses: list[tuple[CorpusUse, Permission]] = [(use, "train") for stage in config.stages().values() for use in stage.mix.corpora]
+        uses: list[tuple[CorpusUse, Permission]] = [
+            (use, "train") for stage in config.stages().values() for use in stage.mix.corpora
+        ]
         uses += [(use, "report") for use in config.evaluate.corpora]
         uses += [(use, "tune") for use in config.evaluate.tune_corpora]
         for use, permission in uses:
@@ -160,8 +180,8 @@ class _Run:
             self.corpora[use.path].require(use.split, permission)
         if self._validates() and not config.evaluate.tune_corpora:
             raise InputError(
-                "A stage of the run config sets validate_every, but evaluate.tune_corpora names nothing to validate on. "
-                "Name a corpus and a split with permission 'tune' there, or leave validate_every out."
+                "A stage of the run config sets validate_every, but evaluate.tune_corpora names nothing to "
+                "validate on. Name a corpus and a split with permission 'tune' there, or leave validate_every out."
             )
 
     def _batches(self, name: str) -> StepBatches:
@@ -170,7 +190,9 @@ class _Run:
         from lvlm.train.batches import StepBatches
 
         config, accelerator = self.config.stages()[name], self.compute.accelerator
-        plan = build_plan(name, config, seed=self.config.seed, corpora=self.corpora, measure=self.encoder.measure, home=self.home)
+        plan = build_plan(
+            name, config, seed=self.config.seed, corpora=self.corpora, measure=self.encoder.measure, home=self.home
+        )
         return StepBatches(
             plan,
             self.encoder,
@@ -181,7 +203,8 @@ class _Run:
         )
 
     def _evaluation_images(self) -> list[Path]:
-        """The images that the final evaluation reads, once each. Whatever is wrong with an evaluation shows here, before training."""
+        """The images that the final evaluation reads, once each. Whatever is wrong with an evaluation shows here,
+        before training."""
         from lvlm.evaluate.items import asked_items
 
         if self._validates():
@@ -224,9 +247,18 @@ class _Run:
             trained_here = True
             later = list(self.evaluation_images) if name == list(self.config.stages())[-1] else []
             validate = self._validate if stage.config.validate_every else None
-            return self.training(stage, batches=batches, model=self.model, processor=self.processor, later_images=later, validate=validate)
+            return self.training(
+                stage,
+                batches=batches,
+                model=self.model,
+                processor=self.processor,
+                later_images=later,
+                validate=validate,
+            )
 
-        with self.phases("shared stages"):  # waiting for another worker and loading its model; training here has phases of its own
+        with self.phases(
+            "shared stages"
+        ):  # waiting for another worker and loading its model; training here has phases of its own
             result = stage.train_once(
                 train, self.compute.accelerator, on_wait=lambda owner: self.reporter.say(f"{name}: waiting for {owner}")
             )
@@ -252,14 +284,19 @@ class _Run:
         from lvlm.train.features import FeatureStore, TowerFeatures
 
         tower = TowerFeatures(
-            self.model, device=self.compute.device, precision=self.compute.precision, workers=self.config.compute.loader_workers
+            self.model,
+            device=self.compute.device,
+            precision=self.compute.precision,
+            workers=self.config.compute.loader_workers,
         )
         shared = all(stage.train.tower == "frozen" for stage in self.config.stages().values())
         wanted = self.config.compute.feature_cache
         used = any(result["features"] == "stored" for result in self.results.values())
         return FeatureStore(self.home, tower) if shared and (wanted == "on" or (wanted == "auto" and used)) else tower
 
-    def _evaluate(self, features: ImageFeatures, config: EvaluateConfig, permission: Permission) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def _evaluate(
+        self, features: ImageFeatures, config: EvaluateConfig, permission: Permission
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """(scores, predictions) of the model in memory."""
         from lvlm.evaluate import evaluate
 
@@ -273,7 +310,9 @@ class _Run:
                 permission=permission,
                 features=features,
                 batch_size=self.config.compute.evaluate_batch,
-                on_progress=lambda done, total: self.reporter.tell("evaluate", stage="evaluate", done=done, total=total),
+                on_progress=lambda done, total: self.reporter.tell(
+                    "evaluate", stage="evaluate", done=done, total=total
+                ),
             )
 
     def _record(self, scores: pd.DataFrame, predictions: pd.DataFrame, notes: list[str]) -> RunRecord:
@@ -317,7 +356,8 @@ class _Run:
         )
 
     def _budget(self, seconds: float) -> dict[str, float]:
-        """What the model cost: sums over its stages, whoever trained them, and each stage apart. `seconds` is the wall time of this run."""
+        """What the model cost: sums over its stages, whoever trained them, and each stage apart. `seconds` is the wall
+        time of this run."""
         budget: dict[str, float] = {"seconds": seconds}
         for name, result in self.results.items():
             for field in ("samples", "llm_tokens", "supervised_tokens", "images", "views"):

@@ -76,7 +76,7 @@ class Crew:
                 self._quick_deaths += 1
                 if self._quick_deaths >= QUICK_DEATHS:
                     raise InputError(
-                        f"Workers end as soon as they start (status {code}). The end of {member.log}:\n{_tail(member.log)}"
+                        f"Workers end at once (status {code}). The end of {member.log}:\n{_tail(member.log)}"
                     )
             how = f"was killed (signal {-code})" if code < 0 else f"ended with status {code}"
             said.append(f"worker {index} {how}; another one takes over its cell ({member.log})")

@@ -118,4 +118,4 @@ def _stated_cost(plan: Plan) -> str | None:
     found = re.search(
         r"^\s*cost\s*:?\s+(.+?)(?=\n\s*\n|\n\s*[A-Z][a-z]+\s*:|\Z)", text, re.IGNORECASE | re.DOTALL | re.MULTILINE
     )
-    return " ".join(found.group(1).split()) if found else None
+    return " ".join(found.group(1).split()).partition(". ")[0] if found else None

@@ -1,4 +1,7 @@
-"""Made-up results of a declared study with planted effects and noise. The tests of the analysis read them; nothing is trained."""
+"""Made-up results of a declared study with planted effects and noise. The tests of the analysis read them.
+
+Nothing is trained.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,18 @@ from lvlm.languages import language
 LANGUAGES = ("en", "de", "fr", "ar", "ru", "tr", "fi", "el", "he", "ka", "sw", "ht", "is", "eo", "jv", "no")
 TASKS = ("caption", "reading", "vqa")
 LEVEL = {"en": 95.0, "T5": 90.0, "T4": 85.0, "T3": 78.0, "T2": 66.0, "T1": 50.0}
-TRAINED = {"en": (), "T5": ("T5",), "T5-T4": ("T5", "T4"), "T5-T3": ("T5", "T4", "T3"), "T5-T2": ("T5", "T4", "T3", "T2")}
+TRAINED = {
+    "en": (),
+    "T5": ("T5",),
+    "T5-T4": ("T5", "T4"),
+    "T5-T3": ("T5", "T4", "T3"),
+    "T5-T2": ("T5", "T4", "T3", "T2"),
+}
 LOW = {"en": 0.0, "T5": 0.2, "T4": 0.4, "T3": 0.5, "T2": 0.8, "T1": 1.0}
 
 
 def planted(arm: Arm, task: str, code: str) -> tuple[float, float, float]:
-    """Score, score in any language and fidelity without noise, in percent, loosely as a prototype of the world found them."""
+    """Score, score in any language and fidelity without noise, in percent, loosely as a prototype found them."""
     tier = language(code).tier
     levels = arm.levels
     score, fidelity = LEVEL[tier], 99.0
@@ -40,7 +49,10 @@ def planted(arm: Arm, task: str, code: str) -> tuple[float, float, float]:
 
 
 def scores(arm: Arm, seed: int, *, noise: float = 1.0) -> pd.DataFrame:
-    """The `scores.parquet` of one run: the planted values, a seed draw that all arms share, and noise of the run and the language."""
+    """The `scores.parquet` of one run.
+
+    The planted values, a seed draw that all arms share, and noise of the run and the language.
+    """
     common = np.random.default_rng([seed, 1])
     shared = common.normal(0, 5 * noise) + common.normal(0, 2 * noise, len(LANGUAGES))
     own = np.random.default_rng([seed, *arm.label.encode()])
@@ -61,7 +73,9 @@ def scores(arm: Arm, seed: int, *, noise: float = 1.0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write_study(home: Path, name: str, *, budget: str = "default", runs: int | None = None, noise: float = 1.0) -> Study:
+def write_study(
+    home: Path, name: str, *, budget: str = "default", runs: int | None = None, noise: float = 1.0
+) -> Study:
     """Write the results of the first `runs` cells of a study under `home`, as a sweep would."""
     study = load_study(name)
     cells = study.cells(budget)  # type: ignore[arg-type]

@@ -184,7 +184,7 @@ def test_an_id_missing_in_one_language(tmp_path: Path) -> None:
 
 CORPUS_KEYS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"langauges": ["en"]}, "unknown key 'langauges'"),
-    "unknown key of a split": ({"splits": {"instruct": {"permission": "train", "allow": 1}}}, "unknown key 'splits.instruct.allow'"),
+    "unknown key of a split": ({"splits": {"a": {"permission": "train", "allow": 1}}}, "unknown key 'splits.a.allow'"),
     "no permission": ({"splits": {"instruct": {}}}, "'splits.instruct.permission' is missing"),
     "wrong permission": ({"splits": {"instruct": {"permission": "all"}}}, "'train', 'tune' or 'report'"),
     "unknown language": ({"languages": ["en", "xx"]}, "Unknown language code 'xx'"),

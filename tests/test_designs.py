@@ -42,7 +42,7 @@ def test_one_at_a_time_differs_from_the_baseline_in_one_factor():
 def test_one_at_a_time_refuses_what_the_factor_does_not_have():
     with pytest.raises(InputError, match=r"0\.3 is not a level of factor 'share'"):
         OneAtATime(levels={"share": (0.3,)}).combinations(FACTORS, BASELINE)
-    with pytest.raises(InputError, match="names the factor\\(s\\) shares"):
+    with pytest.raises(InputError, match=r"names the factor\(s\) shares"):
         OneAtATime(levels={"shares": (0.1,)}).combinations(FACTORS, BASELINE)
 
 
@@ -52,10 +52,14 @@ def test_the_fraction_keeps_main_effects_and_the_interaction_estimable():
     pairs = sorted({(str(one["languages"]), str(one["english_share"])) for one in arms})
     assert len(pairs) == 1 + 3 * 6, "every combination of the kept factors is run"
     assert len(arms) < 2 * len(pairs), "it is a fraction"
-    cell = np.array([[(str(one["languages"]), str(one["english_share"])) == pair for pair in pairs] for one in arms], dtype=float)
+    cell = np.array(
+        [[(str(one["languages"]), str(one["english_share"])) == pair for pair in pairs] for one in arms], dtype=float
+    )
     tiles = np.array([[one["tiles"] == 2] for one in arms], dtype=float)
     full = np.hstack([cell, tiles])
-    assert np.linalg.matrix_rank(full) == len(pairs) + 1, "tiles and all cells of languages x share are estimable together"
+    assert np.linalg.matrix_rank(full) == len(pairs) + 1, (
+        "tiles and all cells of languages x share are estimable together"
+    )
     two = [one for one in arms if one["tiles"] == 2]
     for name in ("languages", "english_share"):
         seen = {one[name] for one in two}

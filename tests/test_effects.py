@@ -38,7 +38,11 @@ def rewrite(results, change):
 def test_a_tier_is_the_unweighted_mean_over_its_task_language_pairs(results):
     table = results.table.query("metric == 'score' and seed == 1")
     english, base = (table[table["arm"] == label] for label in (results.label(ENGLISH_ONLY), results.baseline))
-    for group, rows in (("T1", "tier == 'T1'"), ("multilingual", "language != 'en'"), ("reading/T2", "tier == 'T2' and task == 'reading'")):
+    for group, rows in (
+        ("T1", "tier == 'T1'"),
+        ("multilingual", "language != 'en'"),
+        ("reading/T2", "tier == 'T2' and task == 'reading'"),
+    ):
         expected = english.query(rows)["value"].mean() - base.query(rows)["value"].mean()
         one = rewrite(results, lambda whole: whole[whole["seed"] == 1])
         assert effect(one, ENGLISH_ONLY, metric="score", group=group).points == pytest.approx(expected)
@@ -46,7 +50,9 @@ def test_a_tier_is_the_unweighted_mean_over_its_task_language_pairs(results):
 
 def test_english_is_never_inside_t5(results):
     wide = paired(results, results.label(ENGLISH_ONLY), results.baseline, metric="score")
-    shifted = rewrite(results, lambda t: t.assign(value=t["value"] + 50 * ((t["language"] == "en") & (t["languages"] == "en"))))
+    shifted = rewrite(
+        results, lambda t: t.assign(value=t["value"] + 50 * ((t["language"] == "en") & (t["languages"] == "en")))
+    )
     for group, moves in (("en", 50.0), ("T5", 0.0), ("multilingual", 0.0)):
         before = effect(results, ENGLISH_ONLY, metric="score", group=group).points
         assert effect(shifted, ENGLISH_ONLY, metric="score", group=group).points - before == pytest.approx(moves)
@@ -70,8 +76,11 @@ def test_effects_are_paired_by_seed(results):
     calm = effect(results, ENGLISH_ONLY, metric="score", group="multilingual")
     found = effect(shaken, ENGLISH_ONLY, metric="score", group="multilingual")
     assert (found.points, found.low, found.high) == pytest.approx((calm.points, calm.low, calm.high))
-    arms = [shaken.table.query("arm == @label and metric == 'score' and language != 'en'").groupby("seed")["value"].mean()
-            for label in (shaken.label(ENGLISH_ONLY), shaken.baseline)]  # fmt: skip
+    rows = shaken.table.query("metric == 'score' and language != 'en'")
+    arms = [
+        rows[rows["arm"] == label].groupby("seed")["value"].mean()
+        for label in (shaken.label(ENGLISH_ONLY), shaken.baseline)
+    ]
     unpaired = stats.ttest_ind(*arms).confidence_interval()
     assert unpaired.high - unpaired.low > 10 * (found.high - found.low), "the unpaired interval is useless here"
 
@@ -88,7 +97,11 @@ def test_a_seed_without_both_arms_takes_no_part(results):
 def test_one_seed_and_no_run_are_said_so(results):
     single = rewrite(results, lambda t: t[t["seed"] == 0])
     found = effect(single, ENGLISH_ONLY, metric="score", group="T1")
-    assert np.isfinite(found.points) and np.isnan(found.low) and (found.reason, found.verdict) == ("one seed", "not judged")
+    assert (
+        np.isfinite(found.points)
+        and np.isnan(found.low)
+        and (found.reason, found.verdict) == ("one seed", "not judged")
+    )
     label = results.label(ENGLISH_ONLY)
     absent = effect(rewrite(results, lambda t: t[t["arm"] != label]), ENGLISH_ONLY, metric="score", group="T1")
     assert np.isnan(absent.points) and absent.reason == f"no run of '{label}' yet" and absent.verdict == "not judged"
@@ -96,7 +109,8 @@ def test_one_seed_and_no_run_are_said_so(results):
 
 def test_an_unknown_value_leaves_its_pair_out_in_all_seeds(results):
     hole = rewrite(
-        results, lambda t: t.assign(value=t["value"].mask((t["language"] == "jv") & (t["task"] == "vqa") & (t["seed"] == 1)))
+        results,
+        lambda t: t.assign(value=t["value"].mask((t["language"] == "jv") & (t["task"] == "vqa") & (t["seed"] == 1))),
     )
     wide = paired(hole, hole.label(ENGLISH_ONLY), hole.baseline, metric="score")
     assert ("vqa", "jv") not in wide.columns and wide.shape == (3, 47)
@@ -107,16 +121,25 @@ def test_planted_effects_are_found_and_null_effects_are_not(results):
     verdicts = {expectation.claim: found for expectation, found in results.verdicts()}
     assert len(verdicts) == len(results.study.expectations)
     shown = [claim for claim, found in verdicts.items() if found.verdict == "shown"]
-    assert any("lowers the score" in claim for claim in shown) and any("Tiles help reading (English" in claim for claim in shown)
-    assert any("another language" in claim for claim in shown) and any("more in T1 than in T5" in claim for claim in shown)
+    assert any("lowers the score" in claim for claim in shown) and any(
+        "Tiles help reading (English" in claim for claim in shown
+    )
+    assert any("another language" in claim for claim in shown) and any(
+        "more in T1 than in T5" in claim for claim in shown
+    )
     assert verdicts["Tiles help reading in the other languages"].verdict == "within noise"
     reading = verdicts["Tiles help reading (English, the only language whose text in images is trained)"]
-    assert reading.low < 25 < reading.high and (reading.n_languages, reading.n_seeds, reading.method) == (1, 3, "t over seeds")
+    assert reading.low < 25 < reading.high and (reading.n_languages, reading.n_seeds, reading.method) == (
+        1,
+        3,
+        "t over seeds",
+    )
 
 
 def test_right_elsewhere_is_the_gap_between_the_two_scores(results):
     gap, any_language, score = (
-        effect(results, ENGLISH_ONLY, metric=metric, group="T2").points for metric in ("right_elsewhere", "score_any_language", "score")
+        effect(results, ENGLISH_ONLY, metric=metric, group="T2").points
+        for metric in ("right_elsewhere", "score_any_language", "score")
     )
     assert gap == pytest.approx(any_language - score)
 
@@ -125,7 +148,9 @@ def test_verdicts_follow_the_interval_and_the_expected_direction(results):
     def verdict(direction, low, high, margin=None):
         from dataclasses import replace
 
-        expected = Expectation(claim="c", metric="score", group="T1", arm=ENGLISH_ONLY, direction=direction, margin=margin)
+        expected = Expectation(
+            claim="c", metric="score", group="T1", arm=ENGLISH_ONLY, direction=direction, margin=margin
+        )
         found = effect(results, ENGLISH_ONLY, metric="score", group="T1")
         return judge(replace(found, points=(low + high) / 2, low=low, high=high), expected).verdict
 
@@ -139,7 +164,9 @@ def test_verdicts_follow_the_interval_and_the_expected_direction(results):
 def test_noise_units_are_points_over_the_sd_between_seeds(results):
     found = effect(results, ENGLISH_ONLY, metric="score", group="T1")
     wide = paired(results, results.label(ENGLISH_ONLY), results.baseline, metric="score")
-    by_seed = wide.loc[:, [code in ("eo", "jv", "no") for code in wide.columns.get_level_values("language")]].mean(axis=1)
+    by_seed = wide.loc[:, [code in ("eo", "jv", "no") for code in wide.columns.get_level_values("language")]].mean(
+        axis=1
+    )
     assert found.noise_units == pytest.approx(by_seed.mean() / by_seed.std(ddof=1))
 
 

@@ -31,7 +31,11 @@ def test_the_two_way_interval_is_the_stated_formula():
     floored = negative = 0
     for number in range(60):
         shape = (2 + number % 4, 2 + number % 9)
-        d = generator.normal(1, 1, shape) + generator.normal(0, number % 3, (shape[0], 1)) + generator.normal(0, number % 2, (1, shape[1]))
+        d = (
+            generator.normal(1, 1, shape)
+            + generator.normal(0, number % 3, (shape[0], 1))
+            + generator.normal(0, number % 2, (1, shape[1]))
+        )
         low, high, df, (ms_seed, ms_lang, ms_res) = by_the_book(d)
         found = two_way(d)
         assert (found.low, found.high, found.df) == pytest.approx((low, high, df))
@@ -93,7 +97,9 @@ def test_the_two_way_interval_covers_and_pooled_rows_do_not():
 @pytest.mark.parametrize("shape", [(3, 3, 0.5, 0.8), (5, 12, 0.5, 0.8), (3, 15, 0.5, 0.0)])
 def test_the_interval_is_never_short_and_never_boundless(shape):
     seeds, languages, of_seed, of_language = shape
-    covered, _, width = coverage(seeds=seeds, languages=languages, of_seed=of_seed, of_language=of_language, of_item=0.5)
+    covered, _, width = coverage(
+        seeds=seeds, languages=languages, of_seed=of_seed, of_language=of_language, of_item=0.5
+    )
     assert 0.92 <= covered <= 0.995
     assert width.max() < 12 * np.median(width), "just above V = 0 the bare formula gives df near 0 and any width"
 
@@ -109,7 +115,11 @@ def test_a_contrast_of_two_groups_of_languages_covers():
     for _ in range(studies):
         run = generator.normal(0, 0.5, (3, 1))
         groups = [
-            mean + run + generator.normal(0, 0.4, (3, 1)) + generator.normal(0, 0.8, (1, 3)) + generator.normal(0, 0.5, (3, 3))
+            mean
+            + run
+            + generator.normal(0, 0.4, (3, 1))
+            + generator.normal(0, 0.8, (1, 3))
+            + generator.normal(0, 0.5, (3, 3))
             for mean in (3.0, 1.0)
         ]
         found = two_way(groups[0], minus=groups[1])

@@ -102,7 +102,7 @@ def test_groups_are_nested(allocation: Allocation) -> None:
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 @pytest.mark.parametrize("others", [1, 2, 3, 5, 15, 24, 49, 99])
 def test_deviation_at_every_share(allocation: Allocation, others: int) -> None:
-    """The stated bound at each of 20 000 budgets: a lower share is a longer prefix of one order, followed here id by id."""
+    """The stated bound at each of 20 000 budgets: a lower share is a longer prefix of one order, followed id by id."""
     codes = WORLD if others == 15 else CODES[: others + 1]
     ids = make_ids(20_000)
     index, _ = language_codes(ids, languages=codes, english_share=0.0, allocation=allocation)

@@ -213,3 +213,45 @@ def test_assembly_depends_on_the_seed_only_and_leaves_global_randomness_alone():
     assert changed == {
         f"multi_modal_projector.adapter.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")
     }
+
+
+def test_positions_ignore_padding():
+    """On an LLM with learned absolute positions; rotary ones would hide a shift."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from lvlm.model.lvlm import Lvlm
+
+    base, _ = tiny_world().assemble()
+    config = GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=32, initializer_range=0.5)
+    model = Lvlm(
+        type(base.config)(text_config=config, tower=base.config.tower, image_token_id=3, image_tokens=9),
+        vision_tower=base.vision_tower,
+        language_model=GPT2LMHeadModel(config),
+    ).eval()
+    ids, padded = torch.tensor([[4, 5, 6]]), torch.tensor([[0, 0, 4, 5, 6]])
+    mask = torch.tensor([[0, 0, 1, 1, 1]])
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        torch.testing.assert_close(model(input_ids=padded, attention_mask=mask).logits[:, 2:], expected)
+        hidden = model.hidden_states({"input_ids": padded, "attention_mask": mask})
+        torch.testing.assert_close(model.logits(hidden)[:, 2:], expected)
+
+
+def test_the_shipped_tower_architecture_loads(tmp_path):
+    import json
+
+    from safetensors.torch import save_file
+
+    from lvlm.backbones.vit import tiny_vit
+
+    description = {"image_size": 48, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+    description["timm"] = {"architecture": "tiny_vit", "args": {}}
+    (tmp_path / "config.json").write_text(json.dumps(description), encoding="utf-8")
+    save_file({key: value.half() for key, value in tiny_vit().state_dict().items()}, tmp_path / "model.safetensors")
+    model, processor = tiny_world().assemble(tower=str(tmp_path), tiles=2)
+    assert processor.image_tokens == 36
+    features = model.image_features(pixels(tiny_image(), processor.image_transform))
+    assert features.shape == (1, 5, 36, 128)
+    model.save_pretrained(tmp_path / "saved")
+    again = type(model).from_pretrained(tmp_path / "saved").eval()
+    assert torch.equal(again.image_features(pixels(tiny_image(), processor.image_transform)), features)

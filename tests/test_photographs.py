@@ -4,7 +4,8 @@ tower."""
 from __future__ import annotations
 
 import itertools
-from importlib.resources import files
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from lvlm.data.corpus import open_corpus
 from tests.corpora import write_rows
 
 PHOTOGRAPHS = {
-    "skimage.data": (
+    "skimage/data": (
         "astronaut.png",
         "coffee.png",
         "chelsea.png",
@@ -24,16 +25,22 @@ PHOTOGRAPHS = {
         "coins.png",
         "color.png",
     ),
-    "sklearn.datasets.images": ("china.jpg", "flower.jpg"),
+    "sklearn/datasets/images": ("china.jpg", "flower.jpg"),
 }
 SIZES = ((64, 48), (33, 97), (224, 224), (300, 200), (17, 17))
 ORIENTATION = 0x0112  # EXIF tag; 6 is a quarter turn, as telephones write it
 
 
+@cache
 def shipped() -> list[Image.Image]:
     """The photographs that come with scikit-image and scikit-learn; those that a version does not ship are left out."""
-    found = [files(package) / name for package, names in PHOTOGRAPHS.items() for name in names]
-    return [Image.open(str(path)).convert("RGB") for path in found if path.is_file()]
+    found = []
+    for folder, names in PHOTOGRAPHS.items():
+        package, *inside = folder.split("/")
+        spec = find_spec(package)  # finds the package without the seconds that importing it takes
+        if spec and spec.origin:
+            found += [Path(spec.origin).parent.joinpath(*inside, name) for name in names]
+    return [Image.open(path).convert("RGB").resize((320, 240)) for path in found if path.is_file()]
 
 
 def save(image: Image.Image, form: str, path: Path) -> Path:

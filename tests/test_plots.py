@@ -38,13 +38,15 @@ def test_by_tier_draws_our_means_and_intervals(results):
         means = [level(results, arm, metric="score", group=group).estimate for arm in arms]
         assert drawn[plots.COLOURS[group]] == pytest.approx(means)
     found = effect(results, arms[-1], metric="score", group="T1")
-    assert any(np.allclose(sorted(ends), [found.low, found.high]) for ends in bars(below)), "the two-way interval is drawn"
+    assert any(np.allclose(sorted(ends), [found.low, found.high]) for ends in bars(below)), (
+        "the two-way interval is drawn"
+    )
     assert "points" in below.get_ylabel() and "%" in above.get_ylabel() and "3 seeds" in figure.get_suptitle()
 
 
 def test_the_legend_stands_outside_the_data_in_the_order_of_the_tiers(results):
     figure = plots.by_tier(results, "languages")
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     legend = figure.legends[0]
     assert [text.get_text() for text in legend.get_texts()] == ["English", "T5", "T4", "T3", "T2", "T1", "multilingual"]
     box = legend.get_window_extent()
@@ -54,7 +56,7 @@ def test_the_legend_stands_outside_the_data_in_the_order_of_the_tiers(results):
 
 def test_english_against_multilingual_has_a_marker_per_arm_with_both_intervals(results):
     figure = plots.english_against_multilingual(results)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     (ax,) = figure.axes
     arms = plots.one_factor_arms(results)
     assert len(figure.legends[0].get_texts()) == len(arms) == 7

@@ -48,14 +48,19 @@ def test_a_study_with_one_run_still_reports(home):
 def test_headlines_are_three_lines_with_interval_and_verdict(home):
     lines = headlines(load_results("drivers", home=home))
     assert len(lines) == 3
-    assert all(re.search(r"[+-]\d+\.\d points \[[+-]\d+\.\d, [+-]\d+\.\d\], \d seeds: (shown|within noise|contradicted)", line) for line in lines)
+    assert all(
+        re.search(r"[+-]\d+\.\d points \[[+-]\d+\.\d, [+-]\d+\.\d\], \d seeds: (shown|within noise|contradicted)", line)
+        for line in lines
+    )
 
 
 def test_the_command_prints_where_the_report_is_and_how_to_open_mlflow(home, capsys, monkeypatch):
-    monkeypatch.setattr("ablations.report._notebooks", lambda results: [])
+    monkeypatch.setattr("ablations.report.write_report", lambda results: results.folder / "report.html")
     assert cli.main(["report", "drivers", "--home", str(home)]) == 0
     printed = capsys.readouterr().out
-    assert "report.html" in printed and "python -m sweeps ui" in printed and "5 of 21 planned runs are missing" in printed
+    assert (
+        "report.html" in printed and "python -m sweeps ui" in printed and "5 of 21 planned runs are missing" in printed
+    )
     assert printed.count("points") == 3
 
 
@@ -68,8 +73,13 @@ def test_bad_input_is_one_paragraph_and_status_2(tmp_path, capsys):
 
 def test_help_is_quick_imports_nothing_heavy_and_ends_in_a_line_to_paste():
     start = time.process_time()
-    code = "import sys; from ablations.cli import _parser; print(_parser().format_help()); print(sorted({'pandas', 'torch', 'scipy'} & set(sys.modules)))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip().splitlines()
+    show = "import sys; from ablations.cli import _parser; print(_parser().format_help());"
+    code = show + "print(sorted({'pandas', 'torch', 'scipy'} & set(sys.modules)))"
+    out = (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        .stdout.strip()
+        .splitlines()
+    )
     assert out[-1] == "[]"
     assert [line for line in out[:-1] if line][-1].startswith("python -m ablations report")
     assert time.process_time() - start < 1

@@ -18,7 +18,8 @@ TILES = Factor(name="tiles", path="model.tiles", levels=(1, 2))
 
 def declare(**changes):
     given = {
-        "name": "mine", "question": "?", "base": BASE, "factors": (TILES,), "baseline": {"tiles": 1}, "design": FullGrid(), "seeds": (0, 1),
+        "name": "mine", "question": "?", "base": BASE, "factors": (TILES,), "baseline": {"tiles": 1},
+        "design": FullGrid(), "seeds": (0, 1),
     }  # fmt: skip
     return Study(**{**given, **changes})
 
@@ -47,14 +48,18 @@ def test_a_cell_holds_its_levels_and_its_seed():
         assert cell.config.instruct.mix.english_share == cell.arm.levels["english_share"]
 
 
-@pytest.mark.parametrize("text", ["compute.micro_batch_tokens=512", "compute.loader_workers=2", "compute.evaluate_batch=8"])
+@pytest.mark.parametrize(
+    "text", ["compute.micro_batch_tokens=512", "compute.loader_workers=2", "compute.evaluate_batch=8"]
+)
 def test_the_id_of_a_cell_ignores_what_cannot_change_its_result(text):
     study = declare()
     assert study.cells(overrides=[text])[0].id == study.cells()[0].id
     assert declare(name="other").cells()[0].id == study.cells()[0].id
 
 
-@pytest.mark.parametrize("text", ["compute.precision=bf16", "compute.threads=3", "instruct.optim.lr=0.5", "evaluate.items=3"])
+@pytest.mark.parametrize(
+    "text", ["compute.precision=bf16", "compute.threads=3", "instruct.optim.lr=0.5", "evaluate.items=3"]
+)
 def test_the_id_of_a_cell_follows_what_can_change_its_result(text):
     study = declare()
     assert study.cells(overrides=[text])[0].id != study.cells()[0].id
@@ -63,12 +68,16 @@ def test_the_id_of_a_cell_follows_what_can_change_its_result(text):
 def test_cells_are_the_same_in_both_budgets_where_they_overlap():
     study = load_study("drivers")
     full = {(cell.arm.label, cell.seed): cell.id for cell in study.cells("full")}
-    assert all(full[cell.arm.label, cell.seed] == cell.id for cell in study.cells("default") if (cell.arm.label, cell.seed) in full)
+    assert all(
+        full[cell.arm.label, cell.seed] == cell.id
+        for cell in study.cells("default")
+        if (cell.arm.label, cell.seed) in full
+    )
     assert sum((cell.arm.label, cell.seed) in full for cell in study.cells("default")) == 21
 
 
 def test_an_override_of_a_factor_would_be_ignored_and_is_an_error():
-    with pytest.raises(InputError, match="'model.tiles', which study 'mine' varies itself"):
+    with pytest.raises(InputError, match=r"'model\.tiles', which study 'mine' varies itself"):
         declare().cells(overrides=["model.tiles=2"])
 
 
@@ -105,7 +114,7 @@ def test_an_unknown_group_or_path_is_an_error():
     with pytest.raises(InputError, match="'T6' is not a language group"):
         languages = Factor(name="languages", path="instruct.mix.languages", levels=("all", "T6"))
         declare(factors=(languages,), baseline={"languages": "all"})
-    with pytest.raises(InputError, match="'instruct.mix.english_shares' is not a field.*english_share"):
+    with pytest.raises(InputError, match=r"'instruct\.mix\.english_shares' is not a field.*english_share"):
         Factor(name="share", path="instruct.mix.english_shares", levels=(0.1, 0.5))
     with pytest.raises(InputError, match="cannot name a factor"):
         Factor(name="seed", path="seed", levels=(0, 1))
@@ -125,7 +134,7 @@ def test_a_fault_names_the_study_file(tmp_path):
     path.write_text("study = None\n")
     with pytest.raises(InputError, match="holds no `study = Study"):
         load_study(path)
-    with pytest.raises(InputError, match="no study 'driver'.*drivers"):
+    with pytest.raises(InputError, match=r"no study 'driver'.*drivers"):
         load_study("driver")
 
 
@@ -145,7 +154,8 @@ def test_the_table_goes_through_parquet_and_knows_what_is_missing(tmp_path):
     assert results.arms()["seeds"].tolist() == [2, 2, 1, 1, 1, 1, 1]
     assert "12 of 21 planned runs are missing" in results._repr_html_()
     assert list(results.table.columns) == [
-        "study", "arm", "seed", "languages", "english_share", "tiles", "run", "task", "language", "tier", "metric", "value", "n",
+        "study", "arm", "seed", "languages", "english_share", "tiles",
+        "run", "task", "language", "tier", "metric", "value", "n",
     ]  # fmt: skip
     assert set(results.table.loc[results.table["language"] == "en", "tier"]) == {"en"}
 
@@ -162,7 +172,7 @@ def test_a_csv_alone_can_be_read(tmp_path):
 
 
 def test_faults_of_a_table_are_errors(tmp_path):
-    with pytest.raises(InputError, match="There are no results at .*sweeps launch drivers"):
+    with pytest.raises(InputError, match=r"There are no results at .*sweeps launch drivers"):
         load_results("drivers", home=tmp_path)
     study = declare()
     cell = study.cells()[0]
@@ -171,5 +181,5 @@ def test_faults_of_a_table_are_errors(tmp_path):
     with pytest.raises(InputError, match="a second value for"):
         load_results(tmp_path)
     write_results(tmp_path, doubled.drop(columns="tier"))
-    with pytest.raises(InputError, match="lacks the column\\(s\\) tier"):
+    with pytest.raises(InputError, match=r"lacks the column\(s\) tier"):
         load_results(tmp_path)

@@ -176,19 +176,21 @@ def test_a_failure_keeps_its_traceback_and_the_rest_goes_on(
     begun = len(calls(home))
     assert launch(study, workers=1, home=home, runner=RUNNER).failed == 2 and len(calls(home)) == begun
     assert "--retry-failed" in capfd.readouterr().out
-    again = launch(study, workers=1, home=home, runner=RUNNER, retry_failed=True)
+    again = work_alone(home, study, retry_failed=True)
     assert again.is_complete and len(calls(home)) == begun + 2
     assert sorted(run.info.status for run in runs_of(home)) == ["FINISHED"] * 4
     assert not (home / "studies/fake/cells" / failed[0].id / "traceback.txt").exists()
 
 
-def work_alone(home: Path, study: Any, *, overrides: Sequence[str] = ()) -> Outcome:
+def work_alone(home: Path, study: Any, *, overrides: Sequence[str] = (), retry_failed: bool = False) -> Outcome:
     """A launch whose cells are run in this process, so that no worker has to start."""
     plan = make_plan(study, runner=RUNNER, overrides=overrides)
     place = Place(home, plan.study)
     plan.save(place)
     queue = Queue(plan, place.journal)
     queue.add_missing()
+    if retry_failed:
+        queue.requeue_failed()
     Worker(plan, place).work()
     return launch(study, workers=1, home=home, runner=RUNNER, overrides=overrides)
 

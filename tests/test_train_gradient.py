@@ -1,16 +1,17 @@
-"""The gradient of one optimizer step is the same for every split into micro-batches and processes, and pixels or kept features."""
+"""The gradient of one optimizer step is the same for every split into micro-batches and processes, and pixels or kept
+features."""
 
 from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import PartialState
 
 from lvlm.data.corpus import open_corpus
 from lvlm.data.plan import build_plan
@@ -19,6 +20,7 @@ from lvlm.train.batches import BatchStream, SampleEncoder, StepBatches
 from lvlm.train.features import FeatureStore, TowerFeatures
 from lvlm.train.loss import weighted_cross_entropy
 from tests.tiny import tiny_world
+from tests.train_worker import train
 from tests.train_world import run_config, write_corpus
 
 ONE, FOUR, EIGHT = 100_000, 420, 1
@@ -41,15 +43,21 @@ def step_of(corpus: Path, reduction: str, budget: int, *, rank: int = 0, process
         if "lora_B" in name:  # zero at the start, which would hide the gradient of A
             torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
     encoder = SampleEncoder(processor)
-    plan = build_plan("instruct", config.instruct, seed=0, corpora={str(corpus): open_corpus(corpus)}, measure=encoder.measure)
-    return model, StepBatches(plan, encoder, config.instruct.reduction, token_budget=budget, rank=rank, processes=processes)
+    plan = build_plan(
+        "instruct", config.instruct, seed=0, corpora={str(corpus): open_corpus(corpus)}, measure=encoder.measure
+    )
+    return model, StepBatches(
+        plan, encoder, config.instruct.reduction, token_budget=budget, rank=rank, processes=processes
+    )
 
 
 def gradient(corpus: Path, reduction: str, budget: int) -> tuple[int, float, torch.Tensor]:
     """(micro-batches, loss, flat gradient) of step 0."""
     model, batches = step_of(corpus, reduction, budget)
     tower = TowerFeatures(model, device=torch.device("cpu"), precision="fp32")
-    stream = BatchStream(batches, model.config.image_transform, store=None, tower=tower, device=torch.device("cpu"), first_step=0)
+    stream = BatchStream(
+        batches, model.config.image_transform, store=None, tower=tower, device=torch.device("cpu"), first_step=0
+    )
     total, count = 0.0, 0
     for batch, images in stream.step(0):
         hidden = model.hidden_states({"input_ids": batch.input_ids, **images})
@@ -139,7 +147,13 @@ def test_kept_features_give_the_same_loss_to_the_bit(corpus: Path, tmp_path: Pat
     losses: dict[str, list[float]] = {}
     for name, kept, workers in (("computed", None, 0), ("stored", store, 0), ("loader processes", None, 2)):
         stream = BatchStream(
-            batches, model.config.image_transform, store=kept, tower=tower, device=torch.device("cpu"), first_step=0, workers=workers
+            batches,
+            model.config.image_transform,
+            store=kept,
+            tower=tower,
+            device=torch.device("cpu"),
+            first_step=0,
+            workers=workers,
         )
         losses[name] = []
         for step in range(2):
@@ -162,25 +176,33 @@ def test_two_processes_train_as_one(corpus: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
     import json
 
-    losses = [[json.loads(line)["loss"] for line in (folder / "curve.jsonl").read_text().splitlines()] for folder in (alone, together)]
+    losses = [
+        [json.loads(line)["loss"] for line in (folder / "curve.jsonl").read_text().splitlines()]
+        for folder in (alone, together)
+    ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def _train(corpus: Path, folder: Path, *, processes: int) -> None:
+    """Fork the processes: they find torch loaded, and each ends without running anything of pytest."""
     folder.mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    root = Path(__file__).resolve().parent.parent
     world = tiny_world()
-    command = [sys.executable, "-m", "tests.train_worker", str(corpus), str(folder), world.llm, world.tower]
-    running = []
+    children = []
     for rank in range(processes):
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-        if processes > 1:
-            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        running.append(subprocess.Popen(command, env=environment, cwd=root, stderr=subprocess.PIPE))
-    for process in running:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors.decode()[-2000:]
+        child = os.fork()
+        if not child:
+            try:
+                PartialState._reset_state()
+                if processes > 1:
+                    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+                    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                train(corpus, folder, world.llm, world.tower, processes=processes)
+                os._exit(0)
+            finally:
+                traceback.print_exc()
+                os._exit(1)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * processes

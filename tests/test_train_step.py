@@ -59,12 +59,18 @@ def test_schedule_warms_up_in_fractions_and_steps_and_ends_near_zero() -> None:
 
 def test_optimizer_holds_what_learns_with_the_rate_of_its_part() -> None:
     model = torch.nn.ModuleDict(
-        {"vision_tower": torch.nn.Linear(2, 2), "multi_modal_projector": torch.nn.Linear(2, 2), "language_model": torch.nn.Linear(2, 2)}
+        {
+            "vision_tower": torch.nn.Linear(2, 2),
+            "multi_modal_projector": torch.nn.Linear(2, 2),
+            "language_model": torch.nn.Linear(2, 2),
+        }
     )
     model["vision_tower"].requires_grad_(False)
     optimizer = build_optimizer(model, OptimConfig(lr=1e-3, adapter_lr=5e-4, weight_decay=0.1))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    seen = {names[id(p)]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    seen = {
+        names[id(p)]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]
+    }
     assert seen == {
         "multi_modal_projector.weight": (5e-4, 0.1),
         "multi_modal_projector.bias": (5e-4, 0.0),

@@ -1,8 +1,7 @@
-"""Trains one stage of the tiny world in a process of its own: `python -m tests.train_worker CORPUS FOLDER LLM TOWER`. Started by tests."""
+"""Trains one stage of the tiny world as one of several processes; forked by the test of gradients across processes."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -15,11 +14,11 @@ from lvlm.train.loop import StageLoop
 from lvlm.train.progress import Reporter
 
 
-def main(corpus: Path, folder: Path, llm: str, tower_folder: str) -> None:
+def train(corpus: Path, folder: Path, llm: str, tower_folder: str, *, processes: int) -> None:
     """Three steps without dropout; writes curve.jsonl and weights.pt into `folder`."""
     from lvlm.data.corpus import open_corpus
     from lvlm.data.plan import build_plan
-    from lvlm.model.lvlm import Lvlm
+    from lvlm.model.assembly import assemble
     from lvlm.model.parts import prepare_training
     from tests.train_world import run_config
 
@@ -29,11 +28,14 @@ def main(corpus: Path, folder: Path, llm: str, tower_folder: str) -> None:
     assert config.instruct is not None
     with compute(ComputeConfig(device="cpu", threads=1)) as machinery:
         accelerator = machinery.accelerator
-        model, processor = Lvlm.assemble(config.model, seed=0)
+        model, processor = assemble(config.model, seed=0)
         prepare_training(model, config.instruct, seed=0)
         encoder = SampleEncoder(processor)
-        plan = build_plan("instruct", config.instruct, seed=0, corpora={str(corpus): open_corpus(corpus)}, measure=encoder.measure)
-        rank, processes = accelerator.process_index, accelerator.num_processes
+        plan = build_plan(
+            "instruct", config.instruct, seed=0, corpora={str(corpus): open_corpus(corpus)}, measure=encoder.measure
+        )
+        rank = accelerator.process_index
+        assert accelerator.num_processes == processes
         batches = StepBatches(plan, encoder, "token", token_budget=420, rank=rank, processes=processes)
         tower = TowerFeatures(model, device=machinery.device, precision="fp32")
 
@@ -56,10 +58,8 @@ def main(corpus: Path, folder: Path, llm: str, tower_folder: str) -> None:
         spent = loop.run()
         assert spent.samples == 24, "every process counts the samples of all"
         if accelerator.is_main_process:
-            torch.save({name: p.detach() for name, p in model.named_parameters() if p.requires_grad}, folder / "weights.pt")
+            torch.save(
+                {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}, folder / "weights.pt"
+            )
         accelerator.wait_for_everyone()
         accelerator.end_training()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4])

@@ -1,4 +1,5 @@
-"""A corpus of noise pictures in two languages and a run config on the tiny fakes, for the tests of training. Workers import it too."""
+"""A corpus of noise pictures in two languages and a run config on the tiny fakes, for the tests of training. Workers
+import it too."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ QUESTIONS = {"en": "What colour is the circle?", "de": "Welche Farbe hat der Kre
 
 
 def write_corpus(folder: Path, *, samples: int = 24, items: int = 4) -> Path:
-    """A translatable corpus `noise` (en, de) with splits train, tune and test; one sample in six has no image, some have two turns."""
+    """A translatable corpus `noise` (en, de) with splits train, tune and test; one sample in six has no image, some
+    have two turns."""
     (folder / "images").mkdir(parents=True)
     for number in range(max(8, items)):
         tiny_image(number).save(folder / "images" / f"{number}.png")
@@ -40,8 +42,8 @@ def write_corpus(folder: Path, *, samples: int = 24, items: int = 4) -> Path:
         write_rows(folder / "train" / f"{code}.jsonl", rows)
         for split in ("tune", "test"):
             held = [
-                {"id": f"{split}{index}", "context": [QUESTIONS[code]], "label": [""], "text_label": [answers[index % 4]],
-                 "image_id": [f"{index}.png"], "task": "vqa", "source": "noise"}
+                {"id": f"{split}{index}", "context": [QUESTIONS[code]], "label": [""],
+                 "text_label": [answers[index % 4]], "image_id": [f"{index}.png"], "task": "vqa", "source": "noise"}
                 for index in range(items)
             ]  # fmt: skip
             write_rows(folder / split / f"{code}.jsonl", held)

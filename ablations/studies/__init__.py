@@ -1,4 +1,7 @@
-"""The studies: one Python file each, and how to find them. `sweeps` and the commands load a study by its name or the path of its file."""
+"""The studies: one Python file each, and how to find them.
+
+`sweeps` and the commands load a study by its name or the path of its file.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,9 @@ def load_study(study: str | Path) -> Study:
     if not isinstance(found, Study):
         raise InputError(f"The study file {path} holds no `study = Study(...)` at its top level.")
     if found.name != path.stem:
-        raise InputError(f"The study file {path} declares the name '{found.name}'; name it '{path.stem}', as its results folder.")
+        raise InputError(
+            f"The study file {path} declares the name '{found.name}'; name it '{path.stem}', as its results folder."
+        )
     return found
 
 

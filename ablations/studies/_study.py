@@ -1,4 +1,7 @@
-"""What a study is: factors, design, seeds, outcome and expectations, checked when declared. Study files build one; `sweeps` runs its cells."""
+"""What a study is: factors, design, seeds, outcome and expectations, checked when declared. Study files build one.
+
+`sweeps` runs its cells.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ from lvlm.errors import InputError
 Budget = Literal["default", "full"]
 Direction = Literal["higher", "lower", "little"]
 
-RESULT_FREE_COMPUTE = frozenset({"micro_batch_tokens", "loader_workers", "feature_cache", "evaluate_batch", "checkpoint_every"})
+RESULT_FREE_COMPUTE = frozenset(
+    {"micro_batch_tokens", "loader_workers", "feature_cache", "evaluate_batch", "checkpoint_every"}
+)
 """Compute settings that cannot change a result; device, precision and threads can change its last bits."""
 
 
@@ -45,9 +50,9 @@ class Cell:
 class Expectation:
     """A direction declared before the study is run; the report gives its verdict.
 
-    `arm` and `against` name levels (the rest as in the study's baseline). `group` is `multilingual`, `en`, a tier, a language code, or one of
-    these within a task (`reading/en`). `than_group` asks whether the effect is lower (higher) in `group` than in `than_group`.
-    `little` expects an effect within `margin` points on both sides.
+    `arm` and `against` name levels (the rest as in the study's baseline). `group` is `multilingual`, `en`, a tier, a
+    language code, or one of these within a task (`reading/en`). `than_group` asks whether the effect is lower (higher)
+    in `group` than in `than_group`. `little` expects an effect within `margin` points on both sides.
     """
 
     claim: str
@@ -61,18 +66,24 @@ class Expectation:
 
     def __post_init__(self) -> None:
         if self.direction not in get_args(Direction):
-            raise InputError(f"expectation '{self.claim}': direction is one of {', '.join(get_args(Direction))}, not '{self.direction}'.")
+            raise InputError(
+                f"expectation '{self.claim}': direction is one of "
+                f"{', '.join(get_args(Direction))}, not '{self.direction}'."
+            )
         if (self.direction == "little") != (self.margin is not None and self.margin > 0):
-            raise InputError(f"expectation '{self.claim}': give a positive margin (points) with direction 'little', and only there.")
+            raise InputError(
+                f"expectation '{self.claim}': give a positive margin (points) with direction 'little', and only there."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """A question, what varies and what is expected.
 
-    `base` is the name of a preset (`tiny`), a YAML file or a mapping; `fixed` are dotted fields set on it for all arms. The default budget
-    runs `design` with `seeds`, the full one `full_design` with `full_seeds` (each as in the default where not given). `primary` is the outcome
-    that the study is about. The first three `expectations` are its headlines.
+    `base` is the name of a preset (`tiny`), a YAML file or a mapping; `fixed` are dotted fields set on it for all arms.
+    The default budget runs `design` with `seeds`, the full one `full_design` with `full_seeds` (each as in the default
+    where not given). `primary` is the outcome that the study is about. The first three `expectations` are its
+    headlines.
     """
 
     name: str
@@ -109,7 +120,10 @@ class Study:
         for name, level in levels.items():
             factor = next((factor for factor in self.factors if factor.name == name), None)
             if factor is None:
-                raise InputError(f"'{name}' is not a factor of this study; its factors are: {', '.join(f.name for f in self.factors)}.")
+                raise InputError(
+                    f"'{name}' is not a factor of this study; "
+                    f"its factors are: {', '.join(f.name for f in self.factors)}."
+                )
             if level is not None and level not in factor.levels:
                 raise InputError(f"{level!r} is not a level of factor '{name}'; its levels are: {factor.levels!r}.")
         resolved = resolve(self.factors, {**self.baseline, **levels})
@@ -122,19 +136,25 @@ class Study:
         return self.arm({})
 
     def arms(self, budget: Budget | None = None) -> list[Arm]:
-        """The arms of a budget, the baseline first. Without one, the environment variable BUDGET decides, else `default`."""
+        """The arms of a budget, the baseline first.
+
+        Without one, the environment variable BUDGET decides, else `default`.
+        """
         design = (self.full_design or self.design) if _budget(budget) == "full" else self.design
         return [self.arm(levels) for levels in design.combinations(self.factors, dict(self.baseline))]
 
     def cells(self, budget: Budget | None = None, *, overrides: Sequence[str] = ()) -> list[Cell]:
         """All runs, seed by seed: a sweep stopped after any block of a seed is a complete smaller design.
 
-        `overrides` are `key=value` texts on the base config; one that names a factor's field is an error, since it would be ignored.
+        `overrides` are `key=value` texts on the base config; one that names a factor's field is an error, since it
+        would be ignored.
         """
         taken = {factor.path: factor.name for factor in self.factors} | {"seed": "seed", "name": "name"}
         for text in overrides:
             if (key := text.partition("=")[0].strip()) in taken:
-                raise InputError(f"The override '{text}' sets '{key}', which study '{self.name}' varies itself ({taken[key]}).")
+                raise InputError(
+                    f"The override '{text}' sets '{key}', which study '{self.name}' varies itself ({taken[key]})."
+                )
         base = override(self.base_data, overrides)
         return [self._cell(base, arm, seed) for seed in self.seeds_of(budget) for arm in self.arms(budget)]
 
@@ -159,14 +179,20 @@ class Study:
         names = [factor.name for factor in self.factors]
         paths = [factor.path for factor in self.factors]
         if not names or len(set(names)) != len(names) or len(set(paths)) != len(paths):
-            raise InputError(f"factors need different names and paths, at least one; given: {', '.join(names) or 'none'}.")
+            raise InputError(
+                f"factors need different names and paths, at least one; given: {', '.join(names) or 'none'}."
+            )
         if both := sorted(set(paths) & set(self.fixed)):
             raise InputError(f"{', '.join(both)} is both fixed and varied.")
         for factor in self.factors:
             if unknown := [name for name in factor.requires if name not in names or name == factor.name]:
-                raise InputError(f"factor '{factor.name}' requires levels of {', '.join(unknown)}, which is no other factor here.")
+                raise InputError(
+                    f"factor '{factor.name}' requires levels of {', '.join(unknown)}, which is no other factor here."
+                )
         if set(self.baseline) != set(names):
-            raise InputError(f"the baseline names one level for each factor ({', '.join(names)}); given: {dict(self.baseline)!r}.")
+            raise InputError(
+                f"the baseline names one level for each factor ({', '.join(names)}); given: {dict(self.baseline)!r}."
+            )
         for seeds in (self.seeds, self.full_seeds or self.seeds):
             if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
                 raise InputError(f"seeds are different whole numbers from 0 on, at least one; given: {seeds!r}.")
@@ -189,5 +215,7 @@ class Study:
 def _budget(budget: str | None) -> Budget:
     chosen = budget or os.environ.get("BUDGET") or "default"
     if chosen not in get_args(Budget):
-        raise InputError(f"The budget (argument or environment variable BUDGET) is 'default' or 'full', not '{chosen}'.")
+        raise InputError(
+            f"The budget (argument or environment variable BUDGET) is 'default' or 'full', not '{chosen}'."
+        )
     return "full" if chosen == "full" else "default"

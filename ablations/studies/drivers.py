@@ -4,13 +4,14 @@
     BUDGET=full python -m sweeps launch drivers     # 29 arms x 5 seeds, about an hour and a half
     python -m ablations report drivers
 
-Cost: about 35 CPU-seconds a run; runs with tiles more, as each image becomes 1 + 2 x 2 views. The pretrain stage is shared by
-all arms with the same tiles. The default design changes one factor at a time; the full one crosses all languages with all
-shares and runs two tiles beside half of these combinations.
+Cost: about 35 CPU-seconds a run; runs with tiles more, as each image becomes 1 + 2 x 2 views. The pretrain stage is
+shared by all arms with the same tiles. The default design changes one factor at a time; the full one crosses all
+languages with all shares and runs two tiles beside half of these combinations.
 
-Expected: instruction tuning in English only costs the other languages score and fidelity, most in low tiers, while many answers
-stay right in another language; each added tier improves itself; English suffers little; a higher share of English costs
-the low tiers; the best share lies inside the range (Centurio finds about 50 %; a prototype of this world did not); tiles help reading.
+Expected: instruction tuning in English only costs the other languages score and fidelity, most in low tiers, while many
+answers stay right in another language; each added tier improves itself; English suffers little; a higher share of
+English costs the low tiers; the best share lies inside the range (Centurio finds about 50 %; a prototype of this world
+did not); tiles help reading.
 """
 
 from ablations.designs import KeepInteraction, OneAtATime
@@ -71,7 +72,8 @@ EXPECTATIONS = (
             metric="score", group=tier, arm={"languages": group}, against={"languages": smaller}, direction="higher",
         )
         for tier, group, smaller in (
-            ("T5", "T5", "en"), ("T4", "T5-T3", "T5"), ("T3", "T5-T3", "T5"), ("T2", "all", "T5-T3"), ("T1", "all", "T5-T3"),
+            ("T5", "T5", "en"), ("T4", "T5-T3", "T5"), ("T3", "T5-T3", "T5"),
+            ("T2", "all", "T5-T3"), ("T1", "all", "T5-T3"),
         )
     ),
     Expectation(

@@ -6,8 +6,8 @@
 
 Cost: about 35 CPU-seconds a run; the pretrain stage is trained once per seed.
 
-Expected: from 50 % upwards more English costs the low tiers most. Centurio finds the best share near 50 %; a prototype of this
-world was best at the lowest share, so the lower side of an optimum is an open question here.
+Expected: from 50 % upwards more English costs the low tiers most. Centurio finds the best share near 50 %; a prototype
+of this world was best at the lowest share, so the lower side of an optimum is an open question here.
 """
 
 from ablations.designs import FullGrid

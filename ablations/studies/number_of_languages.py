@@ -6,8 +6,8 @@
 
 Cost: about 35 CPU-seconds a run; the pretrain stage is trained once per seed.
 
-Expected: English only costs the other languages score and fidelity, most in low tiers; each added tier improves itself and takes
-little from the tiers that were there before; English stays within a few points.
+Expected: English only costs the other languages score and fidelity, most in low tiers; each added tier improves itself
+and takes little from the tiers that were there before; English stays within a few points.
 """
 
 from ablations.designs import FullGrid
@@ -53,7 +53,8 @@ study = Study(
         *(
             Expectation(
                 claim=f"Adding {tier} to the training languages improves {tier}",
-                metric="score", group=tier, arm={"languages": group}, against={"languages": smaller}, direction="higher",
+                metric="score", group=tier, direction="higher",
+                arm={"languages": group}, against={"languages": smaller},
             )
             for tier, smaller, group in zip(("T5", "T4", "T3", "T2", "T1"), GROUPS, GROUPS[1:], strict=False)
         ),

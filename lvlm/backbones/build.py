@@ -32,21 +32,21 @@ TOKENIZER_DOCUMENTS = 30_000
 Say = Callable[[str], None]
 
 
-def build(folder: Path, *, draws: Sequence[int], parts: Sequence[str], say: Say = print, scale: float = 1.0) -> None:
+def build(folder: Path, *, draws: Sequence[int], parts: Sequence[str], say: Say = print, scale: float = 1.0, compiled: bool = True) -> None:
     """Train what is missing among `parts` (`lm`, `clean`, `vit`, `card`) of the given draws into `folder`.
 
-    `scale` shortens every training by a factor, to try the script out; the shipped files have 1.
+    `scale` shortens every training by a factor, to try the script out; the shipped files have 1. `compiled` needs a C++ compiler.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(folder, say)
     if "lm" in parts:
         for draw in draws:
-            _language_model(folder / f"tiny-lm-{draw}", tokenizer, seed=draw, mix=ANSWER_MIX, say=say, scale=scale)
+            _language_model(folder / f"tiny-lm-{draw}", tokenizer, seed=draw, mix=ANSWER_MIX, say=say, scale=scale, compiled=compiled)
     if "clean" in parts:
-        _language_model(folder / CLEAN, tokenizer, seed=0, mix=NO_MIX, say=say, scale=scale)
+        _language_model(folder / CLEAN, tokenizer, seed=0, mix=NO_MIX, say=say, scale=scale, compiled=compiled)
     if "vit" in parts:
         for draw in draws:
-            _tower(folder / f"tiny-vit-{draw}", seed=draw, say=say, scale=scale)
+            _tower(folder / f"tiny-vit-{draw}", seed=draw, say=say, scale=scale, compiled=compiled)
     if "card" in parts:
         write_card(folder, say=say)
 
@@ -63,25 +63,25 @@ def _tokenizer(folder: Path, say: Say) -> PreTrainedTokenizerFast:
 
 
 def _language_model(
-    target: Path, tokenizer: PreTrainedTokenizerFast, *, seed: int, mix: dict[str, float], say: Say, scale: float
+    target: Path, tokenizer: PreTrainedTokenizerFast, *, seed: int, mix: dict[str, float], say: Say, scale: float, compiled: bool
 ) -> None:
     if target.exists():
         return say(f"{target.name}: already there")
     recipe = LmRecipe()
     recipe = dataclasses.replace(recipe, documents=max(recipe.batch, int(recipe.documents * scale)))
-    model = train_lm(tokenizer, world=TextWorld(answer_mix=mix), recipe=recipe, seed=seed, on_progress=_progress(target.name, say))
+    model = train_lm(tokenizer, world=TextWorld(answer_mix=mix), recipe=recipe, seed=seed, compiled=compiled, on_progress=_progress(target.name, say))
     with _finished(target) as unfinished:
         model.half().save_pretrained(unfinished)
         settings = {"seed": seed, "answer_mix": mix, "recipe": dataclasses.asdict(recipe)}
         write_json(unfinished / "training.json", settings)
 
 
-def _tower(target: Path, *, seed: int, say: Say, scale: float) -> None:
+def _tower(target: Path, *, seed: int, say: Say, scale: float, compiled: bool) -> None:
     if target.exists():
         return say(f"{target.name}: already there")
     recipe = VitRecipe()
     recipe = dataclasses.replace(recipe, pictures=max(recipe.batch, int(recipe.pictures * scale)))
-    tower = train_vit(recipe=recipe, seed=seed, on_progress=_progress(target.name, say))
+    tower = train_vit(recipe=recipe, seed=seed, compiled=compiled, on_progress=_progress(target.name, say))
     with _finished(target) as unfinished:
         save_file({name: value.half().contiguous() for name, value in tower.state_dict().items()}, unfinished / "model.safetensors")
         settings = {
@@ -110,7 +110,7 @@ class _finished:
 
 def _progress(name: str, say: Say) -> Callable[[dict[str, float]], None]:
     def report(at: dict[str, float]) -> None:
-        if at["step"] % 1000 == 0 and at["step"]:
+        if at.get("step", 0) % 1000 == 0 and at.get("step"):
             left = at["seconds"] * (at["steps"] / at["step"] - 1) / 60
             say(f"{name}: step {at['step']:.0f} of {at['steps']:.0f}, loss {at['loss']:.3f}, {left:.0f} min left")
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lvlm.backbones.glyphs import draw_squares, letter_bank, shape_bank
 from lvlm.backbones.lm import stream
 from lvlm.backbones.vit import IMAGE_SIZE, PATCH_SIZE, WIDTH, tiny_vit
 from lvlm.data.worlds.lexicon import lexicon_codes, load_lexicon
@@ -38,10 +39,13 @@ def letters() -> tuple[str, ...]:
 class VitRecipe:
     """Hyper-parameters, the same for every draw."""
 
-    pictures: int = 36_000
-    batch: int = 24  # pictures of a step, each with a global view and two tiles
-    lr: float = 1.5e-3
+    pictures: int = 16_000
+    batch: int = 8  # pictures of a step, each with a global view and two tiles
+    lr: float = 1e-3
     warmup_steps: int = 200
+    stem_steps: int = 1_000
+    stem_batch: int = 128  # squares with a letter, and as many with a shape
+    stem_lr: float = 3e-3
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,35 @@ class Heads(nn.Module):
         return found_losses
 
 
+def train_stem(tower: nn.Module, *, recipe: VitRecipe, seed: int, report: Callable[[dict[str, float]], None]) -> None:
+    """Teach the stem of `tower` single letters and shapes, before it sees pictures."""
+    stem = tower.patch_embed
+    torch.manual_seed(stream(seed, "stem heads"))
+    heads = nn.ModuleDict({"letter": nn.Linear(WIDTH, len(letters())), "shape": nn.Linear(WIDTH, len(SHAPES))})
+    banks = {"letter": letter_bank(letters()), "shape": shape_bank()}
+    parameters = [*stem.parameters(), *heads.parameters()]  # type: ignore[union-attr]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.stem_lr, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
+    rng = np.random.default_rng(stream(seed, "squares"))
+    for step in range(recipe.stem_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.stem_lr * _factor(step, recipe.stem_steps, recipe.warmup_steps)
+        drawn = {name: draw_squares(bank, rng, count=recipe.stem_batch, coloured=name == "shape") for name, bank in banks.items()}
+        pixels = torch.cat([pixels for pixels, _ in drawn.values()])
+        pixels = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+        middle = stem(pixels)[:, 4].split(recipe.stem_batch)  # type: ignore[operator]
+        losses = {name: cross_entropy(heads[name](tokens), drawn[name][1]) for name, tokens in zip(drawn, middle, strict=True)}
+        sum(losses.values()).backward()  # type: ignore[union-attr]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 100 == 0:
+            report({f"stem {name}": loss.item() for name, loss in losses.items()} | {"stem step": step})
+
+
+def _factor(step: int, steps: int, warmup: int) -> float:
+    return (step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
 def train_vit(
     *, recipe: VitRecipe, seed: int, compiled: bool = True, on_progress: Callable[[dict[str, float]], None] | None = None
 ) -> nn.Module:
@@ -204,6 +237,7 @@ def train_vit(
     for module in tower.modules():  # timm's 0.02 is made for wide towers; at width 128 it learns several times slower
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
+    train_stem(tower, recipe=recipe, seed=seed, report=on_progress or (lambda _: None))
     forward = torch.compile(tower.forward_features) if compiled else tower.forward_features
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
@@ -211,9 +245,8 @@ def train_vit(
     rng = np.random.default_rng(stream(seed, "pictures"))
     started, running = time.monotonic(), dict[str, float]()
     for step in range(steps):
-        scale = (step + 1) / recipe.warmup_steps if step < recipe.warmup_steps else 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * scale
+            group["lr"] = recipe.lr * _factor(step, steps, recipe.warmup_steps)
         views = draw_views(rng, pictures=recipe.batch)
         losses = heads(forward(views.pixels), views)
         sum(losses.values()).backward()  # type: ignore[union-attr]

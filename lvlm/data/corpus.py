@@ -72,7 +72,8 @@ class Corpus:
         self._attributes: dict[str, dict[str, str]] | None = None
 
     def __repr__(self) -> str:
-        return f"Corpus({self.name!r}, {len(self.languages)} languages, translatable={self.translatable}, splits={self.splits})"
+        about = f"{len(self.languages)} languages, translatable={self.translatable}, splits={self.splits}"
+        return f"Corpus({self.name!r}, {about})"
 
     def languages_of(self, split: str) -> tuple[str, ...]:
         """The languages that have a file in this split."""

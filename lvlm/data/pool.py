@@ -95,9 +95,11 @@ def gather(mix: MixConfig, corpora: Mapping[str, Corpus]) -> tuple[Pool, dict[st
     part = np.concatenate([np.full(len(rows), index, dtype=np.int32) for index, rows in chosen])
     row = np.concatenate([rows for _, rows in chosen])
     keys_of = [(item.corpus.name, item.use.split) for item in parts]
-    places = sorted(
-        range(len(part)), key=lambda at: (keys_of[part[at]], parts[part[at]].rows.ids[row[at]], parts[part[at]].language)
-    )  # fmt: skip
+
+    def rank(at: int) -> tuple[tuple[str, str], str, str]:
+        return keys_of[part[at]], parts[part[at]].rows.ids[row[at]], parts[part[at]].language
+
+    places = sorted(range(len(part)), key=rank)
     return Pool(tuple(parts), part[places], row[places]), shares
 
 

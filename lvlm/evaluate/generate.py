@@ -53,7 +53,8 @@ def generate_answers(
     Prompts about the same images share one pass over them, the larger part of the cost: an item is asked in every
     language. `features` gives what the tower makes of image files; None computes it from their pixels here. Inside
     `torch.distributed` every process answers its share and all of them return all answers. An answer ends before the
-    end of turn or after `max_new_tokens`. `on_progress(done, total)` takes other processes to be as far as this one.
+    end of turn or after `max_new_tokens`; of the model's generation config the end of turn and `suppress_tokens` (an answer
+    writes no image token) are kept, penalties and sampling are not. `on_progress(done, total)` takes other processes to be as far as this one.
     """
     rows = sorted(_rows(processor, prompts), key=lambda row: (len(row.head), row.images, row.head, row.index))
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -130,13 +131,16 @@ class _Heads:
 def _continue(model: Any, processor: Any, heads: _Heads, rows: Sequence[_Row], max_new_tokens: int) -> list[list[int]]:
     """New token ids of every row, without the end of turn. Finished rows leave the batch."""
     stops = _stop_ids(model, processor)
+    never = list(model.generation_config.suppress_tokens or [])
     written: list[list[int]] = [[] for _ in rows]
     active = list(range(len(rows)))
     cache, mask = heads.of(rows)
     ids, tail_mask = _padded([row.tail for row in rows], mask.device)
     mask = torch.cat([mask, tail_mask], dim=1)
     for step in range(max_new_tokens):
-        chosen = _forward(model, ids, mask, cache).argmax(-1)
+        logits = _forward(model, ids, mask, cache)
+        logits[:, never] = float("-inf")
+        chosen = logits.argmax(-1)
         going = []
         for place, token in enumerate(chosen.tolist()):
             if token not in stops:

@@ -100,7 +100,8 @@ def _check_unique(members: Sequence[Asked]) -> None:
             raise InputError(
                 f"The evaluation would score the id '{asked.item.id}' of task '{asked.item.task}' in "
                 f"'{asked.item.language}' twice: from {other.corpus.name}/{other.split} and "
-                f"{asked.corpus.name}/{asked.split}. Name a split once, and give rows of different corpora different ids (field 'id')."
+                f"{asked.corpus.name}/{asked.split}. Name a split once, and give rows of different corpora ids of "
+                "their own (field 'id')."
             )
 
 

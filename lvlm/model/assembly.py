@@ -118,3 +118,13 @@ def _set_generation(model: Lvlm, processor: LvlmProcessor) -> None:
     settings.bos_token_id = processor.tokenizer.bos_token_id
     settings.suppress_tokens = [model.config.image_token_id]
     settings.do_sample = False
+
+
+def load_processor(model_config: ModelConfig, *, seed: int) -> LvlmProcessor:
+    """The processor of a run's LLM alone, for counting text tokens: no weights are read, so it cannot prepare images."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(resolve(model_config.llm, seed=seed)))
+    if tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER) in (None, tokenizer.unk_token_id):
+        tokenizer.add_tokens([AddedToken(IMAGE_PLACEHOLDER, special=True, normalized=False)], special_tokens=True)
+    return LvlmProcessor(
+        tokenizer, image_size=1, mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="bicubic", tiles=1, image_tokens=1
+    )

@@ -1,1 +1,2 @@
-"""Training: batches of a plan, the loop, feature cache, checkpoints and shared stages. `lvlm.run` puts them together."""
+"""Training: batches of a plan, the loop, feature cache, checkpoints and shared stages. `lvlm.run` puts them
+together."""

@@ -1,4 +1,5 @@
-"""Turns the entries of an optimizer step into token tensors, tokenised once before the loop. Used by `lvlm.train.loop` and `lvlm.run`."""
+"""Turns the entries of an optimizer step into token tensors, tokenised once before the loop. Used by `lvlm.train.loop`
+and `lvlm.run`."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class EncodedText:
-    """The conversation of one sample as tokens, every image expanded: `ids` (tokens,), and where the loss looks and what it expects there."""
+    """The conversation of one sample as tokens, every image expanded: `ids` (tokens,), and where the loss looks and
+    what it expects there."""
 
     ids: Tensor
     predicted_from: Tensor
@@ -54,7 +56,8 @@ class EncodedSample:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """What one forward pass sees: `input_ids` (samples, tokens) padded on the right, and the supervised positions of all rows, flat."""
+    """What one forward pass sees: `input_ids` (samples, tokens) padded on the right, and the supervised positions of
+    all rows, flat."""
 
     input_ids: Tensor
     lengths: tuple[int, ...]
@@ -68,13 +71,16 @@ class MicroBatch:
         """The same with its tensors on `device`."""
         if device.type == "cpu":
             return self
-        tensors = (t.to(device, non_blocking=True) for t in (self.input_ids, self.positions, self.targets, self.weights))
+        tensors = (
+            t.to(device, non_blocking=True) for t in (self.input_ids, self.positions, self.targets, self.weights)
+        )
         input_ids, positions, targets, weights = tensors
         return MicroBatch(input_ids, self.lengths, positions, targets, weights, self.images)
 
 
 class SampleEncoder:
-    """Tokenises conversations and remembers them, so that measuring for the plan and training tokenise each sample once."""
+    """Tokenises conversations and remembers them, so that measuring for the plan and training tokenise each sample
+    once."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
@@ -98,14 +104,24 @@ class SampleEncoder:
         ids, labels = torch.tensor(encoded["input_ids"]), torch.tensor(encoded["labels"])
         predicted_from = (labels[1:] != IGNORED).nonzero().flatten()
         text_tokens = len(ids) - images * self.processor.image_tokens
-        return EncodedText(ids=ids, predicted_from=predicted_from, targets=labels[1:][predicted_from], text_tokens=text_tokens)
+        return EncodedText(
+            ids=ids, predicted_from=predicted_from, targets=labels[1:][predicted_from], text_tokens=text_tokens
+        )
 
 
 class StepBatches:
-    """The micro-batches of any optimizer step of a plan: a pure function of (plan, step), split over processes by position."""
+    """The micro-batches of any optimizer step of a plan: a pure function of (plan, step), split over processes by
+    position."""
 
     def __init__(
-        self, plan: Plan, encoder: SampleEncoder, reduction: Reduction, *, token_budget: int, rank: int = 0, processes: int = 1
+        self,
+        plan: Plan,
+        encoder: SampleEncoder,
+        reduction: Reduction,
+        *,
+        token_budget: int,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         self.plan = plan
         self.encoder = encoder
@@ -154,7 +170,8 @@ class StepBatches:
         return [self._collate(group) for group in self.groups(step)]
 
     def longest(self) -> MicroBatch:
-        """The micro-batch with most tokens, padding included, among the steps with most tokens and with the longest samples."""
+        """The micro-batch with most tokens, padding included, among the steps with most tokens and with the longest
+        samples."""
         lengths = {step: [sample.length for sample in self.samples(step)] for step in range(self.plan.steps)}
         by_total = sorted(lengths, key=lambda step: -sum(lengths[step]))[:16]
         by_longest = sorted(lengths, key=lambda step: -max(lengths[step]))[:16]
@@ -182,8 +199,9 @@ class StepBatches:
 class BatchStream:
     """The micro-batches of consecutive steps together with their image inputs, ready for the model.
 
-    With `store` the features are read; with a frozen tower and no store they are computed by `tower`; with `store` and `tower` None the
-    model gets pixels, because its own tower learns. Loader processes only decode images ahead of time.
+    With `store` the features are read; with a frozen tower and no store they are computed by `tower`; with `store` and
+    `tower` None the model gets pixels, because its own tower learns. Loader processes only decode images ahead of
+    time.
     """
 
     def __init__(

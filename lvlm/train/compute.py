@@ -71,7 +71,8 @@ def compute(config: ComputeConfig) -> Iterator[Compute]:
 
 
 def _forget_settings(*, cpu: bool) -> None:
-    """Accelerate keeps precision and device for the life of the process; the next run of this process may want others."""
+    """Accelerate keeps precision and device for the life of the process; the next run of this process may want
+    others."""
     AcceleratorState._reset_state()
     known = PartialState._shared_state
     if known and PartialState().num_processes == 1 and (PartialState().device.type == "cpu") != cpu:

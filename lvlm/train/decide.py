@@ -1,4 +1,5 @@
-"""Measures whether keeping image features pays. Called at the start of a stage with a frozen tower when `feature_cache` is `auto`."""
+"""Measures whether keeping image features pays. Called at the start of a stage with a frozen tower when
+`feature_cache` is `auto`."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ class CacheDecision:
 def decide_cache(store: FeatureStore, tower: TowerFeatures, images: Sequence[Path], *, uses: int) -> CacheDecision:
     """Weigh computing features at every one of `uses` against computing the missing once and reading them."""
     missing = store.missing(images)
-    costs = measure_costs(tower, images[: max(2, VIEWS_PER_BATCH // tower.model.config.views)], folder=_existing_parent(store.folder))
+    costs = measure_costs(
+        tower, images[: max(2, VIEWS_PER_BATCH // tower.model.config.views)], folder=_existing_parent(store.folder)
+    )
     free = shutil.disk_usage(_existing_parent(store.folder)).free
     return weigh(costs, images=len(images), missing=len(missing), uses=uses, free_bytes=free)
 
@@ -57,8 +60,8 @@ def weigh(costs: Costs, *, images: int, missing: int, uses: int, free_bytes: int
     on = fits and with_store < without
     reason = (
         f"feature cache {'on' if on else 'off'}: {images} images ({images - missing} already kept) read {uses} times; "
-        f"{costs.compute * 1e3:.2f} ms to compute, {costs.write * 1e3:.2f} ms to write, {costs.read * 1e3:.2f} ms to read one: "
-        f"{with_store:.1f} s with it, {without:.1f} s without"
+        f"{costs.compute * 1e3:.2f} ms to compute, {costs.write * 1e3:.2f} ms to write, "
+        f"{costs.read * 1e3:.2f} ms to read one: {with_store:.1f} s with it, {without:.1f} s without"
     )
     if not fits:
         reason += f"; {size / 2**30:.1f} GiB do not fit on the disk ({free_bytes / 2**30:.1f} GiB free)"

@@ -1,4 +1,5 @@
-"""Features of a vision tower for image files, computed anew or kept on disk. Used by `lvlm.train.loop` and handed to the evaluation by `lvlm.run`."""
+"""Features of a vision tower for image files, computed anew or kept on disk. Used by `lvlm.train.loop` and handed to
+the evaluation by `lvlm.run`."""
 
 from __future__ import annotations
 
@@ -7,17 +8,19 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lvlm.config import fingerprint
-from lvlm.model.lvlm import Lvlm
 from lvlm.records import write_json
 from lvlm.train.images import load_pixels
 from lvlm.train.locks import file_lock
+
+if TYPE_CHECKING:
+    from lvlm.model.lvlm import Lvlm
 
 VIEWS_PER_BATCH = 32
 """Views in one pass through the tower: larger batches leave the CPU's cache and were slower for the tiny tower."""
@@ -34,7 +37,8 @@ class ImageFeatures(Protocol):
 class TowerFeatures:
     """Features computed on the spot. The store below fills itself through this class, so both give the same numbers.
 
-    `precision` `bf16` runs the tower under autocast and rounds its output to bf16, `fp32` changes nothing; either way fp32 comes out.
+    `precision` `bf16` runs the tower under autocast and rounds its output to bf16, `fp32` changes nothing; either way
+    fp32 comes out.
     """
 
     def __init__(self, model: Lvlm, *, device: torch.device, precision: str, workers: int = 0) -> None:
@@ -60,13 +64,14 @@ class TowerFeatures:
         bf16 = self.precision == "bf16"
         size = max(1, VIEWS_PER_BATCH // views)
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            for group in pixels.split(size):
+            for group in pixels.split(size):  # type: ignore[no-untyped-call]
                 features = self.model.image_features(group.flatten(0, 1).to(self.device, non_blocking=True))
                 parts.append(features.to(torch.bfloat16 if bf16 else torch.float32))
         return torch.cat(parts)
 
     def key(self) -> str:
-        """Identifies everything that the numbers depend on: weights of the tower, transform, tiles, layer and precision."""
+        """Identifies everything that the numbers depend on: weights of the tower, transform, tiles, layer and
+        precision."""
         config = self.model.config
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.vision_tower.state_dict().items()):
@@ -79,9 +84,10 @@ class TowerFeatures:
 class FeatureStore:
     """Features on disk under `home/features/<key>`, shared by every arm, seed and process with the same tower.
 
-    Images lie in parts of one folder per image folder: `NNNNN.npy` (images, views, tokens, width), memory-mapped, and `NNNNN.json`
-    with (file name, size, modification time) of each row. The json is renamed into place last, so that a part is whole or absent. One process
-    at a time computes, under a file lock that ends with the process; an image that changed on disk is computed again.
+    Images lie in parts of one folder per image folder: `NNNNN.npy` (images, views, tokens, width), memory-mapped, and
+    `NNNNN.json` with (file name, size, modification time) of each row. The json is renamed into place last, so that a
+    part is whole or absent. One process at a time computes, under a file lock that ends with the process; an image
+    that changed on disk is computed again.
     """
 
     def __init__(self, home: Path, tower: TowerFeatures, *, folder: Path | None = None) -> None:
@@ -121,7 +127,8 @@ class FeatureStore:
         return list(absent)
 
     def add(self, images: Iterable[Path], on_progress: Callable[[int, int], None] | None = None) -> int:
-        """Compute and keep what is missing; returns how many images this process computed. `on_progress(done, total)`."""
+        """Compute and keep what is missing; returns how many images this process computed. `on_progress(done,
+        total)`."""
         images = list(images)
         if not self.missing(images):
             return 0

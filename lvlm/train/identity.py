@@ -1,4 +1,5 @@
-"""What an unfinished run or checkpoint was started with, against what it is asked to continue with. No torch. Called by `lvlm.run` and `lvlm.train.resume`."""
+"""What an unfinished run or checkpoint was started with, against what it is asked to continue with. No torch. Called
+by `lvlm.run` and `lvlm.train.resume`."""
 
 from __future__ import annotations
 
@@ -14,15 +15,19 @@ def refuse_other_config(found: Mapping[str, Any], wanted: Mapping[str, Any], *, 
     lines = config_diff(found, wanted)
     if lines:
         raise InputError(
-            f"{where} was started with another configuration and cannot be resumed with this one. There -> here: {'; '.join(lines)}. "
-            "Use the old configuration, or another folder."
+            f"{where} was started with another configuration and cannot be resumed with this one. "
+            f"There -> here: {'; '.join(lines)}. Use the old configuration, or another folder."
         )
 
 
 def config_diff(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """`field: there -> here` for every dotted field that differs."""
     old, new = _flat(found), _flat(wanted)
-    return [f"{key}: {old.get(key, 'absent')!r} -> {new.get(key, 'absent')!r}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    return [
+        f"{key}: {old.get(key, 'absent')!r} -> {new.get(key, 'absent')!r}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Reads image files into pixels, in loader processes where asked to. Used by `lvlm.train.features` and `lvlm.train.batches`."""
+"""Reads image files into pixels, in loader processes where asked to. Used by `lvlm.train.features` and
+`lvlm.train.batches`."""
 
 from __future__ import annotations
 
@@ -16,15 +17,16 @@ from lvlm.train.locks import release_in_child
 
 
 def load_pixels(groups: Iterable[Sequence[Path]], transform: ImageTransform, *, workers: int = 0) -> Iterator[Tensor]:
-    """Groups of image files -> their pixels (images, views, 3, height, width), in order; an empty group gives no images.
+    """Groups of image files -> their pixels (images, views, 3, height, width), in order; an empty group gives no
+    images.
 
     `workers` > 0 only moves the decoding into processes: the groups, their order and their pixels are the same.
     """
     decoder = _Decoder(transform)
     results: Iterable[Tensor | InputError] = (decoder[group] for group in groups)
     if workers:
-        # The groups themselves are the loader's sampler, so that they are made lazily and in the training process. The generator is the
-        # loader's own: it draws a seed for its workers and must not move the training's random state.
+        # The groups themselves are the loader's sampler, so that they are made lazily and in the training process.
+        # The generator is the loader's own: it draws a seed for its workers and must not move the training's state.
         sampler: Any = groups
         results = DataLoader(
             decoder,

@@ -1,4 +1,5 @@
-"""A file lock that names its owner and ends with the owner's process. Used by the stage cache, the feature store and `lvlm.run`."""
+"""A file lock that names its owner and ends with the owner's process. Used by the stage cache, the feature store and
+`lvlm.run`."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _held: set[IO[str]] = set()
 
 @contextmanager
 def file_lock(path: Path, *, purpose: str, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold `path` exclusively. The kernel releases it when the holder ends in any way, so a killed process leaves nothing to clean up.
+    """Hold `path` exclusively. The kernel releases it when the holder ends in any way, so a killed process leaves
+    nothing to clean up.
 
     `on_wait` is told once who holds the lock (host, process, purpose), if one has to wait.
     """
@@ -47,7 +49,8 @@ def file_lock(path: Path, *, purpose: str, on_wait: Callable[[str], None] | None
 
 
 def release_in_child(_: int = 0) -> None:
-    """Close the locks that a forked child inherited, so that it does not hold them for a moment longer than its killed parent."""
+    """Close the locks that a forked child inherited, so that it does not hold them for a moment longer than its killed
+    parent."""
     for file in _held:
         os.close(file.fileno())
     _held.clear()

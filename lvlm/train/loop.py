@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from lvlm.config import StageConfig
 from lvlm.errors import InputError
 from lvlm.model.checkpoints import parts
-from lvlm.model.lvlm import Lvlm
 from lvlm.records import CURVE_FILE
 from lvlm.train.batches import BatchStream, MicroBatch
 from lvlm.train.loss import weighted_cross_entropy
@@ -26,13 +25,17 @@ from lvlm.train.optim import build_optimizer, lr_factor, set_lr
 from lvlm.train.progress import Reporter
 from lvlm.train.resume import load_checkpoint, save_checkpoint, seed_step
 
+if TYPE_CHECKING:
+    from lvlm.model.lvlm import Lvlm
+
 BUCKET_ELEMENTS = 1 << 25
 """Gradient numbers that one reduction across processes carries: 128 MiB in fp32."""
 
 
 @dataclass
 class Spent:
-    """What a stage has consumed so far, over all processes. `seconds` are wall time inside the loop, validation apart."""
+    """What a stage has consumed so far, over all processes. `seconds` are wall time inside the loop, validation
+    apart."""
 
     step: int = 0
     samples: int = 0
@@ -47,8 +50,8 @@ class Spent:
 class StageLoop:
     """Trains `model` on the steps of a plan, from wherever the checkpoint in `folder` stands.
 
-    `validate` returns numbers for the curve; it is called every `validate_steps` steps and after the last one. `identity` is what
-    a checkpoint must agree with to be resumed.
+    `validate` returns numbers for the curve; it is called every `validate_steps` steps and after the last one.
+    `identity` is what a checkpoint must agree with to be resumed.
     """
 
     model: Lvlm
@@ -71,7 +74,11 @@ class StageLoop:
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.folder.mkdir(parents=True, exist_ok=True)
         position = load_checkpoint(self.folder, model=model, optimizer=optimizer, identity=self.identity)
-        curve = _Curve(self.folder / CURVE_FILE, int(position.pop("curve_bytes")) if position else 0, writes=accelerator.is_main_process)
+        curve = _Curve(
+            self.folder / CURVE_FILE,
+            int(position.pop("curve_bytes")) if position else 0,
+            writes=accelerator.is_main_process,
+        )
         spent = self.spent = Spent(**position) if position else Spent()  # type: ignore[arg-type]
         stream = self.stream_from(int(spent.step))
         plan, batches = stream.batches.plan, stream.batches
@@ -98,8 +105,8 @@ class StageLoop:
                 loss_value = float(accelerator.reduce(loss, "sum"))
                 if not math.isfinite(loss_value) or not math.isfinite(float(norm)):
                     raise FloatingPointError(
-                        f"The loss ({loss_value}) or gradient norm ({float(norm)}) of stage {self.stage} is not finite at step {step}. "
-                        f"Lower {self.stage}.optim.lr, or set {self.stage}.optim.clip."
+                        f"The loss ({loss_value}) or gradient norm ({float(norm)}) of stage {self.stage} is not finite "
+                        f"at step {step}. Lower {self.stage}.optim.lr, or set {self.stage}.optim.clip."
                     )
                 samples = batches.samples(step)
                 spent.step = step + 1
@@ -108,8 +115,21 @@ class StageLoop:
                 spent.supervised_tokens += sum(sample.supervised for sample in samples)
                 spent.images += sum(len(sample.images) for sample in samples)
                 spent.seconds += time.monotonic() - started
-                row = {"stage": self.stage, "step": spent.step, "samples": spent.samples, "loss": loss_value, "lr": lr, "grad_norm": float(norm)}
-                curve.append(row | {"tokens_per_second": round(spent.llm_tokens / max(spent.seconds, 1e-9), 1), "seconds": round(spent.seconds, 3)})
+                row = {
+                    "stage": self.stage,
+                    "step": spent.step,
+                    "samples": spent.samples,
+                    "loss": loss_value,
+                    "lr": lr,
+                    "grad_norm": float(norm),
+                }
+                curve.append(
+                    row
+                    | {
+                        "tokens_per_second": round(spent.llm_tokens / max(spent.seconds, 1e-9), 1),
+                        "seconds": round(spent.seconds, 3),
+                    }
+                )
                 self._report(row, plan.steps)
                 if self._validates_after(step, plan.steps):
                     curve.append(self._validation())
@@ -117,7 +137,9 @@ class StageLoop:
                 if time.monotonic() - last_checkpoint > self.checkpoint_seconds or spent.step == plan.steps:
                     if accelerator.is_main_process:
                         where = {**vars(spent), "curve_bytes": curve.flush()}
-                        save_checkpoint(self.folder, model=model, optimizer=optimizer, position=where, identity=self.identity)
+                        save_checkpoint(
+                            self.folder, model=model, optimizer=optimizer, position=where, identity=self.identity
+                        )
                     last_checkpoint = time.monotonic()
         curve.close()
         return spent
@@ -135,7 +157,8 @@ class StageLoop:
             part.train(getattr(self.config.train, name) != "frozen")
 
     def _probe(self, stream: BatchStream) -> None:
-        """Forward and backward of the longest micro-batch without an update: a lack of memory shows now, not in the last hour.
+        """Forward and backward of the longest micro-batch without an update: a lack of memory shows now, not in the
+        last hour.
 
         Random state needs no care here: every step sets its own.
         """
@@ -147,11 +170,13 @@ class StageLoop:
             self.accelerator.backward(loss)
         except torch.OutOfMemoryError as error:
             raise InputError(
-                f"The longest micro-batch of stage {self.stage} ({len(batch.lengths)} samples, {tokens} tokens with padding) does not fit into "
-                f"memory. Lower compute.micro_batch_tokens; this does not change the objective. ({error})"
+                f"The longest micro-batch of stage {self.stage} ({len(batch.lengths)} samples, {tokens} tokens with "
+                f"padding) does not fit into memory. Lower compute.micro_batch_tokens; this does not change the objective. ({error})"
             ) from error
         self.model.zero_grad(set_to_none=True)
-        self.reporter.say(f"{self.stage}: longest micro-batch fits: {len(batch.lengths)} samples, {tokens} tokens with padding")
+        self.reporter.say(
+            f"{self.stage}: longest micro-batch fits: {len(batch.lengths)} samples, {tokens} tokens with padding"
+        )
 
     def _validates_after(self, step: int, steps: int) -> bool:
         every = validation_interval(self.config, steps)
@@ -171,14 +196,17 @@ class StageLoop:
         spent = self.spent
         tokens_per_second = spent.llm_tokens / max(spent.seconds, 1e-9)
         seconds_left = spent.seconds / spent.step * (steps - spent.step)
-        self.reporter.advance(spent.step, f"loss {row['loss']:.3f}  {spent.samples} samples  {tokens_per_second:,.0f} tokens/s")
+        self.reporter.advance(
+            spent.step, f"loss {row['loss']:.3f}  {spent.samples} samples  {tokens_per_second:,.0f} tokens/s"
+        )
         self.reporter.tell("step", **row, steps=steps, tokens_per_second=tokens_per_second, seconds_left=seconds_left)
 
 
 def sum_over_processes(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
     """Add the gradients of all processes. The loss already divides by the whole step, so this is a sum and not a mean.
 
-    Every process takes part with every parameter, zeros where its samples gave no gradient, so a process with text only cannot hang one with images.
+    Every process takes part with every parameter, zeros where its samples gave no gradient, so a process with text
+    only cannot hang one with images.
     """
     if accelerator.num_processes == 1:
         return
@@ -189,7 +217,7 @@ def sum_over_processes(accelerator: Accelerator, parameters: list[nn.Parameter])
             continue
         grads = [torch.zeros_like(member) if member.grad is None else member.grad for member in bucket]
         total: Tensor = accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), "sum")
-        for member, grad in zip(bucket, total.split([grad.numel() for grad in grads]), strict=True):
+        for member, grad in zip(bucket, torch.split(total, [grad.numel() for grad in grads]), strict=True):
             member.grad = grad.view_as(member)
         bucket = []
 

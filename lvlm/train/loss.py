@@ -1,4 +1,5 @@
-"""The objective of one optimizer step, the same whatever the micro-batches and processes. Called by `lvlm.train.loop`."""
+"""The objective of one optimizer step, the same whatever the micro-batches and processes. Called by
+`lvlm.train.loop`."""
 
 from __future__ import annotations
 
@@ -13,14 +14,16 @@ Reduction = Literal["token", "sample"]
 
 
 def token_weights(supervised: Sequence[int], reduction: Reduction) -> list[float]:
-    """What one supervised token of each sample weighs in the loss, given the counts of *all* samples of the optimizer step.
+    """What one supervised token of each sample weighs in the loss, given the counts of *all* samples of the optimizer
+    step.
 
-    `token`: every supervised token of the step counts alike, 1 / total. `sample`: every sample counts alike, the mean over its own
-    tokens; a sample without supervised tokens has no mean and does not count. Because the divisor is that of the whole step, the
-    losses of micro-batches and processes are *added*, and memory settings cannot move the objective towards short answers.
+    `token`: every supervised token of the step counts alike, 1 / total. `sample`: every sample counts alike, the mean
+    over its own tokens; a sample without supervised tokens has no mean and does not count. Because the divisor is that
+    of the whole step, the losses of micro-batches and processes are *added*, and memory settings cannot move the
+    objective towards short answers.
     """
     if reduction == "token":
-        total = sum(supervised)
+        total = len(supervised)
         return [1.0 / total if total else 0.0] * len(supervised)
     with_answer = sum(count > 0 for count in supervised)
     return [1.0 / (count * with_answer) if count else 0.0 for count in supervised]

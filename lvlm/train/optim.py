@@ -1,4 +1,5 @@
-"""AdamW over the trainable parameters and its learning-rate schedule as a pure function of the step. Called by `lvlm.train.loop`."""
+"""AdamW over the trainable parameters and its learning-rate schedule as a pure function of the step. Called by
+`lvlm.train.loop`."""
 
 from __future__ import annotations
 
@@ -26,7 +27,12 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         if parameter.requires_grad:
             groups.setdefault((part_of(name), parameter.ndim > 1), []).append(parameter)
     settings = [
-        {"params": parameters, "lr": rates[part], "base_lr": rates[part], "weight_decay": config.weight_decay if decays else 0.0}
+        {
+            "params": parameters,
+            "lr": rates[part],
+            "base_lr": rates[part],
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
         for (part, decays), parameters in groups.items()
     ]
     return torch.optim.AdamW(settings, betas=config.betas, fused=True)
@@ -38,7 +44,8 @@ def warmup_steps(config: OptimConfig, steps: int) -> int:
 
 
 def lr_factor(step: int, *, steps: int, config: OptimConfig) -> float:
-    """What the base learning rate is multiplied by at `step`: linear warm-up, then constant or half a cosine towards zero."""
+    """What the base learning rate is multiplied by at `step`: linear warm-up, then constant or half a cosine towards
+    zero."""
     warmup = warmup_steps(config, steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)

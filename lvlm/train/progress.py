@@ -1,4 +1,5 @@
-"""Tells what a run is doing: lines, a progress bar on a terminal, and a callback for programs. Used by `lvlm.run` and the loop."""
+"""Tells what a run is doing: lines, a progress bar on a terminal, and a callback for programs. Used by `lvlm.run` and
+the loop."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ Listener = Callable[[dict[str, Any]], None]
 
 
 class Reporter:
-    """Says lines on stderr and passes every event on to `listener`. The bar shows on a terminal only; other processes than the first are silent."""
+    """Says lines on stderr and passes every event on to `listener`. The bar shows on a terminal only; other processes
+    than the first are silent."""
 
     def __init__(self, listener: Listener | None = None, *, silent: bool = False) -> None:
         self.listener = listener
@@ -32,7 +34,13 @@ class Reporter:
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[None]:
         """Show progress while the block runs, with what `advance` reports and the time left."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
             task = progress.add_task(title, total=total, completed=done, text="")
             self._bar = (progress, task)

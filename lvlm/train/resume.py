@@ -1,4 +1,5 @@
-"""Checkpoints of an unfinished stage: everything that the next step depends on, in one file. Called by `lvlm.train.loop`."""
+"""Checkpoints of an unfinished stage: everything that the next step depends on, in one file. Called by
+`lvlm.train.loop`."""
 
 from __future__ import annotations
 
@@ -21,10 +22,11 @@ CHECKPOINT_FILE = "checkpoint.pt"
 
 
 def seed_step(seed: int, stage: str, step: int, rank: int) -> None:
-    """Set the random state of python, numpy and torch from (seed, stage, step, process), as every optimizer step begins.
+    """Set the random state of python, numpy and torch from (seed, stage, step, process), as every optimizer step
+    begins.
 
-    Dropout is then a pure function of the step: a resumed run has no random state to lose, and neither the probe nor a validation in
-    between can move it.
+    Dropout is then a pure function of the step: a resumed run has no random state to lose, and neither the probe nor a
+    validation in between can move it.
     """
     state = int(np.random.SeedSequence([seed, crc32(stage.encode()), step, rank]).generate_state(1)[0])
     random.seed(state)
@@ -33,7 +35,12 @@ def seed_step(seed: int, stage: str, step: int, rank: int) -> None:
 
 
 def save_checkpoint(
-    folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, position: Mapping[str, float], identity: Mapping[str, Any]
+    folder: Path,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: Mapping[str, float],
+    identity: Mapping[str, Any],
 ) -> None:
     """Write what learns, the optimizer and the position (step, bytes of the curve, counts), whole or not at all."""
     state = {
@@ -67,7 +74,10 @@ def load_checkpoint(
     own = _changing_state(model)
     if own.keys() != state["model"].keys():
         names = ", ".join(sorted(own.keys() ^ state["model"].keys())[:5])
-        raise InputError(f"The checkpoint {path} does not hold exactly the parameters that learn here; they differ in: {names}. Remove it.")
+        raise InputError(
+            f"The checkpoint {path} does not hold exactly the parameters that learn here; they differ in: {names}. "
+            "Remove it, and the stage begins anew."
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state["model"][name])

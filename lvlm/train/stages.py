@@ -1,4 +1,5 @@
-"""Stages that arms share: their key, their folder and its lock, and training one if it is not there yet. Called by `lvlm.run`."""
+"""Stages that arms share: their key, their folder and its lock, and training one if it is not there yet. Called by
+`lvlm.run`."""
 
 from __future__ import annotations
 
@@ -54,16 +55,21 @@ class Stage:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return result
 
-    def train_once(self, train: Callable[[], Mapping[str, Any]], processes: Accelerator, *, on_wait: Callable[[str], None]) -> dict[str, Any]:
-        """The result of the stage, trained by `train` unless somebody has done it; who comes second waits and takes it.
+    def train_once(
+        self, train: Callable[[], Mapping[str, Any]], processes: Accelerator, *, on_wait: Callable[[str], None]
+    ) -> dict[str, Any]:
+        """The result of the stage, trained by `train` unless somebody has done it; who comes second waits and takes
+        it.
 
-        `train` leaves the model in `model_folder` through `publish_model`. A holder that is killed frees the lock and leaves a checkpoint.
+        `train` leaves the model in `model_folder` through `publish_model`. A holder that is killed frees the lock and
+        leaves a checkpoint.
         """
         if (result := self.result()) is not None:
             return result
         lock = file_lock(self.folder / "lock", purpose=f"trains stage {self.name}", on_wait=on_wait)
         with lock if processes.is_main_process else nullcontext():
-            processes.wait_for_everyone()  # nobody writes the result before all have looked: the main process holds the lock
+            # Nobody writes the result before all processes have looked: the main one holds the lock.
+            processes.wait_for_everyone()
             result = self.result()
             processes.wait_for_everyone()
             if result is None:
@@ -101,8 +107,9 @@ def make_stage(
 ) -> Stage:
     """The stage of a run in the cache, keyed by everything that can change its result.
 
-    Data enter by the plan's hash and the content digests in `data`, backbones by their weights: two configs that say the same in other
-    words share the stage. Memory settings, loader workers and the feature cache do not change the objective and stay outside.
+    Data enter by the plan's hash and the content digests in `data`, backbones by their weights: two configs that say
+    the same in other words share the stage. Memory settings, loader workers and the feature cache do not change the
+    objective and stay outside.
     """
     stage = config.stages()[name]
     settings = stage.model_dump(mode="json", exclude={"mix", "epochs", "samples", "steps", "validate_every"})
@@ -120,7 +127,10 @@ def make_stage(
     }
     if stage.validate_every is not None:
         wanted = {"tasks", "languages", "tune_corpora", "tune_items", "max_new_tokens"}
-        identity["validation"] = {"every": stage.validate_every, **config.evaluate.model_dump(mode="json", include=wanted)}
+        identity["validation"] = {
+            "every": stage.validate_every,
+            **config.evaluate.model_dump(mode="json", include=wanted),
+        }
     return Stage(name=name, config=stage, identity=identity, folder=home / "stages" / fingerprint(identity))
 
 

@@ -1,4 +1,5 @@
-"""Trains one stage: what learns, which features, the loop, the saved model. Called by `lvlm.run` for a stage that is not in the cache."""
+"""Trains one stage: what learns, which features, the loop, the saved model. Called by `lvlm.run` for a stage that is
+not in the cache."""
 
 from __future__ import annotations
 
@@ -7,10 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lvlm.config import RunConfig
-from lvlm.model.lvlm import Lvlm
 from lvlm.model.parts import describe, prepare_training
 from lvlm.records import write_json
 from lvlm.train.batches import BatchStream, StepBatches
@@ -20,6 +20,9 @@ from lvlm.train.features import FeatureStore, ImageFeatures, TowerFeatures
 from lvlm.train.loop import StageLoop
 from lvlm.train.progress import Reporter
 from lvlm.train.stages import Stage
+
+if TYPE_CHECKING:
+    from lvlm.model.lvlm import Lvlm
 
 DECISION_FILE = "feature_cache.json"
 Validate = Callable[[ImageFeatures], Mapping[str, float]]
@@ -38,9 +41,17 @@ class StageTraining:
     phases: Phase
 
     def __call__(
-        self, stage: Stage, *, batches: StepBatches, model: Lvlm, processor: Any, later_images: Sequence[Path], validate: Validate | None
+        self,
+        stage: Stage,
+        *,
+        batches: StepBatches,
+        model: Lvlm,
+        processor: Any,
+        later_images: Sequence[Path],
+        validate: Validate | None,
     ) -> dict[str, Any]:
-        """Train `model` on the plan of `batches` and publish it in the stage's folder; returns what was spent. `later_images`: those that the run reads after this stage."""
+        """Train `model` on the plan of `batches` and publish it in the stage's folder; returns what was spent.
+        `later_images`: those that the run reads after this stage."""
         settings, accelerator, plan = self.config.compute, self.compute.accelerator, batches.plan
         with self.phases("start-up"):
             counts = prepare_training(model, stage.config, seed=self.config.seed)
@@ -50,7 +61,9 @@ class StageTraining:
         stage.folder.mkdir(parents=True, exist_ok=True)
         if accelerator.is_main_process:
             stage.save_plan(plan.summary())
-        tower = TowerFeatures(model, device=accelerator.device, precision=self.compute.precision, workers=settings.loader_workers)
+        tower = TowerFeatures(
+            model, device=accelerator.device, precision=self.compute.precision, workers=settings.loader_workers
+        )
         frozen = stage.config.train.tower == "frozen"
         with self.phases("features"):
             store = self._store(stage, tower, list(batches.images()), later_images) if frozen else None
@@ -92,10 +105,16 @@ class StageTraining:
                 stage.publish_model(lambda folder: _save(folder, model, processor))
         views = spent.images * model.config.views
         learning = sum(part.trainable for part in counts)
-        return {"spent": {**vars(spent), "views": views, "trainable_parameters": learning}, "features": "stored" if store else "computed"}
+        return {
+            "spent": {**vars(spent), "views": views, "trainable_parameters": learning},
+            "features": "stored" if store else "computed",
+        }
 
-    def _store(self, stage: Stage, tower: TowerFeatures, uses: Sequence[Path], later: Sequence[Path]) -> FeatureStore | None:
-        """The feature store, filled, if the setting or a measurement wants it. A resumed stage keeps its first decision."""
+    def _store(
+        self, stage: Stage, tower: TowerFeatures, uses: Sequence[Path], later: Sequence[Path]
+    ) -> FeatureStore | None:
+        """The feature store, filled, if the setting or a measurement wants it. A resumed stage keeps its first
+        decision."""
         if not uses or self.config.compute.feature_cache == "off":
             return None
         decided = stage.folder / DECISION_FILE
@@ -104,7 +123,9 @@ class StageTraining:
         accelerator = self.compute.accelerator
         if self.config.compute.feature_cache == "auto":
             if accelerator.is_main_process and not decided.exists():
-                decision = decide_cache(store, tower, list(dict.fromkeys([*images, *later])), uses=len(uses) + len(later))
+                decision = decide_cache(
+                    store, tower, list(dict.fromkeys([*images, *later])), uses=len(uses) + len(later)
+                )
                 write_json(decided, {"on": decision.on, "reason": decision.reason})
             accelerator.wait_for_everyone()
             known = json.loads(decided.read_text(encoding="utf-8"))

@@ -1,0 +1,120 @@
+"""The tiny backbones: how they are made, and that the shipped ones are what their card says."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lvlm
+from lvlm.backbones import vision
+from lvlm.backbones.build import CLEAN, DRAWS, build, read_card
+from lvlm.backbones.lm import IGNORED_WEIGHT, encode
+from lvlm.backbones.text import ANSWER_MIX, NO_MIX, TextWorld
+from lvlm.backbones.tokenizer import ASSISTANT, END, IMAGE, PAD, USER, train_tokenizer
+from lvlm.data.worlds.lexicon import load_lexicon
+from lvlm.languages import language
+
+ASSETS = Path(lvlm.__file__).parent / "assets"
+
+
+def documents(seed: int, world: TextWorld | None = None, count: int = 300) -> list[tuple[str, list[tuple[str, str]]]]:
+    return list((world or TextWorld()).documents(np.random.default_rng(seed), count=count))
+
+
+def test_documents_follow_the_seed() -> None:
+    assert documents(1) == documents(1)
+    assert documents(1) != documents(2)
+
+
+def test_the_answer_mix_sets_how_often_answers_are_english() -> None:
+    def english_share(world: TextWorld) -> float:
+        english, total = 0, 0
+        for code, turns in documents(3, world, count=6000):
+            if language(code).tier != "T1" or turns[0][0].endswith(load_lexicon(code).read_request):
+                continue
+            total += 1
+            lexicon = load_lexicon("en")
+            words = {word.strip(":;().,") for _, answer in turns for word in answer.split()}
+            english += words <= {w for surface in [*lexicon.attributes, "yes", "no", "a", "on", "the", "at"] for w in surface.split()}
+        return english / total
+
+    assert english_share(TextWorld(answer_mix=NO_MIX)) < 0.02
+    assert english_share(TextWorld()) == pytest.approx(ANSWER_MIX["T1"], abs=0.1)
+
+
+def test_the_tokenizer_falls_back_to_bytes_and_marks_answers() -> None:
+    docs = [turns for _, turns in documents(0)]
+    tokenizer = train_tokenizer(text for turns in docs for turn in turns for text in turn)
+    assert tokenizer.decode(tokenizer.encode("a 漢字 circle", add_special_tokens=False)) == "a 漢字 circle"
+    ids = tokenizer.convert_tokens_to_ids([PAD, USER, ASSISTANT, END, IMAGE])
+    assert len(set(ids)) == 5 and tokenizer.pad_token_id != tokenizer.eos_token_id
+    (document,) = encode(tokenizer, [[("how many?", "two"), ("where?", "on the left")]])
+    answers = document.ids[document.weights == 1.0]
+    assert tokenizer.decode(answers) == "two<|end|> on the left<|end|>"
+    assert set(np.unique(document.weights)) == {np.float32(IGNORED_WEIGHT), np.float32(1.0)}
+    messages = [{"role": "user", "content": "how many?"}, {"role": "assistant", "content": "two"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert tokenizer.encode(text, add_special_tokens=False) == document.ids[: len(tokenizer.encode(text))].tolist()
+
+
+def test_views_label_what_their_tokens_show() -> None:
+    views = vision.draw_views(np.random.default_rng(0), pictures=40)
+    assert views.pixels.shape == (120, 3, 48, 48)
+    shown = views.labels["colour"] > 0
+    assert (views.labels["shape"][shown] > 0).all() and (views.labels["letter"][shown] == 0).all()
+    means = torch.tensor(vision.MEAN), torch.tensor(vision.STD)
+    patches = views.pixels.unfold(2, 8, 8).unfold(3, 8, 8).mean((-1, -2)).flatten(2).transpose(1, 2) * means[1] + means[0]
+    red, blue = (patches[views.labels["colour"] == vision.COLOURS.index(name) + 1].mean(0) for name in ("red", "blue"))
+    assert red[0] > red[2] and blue[2] > blue[0]
+
+
+def test_the_build_makes_loadable_backbones_and_resumes(tmp_path: Path) -> None:
+    said: list[str] = []
+    build(tmp_path, draws=[0], parts=["lm", "vit", "card"], scale=1e-4, say=said.append, compiled=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny-tokenizer", "tiny-lm-0", "tiny-vit-0", "card.json", "CARD.md"}
+    before = (tmp_path / "tiny-lm-0" / "model.safetensors").read_bytes()
+    build(tmp_path, draws=[0], parts=["lm"], scale=1e-4, say=said.append, compiled=False)
+    assert (tmp_path / "tiny-lm-0" / "model.safetensors").read_bytes() == before
+    assert "tiny-lm-0: already there" in said
+
+
+def shipped() -> list[Path]:
+    return [path for path in ASSETS.rglob("*.safetensors")]
+
+
+def test_the_shipped_backbones_are_small_and_complete() -> None:
+    sizes = [path.stat().st_size for path in shipped()]
+    assert max(sizes) <= 3_000_000 and sum(sizes) <= 22_000_000
+    names = {path.parent.name for path in shipped()}
+    assert names == {f"tiny-{part}-{draw}" for part in ("lm", "vit") for draw in range(DRAWS)} | {CLEAN}
+
+
+def test_the_card_meets_the_terms_of_acceptance() -> None:
+    figures = read_card(ASSETS)
+    lms = [figures[f"tiny-lm-{draw}"] for draw in range(DRAWS)]
+
+    def mean(tier: str, measure: str) -> float:
+        return float(np.mean([values[measure] for lm in lms for code, values in lm.items() if language(code).tier == tier]))
+
+    assert mean("en", "one_object") >= 0.9 and mean("T5", "one_object") >= 0.9
+    accuracy = [mean(tier, "one_object") for tier in ("T5", "T4", "T3", "T2", "T1")]
+    assert accuracy[0] > accuracy[2] > accuracy[4]
+    clean = figures[CLEAN]
+    assert all(values["one_object_or_english"] - values["one_object"] < 0.05 for values in clean.values())
+
+
+def test_the_card_is_reproduced_by_measuring_again() -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    from lvlm.backbones.build import TOKENIZER, load_lm
+    from lvlm.backbones.card import answer_accuracy
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(ASSETS / TOKENIZER))
+    model = load_lm(ASSETS / "tiny-lm-0")
+    for code in islice(("fr", "sw"), 2):
+        measured, _ = answer_accuracy(model, tokenizer, code, groups=1)
+        assert measured == pytest.approx(read_card(ASSETS)["tiny-lm-0"][code]["one_object"], abs=0.03)

@@ -1,0 +1,214 @@
+"""One run from config to record: its files, shared stages, finished folders, and faults that show before training."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from lvlm.config import RunConfig, load_config
+from lvlm.errors import InputError
+from lvlm.records import PREDICTION_COLUMNS, SCORE_COLUMNS, RunRecord
+from lvlm.run import run
+from lvlm.train import locks
+from tests.train_world import run_config, write_corpus
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return write_corpus(tmp_path_factory.mktemp("run") / "noise")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def first(corpus: Path, home: Path) -> tuple[RunConfig, RunRecord]:
+    config = run_config(corpus, instruct__validate_every=0.5)
+    return config, run(config, home / "first", home=home)
+
+
+def test_a_run_leaves_its_record(first: tuple[RunConfig, RunRecord], home: Path) -> None:
+    config, record = first
+    folder = Path(record.folder)
+    names = {"config.yaml", "plan.json", "curve.jsonl", "scores.parquet", "predictions.parquet", "record.json", ".lock"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert load_config(folder / "config.yaml") == config
+    assert RunRecord.load(folder) == record
+    assert tuple(pd.read_parquet(folder / "scores.parquet").columns) == SCORE_COLUMNS
+    predictions = pd.read_parquet(folder / "predictions.parquet")
+    assert tuple(predictions.columns) == PREDICTION_COLUMNS and len(predictions) == 2 * 4
+    assert set(json.loads((folder / "plan.json").read_text())) == {"pretrain", "instruct"}
+    assert {"score/en", "score/multilingual", "vqa/en"} <= record.scores.keys()
+    rows = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if "score/en" in row] == [3, 6]
+    assert not [path for path in home.rglob("*") if path.name.endswith((".tmp", "checkpoint.pt"))]
+
+
+def test_the_record_states_budget_and_provenance(first: tuple[RunConfig, RunRecord]) -> None:
+    _, record = first
+    assert record.budget["samples"] == 16 + 48
+    assert record.budget["views"] == 5 * record.budget["images"]
+    assert record.budget["llm_tokens"] > record.budget["supervised_tokens"] > 0
+    assert record.budget["instruct/trainable_parameters"] > record.budget["pretrain/trainable_parameters"] > 0
+    seconds = record.provenance["seconds"]
+    assert {
+        "start-up",
+        "data",
+        "features",
+        "train/pretrain",
+        "train/instruct",
+        "evaluate",
+        "other",
+        "total",
+    } <= seconds.keys()
+    assert sum(value for name, value in seconds.items() if name != "total") == pytest.approx(seconds["total"], abs=0.01)
+    assert (
+        record.provenance["threads"] == 1
+        and record.provenance["precision"] == "fp32"
+        and record.provenance["strategy"] == "NO"
+    )
+
+
+def test_a_finished_folder_is_returned_at_once(
+    first: tuple[RunConfig, RunRecord], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, record = first
+    monkeypatch.setattr("lvlm.train.compute.compute", None)  # whatever would compute fails
+    assert run(config, record.folder, home=home) == record
+    other = config.model_copy(update={"seed": 1})
+    with pytest.raises(InputError, match="seed: 0 -> 1"):
+        run(other, record.folder, home=home)
+
+
+def test_an_arm_takes_the_stages_it_shares(first: tuple[RunConfig, RunRecord], corpus: Path, home: Path) -> None:
+    _, record = first
+    arm = run(
+        run_config(corpus, instruct__mix={"corpora": [{"path": str(corpus), "split": "train"}], "languages": "en"}),
+        home / "arm",
+        home=home,
+    )
+    assert arm.stage_keys["pretrain"] == record.stage_keys["pretrain"]
+    assert arm.stage_keys["instruct"] != record.stage_keys["instruct"]
+    assert arm.provenance["stages_trained_here"] == ["instruct"]
+    same = run(first[0], home / "same", home=home)
+    assert same.provenance["stages_trained_here"] == []
+    assert same.scores == record.scores and same.budget["samples"] == record.budget["samples"]
+    for name in ("predictions.parquet", "curve.jsonl"):
+        assert (home / "same" / name).read_bytes() == (home / "first" / name).read_bytes()
+
+
+CHANGES: dict[str, Any] = {
+    "seed": 1,
+    "model__tiles": 1,
+    "pretrain__batch_samples": 2,
+    "pretrain__steps": 3,
+    "pretrain__reduction": "sample",
+    "pretrain__optim": {"lr": 2e-3},
+    "pretrain__mix__languages": "all",
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_whatever_changes_a_stage_changes_its_key(
+    first: tuple[RunConfig, RunRecord], corpus: Path, home: Path, field: str, tmp_path: Path
+) -> None:
+    from lvlm.train.stages import Stage
+
+    def seen(stage: Stage, *_: Any, **__: Any) -> None:
+        raise InterruptedError(stage.key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stage, "train_once", seen)
+        with pytest.raises(InterruptedError) as unchanged:
+            run(
+                run_config(corpus, name="another", compute={"device": "cpu", "threads": 1, "micro_batch_tokens": 64}),
+                tmp_path / "a",
+                home=home,
+            )
+        with pytest.raises(InterruptedError) as changed:
+            run(run_config(corpus, **{field: CHANGES[field]}), tmp_path / "b", home=home)
+    assert str(unchanged.value) == first[1].stage_keys["pretrain"], "name and memory settings are no part of it"
+    assert str(changed.value) != str(unchanged.value)
+
+
+def test_two_workers_train_a_shared_stage_once(corpus: Path, tmp_path: Path) -> None:
+    children = []
+    for worker in range(2):
+        child = os.fork()
+        if not child:
+            try:
+                run(run_config(corpus, name=f"worker {worker}"), tmp_path / str(worker), home=tmp_path / "home")
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    records = [RunRecord.load(tmp_path / str(worker)) for worker in range(2)]
+    trained = [stage for record in records for stage in record.provenance["stages_trained_here"]]
+    assert sorted(trained) == ["instruct", "pretrain"]
+    assert records[0].scores == records[1].scores
+
+
+def test_a_lock_names_its_owner_and_waits(tmp_path: Path) -> None:
+    path, heard = tmp_path / "lock", []
+    with locks.file_lock(path, purpose="trains stage instruct"):
+        assert f"process {os.getpid()}" in locks.lock_owner(path)
+        child = os.fork()
+        if not child:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(locks.time, "sleep", lambda _: os._exit(len(heard)))
+                with locks.file_lock(path, purpose="second", on_wait=heard.append):
+                    os._exit(99)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1, "the second one waits and hears of the first"
+    with locks.file_lock(path, purpose="third"):
+        pass
+
+
+def test_training_lowers_the_loss(corpus: Path, tmp_path: Path) -> None:
+    config = run_config(
+        corpus,
+        pretrain=None,
+        instruct__steps=40,
+        instruct__train={"adapter": "full", "llm": "full"},
+        instruct__optim={"lr": 5e-3},
+        evaluate={},
+        compute={"device": "cpu", "threads": 1, "feature_cache": "on"},
+    )
+    events: list[dict[str, Any]] = []
+    record = run(config, tmp_path / "run", home=tmp_path / "home", on_progress=events.append)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "curve.jsonl").read_text().splitlines()]
+    assert losses[0] > 5 and sum(losses[-3:]) / 3 < 0.5 * losses[0]
+    steps = [event for event in events if event["kind"] == "step"]
+    assert [event["step"] for event in steps] == list(range(1, 41)) and steps[-1]["seconds_left"] == 0
+    assert {"samples", "loss", "tokens_per_second", "steps"} <= steps[0].keys()
+    assert record.scores == {} and "evaluate.corpora is empty: nothing was scored" in record.notes
+
+
+def test_faults_show_before_training(corpus: Path, tmp_path: Path) -> None:
+    cases = {
+        "has permission 'report'": {"instruct__mix": {"corpora": [{"path": str(corpus), "split": "test"}]}},
+        "tune_corpora names nothing": {"instruct__validate_every": 2, "evaluate": {}},
+        "evaluate.tasks": {"evaluate": {"corpora": [{"path": str(corpus), "split": "test"}], "tasks": ["chess"]}},
+        "does not exist": {"instruct__mix": {"corpora": [{"path": str(tmp_path / "nowhere"), "split": "train"}]}},
+    }
+    for number, (message, changes) in enumerate(cases.items()):
+        with pytest.raises(InputError, match=message):
+            run(run_config(corpus, **changes), tmp_path / str(number), home=tmp_path / "home")
+    assert not (tmp_path / "home" / "stages").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_stage(corpus: Path, tmp_path: Path) -> None:
+    config = run_config(corpus, pretrain=None, instruct__optim={"lr": 1e30, "clip": None, "warmup": 0})
+    with pytest.raises(FloatingPointError, match=r"instruct is not finite at step"):
+        run(config, tmp_path / "run", home=tmp_path / "home")
+    assert not (tmp_path / "run" / "record.json").exists()
