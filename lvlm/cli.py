@@ -1,4 +1,6 @@
-"""`python -m lvlm`: train, evaluate, generate, export, data, plan, backbones. Imports what is heavy only when a command needs it."""
+"""`python -m lvlm`: train, evaluate, generate, export, data, plan, backbones. Imports what is heavy only when a
+command needs it.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, action: Callable[[argparse.Namespace], None], text: str, example: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, action: Callable[[argparse.Namespace], None], text: str, example: str
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name, help=text, description=text, epilog=f"Try: python -m lvlm {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -42,44 +46,74 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     train = command("train", _train, "Train and evaluate one run.", "train tiny seed=1 instruct.mix.english_share=0.25")
-    plan = command("plan", _plan, "Print the mix that a run would see; trains nothing.", "plan tiny instruct.mix.languages=T5")
+    plan = command(
+        "plan", _plan, "Print the mix that a run would see; trains nothing.", "plan tiny instruct.mix.languages=T5"
+    )
     for sub in (train, plan):
-        sub.add_argument("run", metavar="RUN.yaml", help="a run config, or the name of a preset (" + ", ".join(_presets()) + ")")
+        sub.add_argument(
+            "run", metavar="RUN.yaml", help="a run config, or the name of a preset (" + ", ".join(_presets()) + ")"
+        )
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="any config field, dotted")
     train.add_argument("--folder", type=Path, help="where the record goes (default: HOME/runs/NAME-SEED-FINGERPRINT)")
     for sub in (train, plan):
-        sub.add_argument("--home", type=Path, help="work folder of shared stages and features (default: $LVLM_HOME or ./runs)")
+        sub.add_argument(
+            "--home", type=Path, help="work folder of shared stages and features (default: $LVLM_HOME or ./runs)"
+        )
 
-    evaluate = command("evaluate", _evaluate, "Score a checkpoint.", "evaluate runs/runs/my-run --tasks vqa --languages en de sw")
+    evaluate = command(
+        "evaluate", _evaluate, "Score a checkpoint.", "evaluate runs/runs/my-run --tasks vqa --languages en de sw"
+    )
     evaluate.add_argument("checkpoint", type=Path, help="a model folder, or the folder of a finished run")
     evaluate.add_argument("--tasks", nargs="+", help="only these tasks (caption, vqa, reading, ...)")
     evaluate.add_argument("--languages", nargs="+", help="codes, or one group (en, T5, T5-T3, all)")
-    evaluate.add_argument("--corpus", nargs="+", metavar="FOLDER[:SPLIT]", help="corpora to score on (default: those of the run)")
+    evaluate.add_argument(
+        "--corpus", nargs="+", metavar="FOLDER[:SPLIT]", help="corpora to score on (default: those of the run)"
+    )
     evaluate.add_argument("--items", type=int, help="at most this many items per task and language")
     evaluate.add_argument("--out", type=Path, help="folder for scores.parquet and predictions.parquet")
 
-    generate = command("generate", _generate, "Ask a checkpoint about an image.", 'generate runs/runs/my-run photo.jpg "Describe the image."')
+    generate = command(
+        "generate",
+        _generate,
+        "Ask a checkpoint about an image.",
+        'generate runs/runs/my-run photo.jpg "Describe the image."',
+    )
     generate.add_argument("checkpoint", type=Path)
     generate.add_argument("image", type=Path)
     generate.add_argument("prompt", help="the question, in any language")
     generate.add_argument("--max-new-tokens", type=int, default=128)
 
-    export = command("export", _export, "Merge LoRA and write a model folder for transformers.", "export runs/runs/my-run my-model")
+    export = command(
+        "export", _export, "Merge LoRA and write a model folder for transformers.", "export runs/runs/my-run my-model"
+    )
     export.add_argument("checkpoint", type=Path)
     export.add_argument("folder", type=Path)
 
     data = command("data", _data, "Write a built-in corpus as JSON and images.", "data shapes runs/data/shapes")
-    data.add_argument("name", choices=("shapes", "reading"), help="shapes: captions and dialogues about scenes; reading: words in scenes")
+    data.add_argument(
+        "name",
+        choices=("shapes", "reading"),
+        help="shapes: captions and dialogues about scenes; reading: words in scenes",
+    )
     data.add_argument("folder", type=Path)
     data.add_argument("--seed", type=int, default=0)
     data.add_argument("--train", type=int, help="training images (shapes) or training images per language (reading)")
     data.add_argument("--languages", nargs="+", help="codes (default: all that the world speaks)")
 
-    backbones = command("backbones", _backbones, "Train the tiny backbones (hours) and write their card.", "backbones --out assets --draws 0")
+    backbones = command(
+        "backbones",
+        _backbones,
+        "Train the tiny backbones (hours) and write their card.",
+        "backbones --out assets --draws 0",
+    )
     backbones.add_argument("--out", type=Path, default=Path(__file__).parent / "assets")
     backbones.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    backbones.add_argument("--parts", nargs="+", default=["lm", "clean", "vit", "card"], choices=("lm", "clean", "vit", "card"))
-    backbones.add_argument("--scale", type=float, default=1.0, help="train this share of the full length, to try the script out")
+    backbones.add_argument(
+        "--parts", nargs="+", default=["lm", "clean", "vit", "card"], choices=("lm", "clean", "vit", "card")
+    )
+    backbones.add_argument(
+        "--scale", type=float, default=1.0, help="train this share of the full length, to try the script out"
+    )
     return parser
 
 
@@ -91,7 +125,10 @@ def read_run(name: str, overrides: Sequence[str]) -> RunConfig:
     """A run config from a file or a preset name, with overrides."""
     preset = PRESETS / f"{name}.yaml"
     if not Path(name).exists() and not preset.exists():
-        raise InputError(f"There is no run config '{name}': no such file, and no preset of that name. Presets are: {', '.join(_presets())}.")
+        raise InputError(
+            f"There is no run config '{name}': no such file, and no preset of that name. "
+            f"Presets are: {', '.join(_presets())}."
+        )
     return load_config(name if Path(name).exists() else preset, overrides)
 
 
@@ -134,7 +171,9 @@ def _model_folder(checkpoint: Path) -> Path:
             raise InputError(f"The run {checkpoint} kept no model at {model}. Start the run again to train it anew.")
         return Path(model)
     if not (checkpoint / "config.json").exists():
-        raise InputError(f"{checkpoint} is neither a model folder (no config.json) nor a finished run (no {RECORD_FILE}).")
+        raise InputError(
+            f"{checkpoint} is neither a model folder (no config.json) nor a finished run (no {RECORD_FILE})."
+        )
     return checkpoint
 
 
@@ -159,7 +198,10 @@ def _evaluate(options: argparse.Namespace) -> None:
         changes["languages"] = options.languages[0] if len(options.languages) == 1 else tuple(options.languages)
     config = config.model_copy(update=changes)
     if not config.corpora:
-        raise InputError(f"{options.checkpoint} is a bare model folder: say what to score it on, as in --corpus runs/data/shapes:test.")
+        raise InputError(
+            f"{options.checkpoint} is a bare model folder: say what to score it on, "
+            "as in --corpus runs/data/shapes:test."
+        )
     model, processor = load(_model_folder(options.checkpoint))
     corpora = {use.path: open_corpus(use.path) for use in config.corpora}
     scores, predictions = evaluate(model, processor, config, corpora, permission="report", on_progress=_dots)
@@ -211,11 +253,19 @@ def _export(options: argparse.Namespace) -> None:
 def _data(options: argparse.Namespace) -> None:
     from lvlm.data.worlds.writer import write_world
 
-    folder = write_world(options.name, options.folder, seed=options.seed, train=options.train, languages=options.languages)
+    folder = write_world(
+        options.name, options.folder, seed=options.seed, train=options.train, languages=options.languages
+    )
     print(f"written: {folder}")
 
 
 def _backbones(options: argparse.Namespace) -> None:
     from lvlm.backbones.build import build
 
-    build(options.out, draws=options.draws, parts=options.parts, scale=options.scale, say=lambda text: print(text, flush=True))
+    build(
+        options.out,
+        draws=options.draws,
+        parts=options.parts,
+        scale=options.scale,
+        say=lambda text: print(text, flush=True),
+    )

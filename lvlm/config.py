@@ -1,4 +1,6 @@
-"""Every setting of a run, typed. A study varies these fields and nothing else; `lvlm.cli`, `ablations.factors` and `sweeps` read them."""
+"""Every setting of a run, typed. A study varies these fields and nothing else; `lvlm.cli`, `ablations.factors` and
+`sweeps` read them.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from lvlm.errors import InputError, nearest
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Part = Literal["frozen", "lora", "full"]
+Switch = Annotated[
+    Literal["auto", "on", "off"], BeforeValidator(lambda value: {True: "on", False: "off"}.get(value, value))
+]
+"""YAML reads a bare `on` or `off` as a truth value."""
 
 
 class Settings(BaseModel):
@@ -27,7 +33,9 @@ class ModelConfig(Settings):
     """Which tower, adapter and LLM, and how an image becomes tokens."""
 
     tower: str = "tiny-vit"
-    """`tiny-vit` (draw `seed % 5` of the shipped ones), `tiny-vit/3` (that draw), or a folder or name that timm knows."""
+    """`tiny-vit` (draw `seed % n` of the n shipped), `tiny-vit/3` (that draw), or a folder or name that timm
+    knows.
+    """
     llm: str = "tiny-lm"
     """`tiny-lm`, `tiny-lm/3`, `tiny-lm-clean` (never answers in another language), or a local folder or hub name."""
     adapter: Literal["mlp", "multiscale-pool"] = "multiscale-pool"
@@ -35,7 +43,9 @@ class ModelConfig(Settings):
     tiles: Annotated[int, Field(ge=1, le=8)] = 1
     """n: a global view plus n x n tiles at n times the resolution; 1 means no tiling."""
     feature_layer: int = -2
-    """Which block of the tower gives the features, counted from the end; -2 is the penultimate one, without final norm."""
+    """Which block of the tower gives the features, counted from the end; -2 is the penultimate one, without final
+    norm.
+    """
     attn: Literal["sdpa", "eager"] = "sdpa"
 
     @model_validator(mode="after")
@@ -57,7 +67,9 @@ class CorpusUse(Settings):
 
 
 class MixConfig(Settings):
-    """Which sample in which language: `english_share` and `allocation` act on the translatable corpora, whose budget is fixed."""
+    """Which sample in which language: `english_share` and `allocation` act on the translatable corpora, whose
+    budget is fixed.
+    """
 
     corpora: tuple[CorpusUse, ...]
     languages: str | tuple[str, ...] = "all"
@@ -146,7 +158,9 @@ class EvaluateConfig(Settings):
 
 
 class ComputeConfig(Settings):
-    """How it is computed. Nothing here changes the objective; `precision` and `threads` can change the last bits and are recorded."""
+    """How it is computed. Nothing here changes the objective; `precision` and `threads` can change the last bits
+    and are recorded.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -155,7 +169,7 @@ class ComputeConfig(Settings):
     micro_batch_tokens: Annotated[int, Field(ge=64)] = 4096
     """LLM tokens (image and text, padding included) of one forward pass; splits an optimizer step, never changes it."""
     loader_workers: Annotated[int, Field(ge=0)] = 0
-    feature_cache: Literal["auto", "on", "off"] = "auto"
+    feature_cache: Switch = "auto"
     """Features of a frozen tower kept on disk; `auto` measures at start whether that pays."""
     evaluate_batch: Annotated[int, Field(ge=1)] = 64
     checkpoint_every: Annotated[float, Field(gt=0)] | None = None
@@ -258,7 +272,9 @@ def override(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
     for text in overrides:
         key, sign, value = text.partition("=")
         if not sign:
-            raise InputError(f"The override '{text}' is not of the form key=value, such as instruct.mix.english_share=0.25.")
+            raise InputError(
+                f"The override '{text}' is not of the form key=value, such as instruct.mix.english_share=0.25."
+            )
         set_value(result, key.strip(), yaml.safe_load(value))
     return dict(result)
 

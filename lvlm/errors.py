@@ -1,4 +1,6 @@
-"""The one exception for input that a user can mend. Raised everywhere; `lvlm.cli` and its siblings print it and exit with status 2."""
+"""The one exception for input that a user can mend. Raised everywhere; `lvlm.cli` and its siblings print it and
+exit with status 2.
+"""
 
 
 class InputError(Exception):

@@ -1,4 +1,6 @@
-"""The one table of languages: code, name, tier, script, FLORES code. Every other module asks here; an unknown code is an error."""
+"""The one table of languages: code, name, tier, script, FLORES code. Every other module asks here; an unknown code
+is an error.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from importlib.resources import files
 from lvlm.errors import InputError, nearest
 
 TIERS = ("T5", "T4", "T3", "T2", "T1")
-"""Resource classes of Joshi et al. 2020 as used by Centurio (arXiv 2501.05122, Table 7), high to low; English is reported as `en`."""
+"""Resource classes of Joshi et al. 2020 as used by Centurio (arXiv 2501.05122, Table 7), high to low; English is
+reported as `en`.
+"""
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "en": (),

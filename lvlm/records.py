@@ -1,4 +1,6 @@
-"""What a run leaves behind: file names, the run record and how files are written. Used by `lvlm.run`, `sweeps` and `ablations`."""
+"""What a run leaves behind: file names, the run record and how files are written. Used by `lvlm.run`, `sweeps` and
+`ablations`.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +21,22 @@ RECORD_FILE = "record.json"  # written last: its presence says that the run is f
 
 SCORE_COLUMNS = ("task", "language", "metric", "value", "n")
 PREDICTION_COLUMNS = (
-    "task", "language", "item", "source", "prompt", "answer", "prediction", "score", "score_any_language", "answer_language",
+    "task", "language", "item", "source", "prompt", "answer", "prediction",
+    "score", "score_any_language", "answer_language",
 )  # fmt: skip
 METRICS = ("score", "score_any_language", "fidelity", "undetermined", "majority")
-"""`score`, `score_any_language`, `fidelity`, `undetermined` (share of answers whose language cannot be told) and `majority`
-(the score of the most frequent gold answer): percent, always apart."""
+"""`score`, `score_any_language`, `fidelity`, `undetermined` (share of answers whose language cannot be told) and
+`majority` (the score of the most frequent gold answer): percent, always apart.
+"""
 
 
 @dataclass
 class RunRecord:
     """One finished run: identity, budget, summary scores and where its files lie.
 
-    `scores` maps MLflow metric names (`score/en`, `score/T1`, `fidelity/multilingual`, `vqa/en`, ...) to percent; a score that could
-    not be computed is absent and its reason stands in `notes`. `budget` states what was spent: samples, LLM tokens, images, seconds.
+    `scores` maps MLflow metric names (`score/en`, `score/T1`, `fidelity/multilingual`, `vqa/en`, ...) to percent; a
+    score that could not be computed is absent and its reason stands in `notes`. `budget` states what was spent:
+    samples, LLM tokens, images, seconds.
     """
 
     name: str
@@ -53,7 +58,9 @@ class RunRecord:
         """Read the record of a finished run; a folder without one is not finished."""
         path = Path(folder) / RECORD_FILE
         if not path.exists():
-            raise InputError(f"{folder} holds no {RECORD_FILE}: the run there has not finished. Start it again to resume it.")
+            raise InputError(
+                f"{folder} holds no {RECORD_FILE}: the run there has not finished. Start it again to resume it."
+            )
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 

@@ -39,7 +39,9 @@ def test_the_answer_mix_sets_how_often_answers_are_english() -> None:
             total += 1
             lexicon = load_lexicon("en")
             words = {word.strip(":;().,") for _, answer in turns for word in answer.split()}
-            english += words <= {w for surface in [*lexicon.attributes, "yes", "no", "a", "on", "the", "at"] for w in surface.split()}
+            english += words <= {
+                w for surface in [*lexicon.attributes, "yes", "no", "a", "on", "the", "at"] for w in surface.split()
+            }
         return english / total
 
     assert english_share(TextWorld(answer_mix=NO_MIX)) < 0.02
@@ -67,7 +69,9 @@ def test_views_label_what_their_tokens_show() -> None:
     shown = views.labels["colour"] > 0
     assert (views.labels["shape"][shown] > 0).all() and (views.labels["letter"][shown] == 0).all()
     means = torch.tensor(vision.MEAN), torch.tensor(vision.STD)
-    patches = views.pixels.unfold(2, 8, 8).unfold(3, 8, 8).mean((-1, -2)).flatten(2).transpose(1, 2) * means[1] + means[0]
+    patches = (
+        views.pixels.unfold(2, 8, 8).unfold(3, 8, 8).mean((-1, -2)).flatten(2).transpose(1, 2) * means[1] + means[0]
+    )
     red, blue = (patches[views.labels["colour"] == vision.COLOURS.index(name) + 1].mean(0) for name in ("red", "blue"))
     assert red[0] > red[2] and blue[2] > blue[0]
 
@@ -75,7 +79,13 @@ def test_views_label_what_their_tokens_show() -> None:
 def test_the_build_makes_loadable_backbones_and_resumes(tmp_path: Path) -> None:
     said: list[str] = []
     build(tmp_path, draws=[0], parts=["lm", "vit", "card"], scale=1e-4, say=said.append, compiled=False)
-    assert {path.name for path in tmp_path.iterdir()} == {"tiny-tokenizer", "tiny-lm-0", "tiny-vit-0", "card.json", "CARD.md"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "tiny-tokenizer",
+        "tiny-lm-0",
+        "tiny-vit-0",
+        "card.json",
+        "CARD.md",
+    }
     before = (tmp_path / "tiny-lm-0" / "model.safetensors").read_bytes()
     build(tmp_path, draws=[0], parts=["lm"], scale=1e-4, say=said.append, compiled=False)
     assert (tmp_path / "tiny-lm-0" / "model.safetensors").read_bytes() == before
@@ -98,7 +108,9 @@ def test_the_card_meets_the_terms_of_acceptance() -> None:
     lms = [figures[f"tiny-lm-{draw}"] for draw in range(DRAWS)]
 
     def mean(tier: str, measure: str) -> float:
-        return float(np.mean([values[measure] for lm in lms for code, values in lm.items() if language(code).tier == tier]))
+        return float(
+            np.mean([values[measure] for lm in lms for code, values in lm.items() if language(code).tier == tier])
+        )
 
     assert mean("en", "one_object") >= 0.9 and mean("T5", "one_object") >= 0.9
     accuracy = [mean(tier, "one_object") for tier in ("T5", "T4", "T3", "T2", "T1")]

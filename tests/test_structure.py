@@ -15,10 +15,31 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lvlm", "ablations", "sweeps")
 
-ORDER = ["errors", "languages", "config", "records", "data", "backbones", "model", "evaluate", "train", "provenance", "run", "cli"]
+ORDER = [
+    "errors",
+    "languages",
+    "config",
+    "records",
+    "data",
+    "backbones",
+    "model",
+    "evaluate",
+    "train",
+    "provenance",
+    "run",
+    "cli",
+]
 """Stations of `lvlm`, left to right: a module imports from its own station and from those before it."""
 
-NO_TORCH = ("lvlm/errors", "lvlm/languages", "lvlm/config", "lvlm/records", "lvlm/data", "lvlm/evaluate/metrics", "ablations")
+NO_TORCH = (
+    "lvlm/errors",
+    "lvlm/languages",
+    "lvlm/config",
+    "lvlm/records",
+    "lvlm/data",
+    "lvlm/evaluate/metrics",
+    "ablations",
+)
 HEAVY = {"torch", "transformers", "timm", "peft", "accelerate"}
 
 
@@ -104,7 +125,8 @@ def test_conda_environment_says_the_same() -> None:
 
 COMMANDS = [
     "lvlm", "lvlm train", "lvlm evaluate", "lvlm generate", "lvlm export", "lvlm data", "lvlm plan", "lvlm backbones",
-    "sweeps", "sweeps launch", "sweeps plan", "sweeps worker", "sweeps status", "sweeps export", "sweeps ui", "sweeps new",
+    "sweeps", "sweeps launch", "sweeps plan", "sweeps worker", "sweeps status", "sweeps export", "sweeps ui",
+    "sweeps new",
     "ablations", "ablations report", "ablations list",
 ]  # fmt: skip
 
@@ -117,7 +139,8 @@ def test_help_is_cheap_and_ends_in_a_line_to_paste(command: str) -> None:
         f"sys.argv = ['{package}', *{verb!r}, '--help']\n"
         f"try: runpy.run_module('{package}', run_name='__main__')\n"
         "except SystemExit as stop: assert not stop.code\n"
-        "print('HEAVY', sorted({'torch', 'transformers', 'mlflow', 'optuna', 'pandas', 'matplotlib'} & set(sys.modules)))"
+        "heavy = {'torch', 'transformers', 'mlflow', 'optuna', 'pandas', 'matplotlib'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     *text, heavy = shown.strip().splitlines()

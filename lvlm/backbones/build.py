@@ -1,5 +1,6 @@
-"""Builds every file under `lvlm/assets` that is learned: tokenizer, five language models and towers, a control, their card.
-Called by `python -m lvlm backbones`; a draw that is there already is left alone, so an interrupted build goes on.
+"""Builds every file under `lvlm/assets` that is learned: tokenizer, five language models and towers, a control,
+their card. Called by `python -m lvlm backbones`; a draw that is there already is left alone, so an interrupted
+build goes on.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lvlm.backbones import card
@@ -20,7 +22,7 @@ from lvlm.backbones.lm import LmRecipe, train_lm
 from lvlm.backbones.text import ANSWER_MIX, NO_MIX, TextWorld
 from lvlm.backbones.tokenizer import train_tokenizer
 from lvlm.backbones.vision import MEAN, STD, VitRecipe, probe, train_vit
-from lvlm.backbones.vit import IMAGE_SIZE
+from lvlm.backbones.vit import IMAGE_SIZE, tiny_vit
 from lvlm.data.worlds.lexicon import lexicon_codes
 from lvlm.languages import in_table_order, language
 from lvlm.records import write_json, write_text
@@ -32,16 +34,33 @@ TOKENIZER_DOCUMENTS = 30_000
 Say = Callable[[str], None]
 
 
-def build(folder: Path, *, draws: Sequence[int], parts: Sequence[str], say: Say = print, scale: float = 1.0, compiled: bool = True) -> None:
+def build(
+    folder: Path,
+    *,
+    draws: Sequence[int],
+    parts: Sequence[str],
+    say: Say = print,
+    scale: float = 1.0,
+    compiled: bool = True,
+) -> None:
     """Train what is missing among `parts` (`lm`, `clean`, `vit`, `card`) of the given draws into `folder`.
 
-    `scale` shortens every training by a factor, to try the script out; the shipped files have 1. `compiled` needs a C++ compiler.
+    `scale` shortens every training by a factor, to try the script out; the shipped files have 1. `compiled` needs a
+    C++ compiler.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(folder, say)
     if "lm" in parts:
         for draw in draws:
-            _language_model(folder / f"tiny-lm-{draw}", tokenizer, seed=draw, mix=ANSWER_MIX, say=say, scale=scale, compiled=compiled)
+            _language_model(
+                folder / f"tiny-lm-{draw}",
+                tokenizer,
+                seed=draw,
+                mix=ANSWER_MIX,
+                say=say,
+                scale=scale,
+                compiled=compiled,
+            )
     if "clean" in parts:
         _language_model(folder / CLEAN, tokenizer, seed=0, mix=NO_MIX, say=say, scale=scale, compiled=compiled)
     if "vit" in parts:
@@ -56,20 +75,39 @@ def _tokenizer(folder: Path, say: Say) -> PreTrainedTokenizerFast:
     if not target.exists():
         say("tokenizer: learning merges")
         rng = np.random.default_rng(20_250_112)
-        texts = [text for _, turns in TextWorld().documents(rng, count=TOKENIZER_DOCUMENTS) for turn in turns for text in turn]
+        texts = [
+            text
+            for _, turns in TextWorld().documents(rng, count=TOKENIZER_DOCUMENTS)
+            for turn in turns
+            for text in turn
+        ]
         with _finished(target) as unfinished:
             train_tokenizer(texts).save_pretrained(str(unfinished))
     return PreTrainedTokenizerFast.from_pretrained(str(target))  # type: ignore[no-any-return]
 
 
 def _language_model(
-    target: Path, tokenizer: PreTrainedTokenizerFast, *, seed: int, mix: dict[str, float], say: Say, scale: float, compiled: bool
+    target: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    seed: int,
+    mix: dict[str, float],
+    say: Say,
+    scale: float,
+    compiled: bool,
 ) -> None:
     if target.exists():
         return say(f"{target.name}: already there")
     recipe = LmRecipe()
     recipe = dataclasses.replace(recipe, documents=max(recipe.batch, int(recipe.documents * scale)))
-    model = train_lm(tokenizer, world=TextWorld(answer_mix=mix), recipe=recipe, seed=seed, compiled=compiled, on_progress=_progress(target.name, say))
+    model = train_lm(
+        tokenizer,
+        world=TextWorld(answer_mix=mix),
+        recipe=recipe,
+        seed=seed,
+        compiled=compiled,
+        on_progress=_progress(target.name, say),
+    )
     with _finished(target) as unfinished:
         model.half().save_pretrained(unfinished)
         settings = {"seed": seed, "answer_mix": mix, "recipe": dataclasses.asdict(recipe)}
@@ -83,7 +121,10 @@ def _tower(target: Path, *, seed: int, say: Say, scale: float, compiled: bool) -
     recipe = dataclasses.replace(recipe, pictures=max(recipe.batch, int(recipe.pictures * scale)))
     tower = train_vit(recipe=recipe, seed=seed, compiled=compiled, on_progress=_progress(target.name, say))
     with _finished(target) as unfinished:
-        save_file({name: value.half().contiguous() for name, value in tower.state_dict().items()}, unfinished / "model.safetensors")
+        save_file(
+            {name: value.half().contiguous() for name, value in tower.state_dict().items()},
+            unfinished / "model.safetensors",
+        )
         settings = {
             "timm": {"architecture": "tiny_vit", "args": {}},
             "image_size": IMAGE_SIZE, "mean": list(MEAN), "std": list(STD), "interpolation": "bicubic",
@@ -122,15 +163,12 @@ def load_lm(folder: Path) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()  # type: ignore[no-any-return]
 
 
-def load_vit(folder: Path) -> torch.nn.Module:
+def load_vit(folder: Path) -> VisionTransformer:
     """A shipped tower in float32."""
-    from safetensors.torch import load_file
-
-    from lvlm.backbones.vit import tiny_vit
-
     tower = tiny_vit()
     tower.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
-    return tower.eval()
+    tower.eval()
+    return tower
 
 
 def measure(folder: Path, say: Say) -> dict[str, dict[str, dict[str, float]]]:
@@ -139,7 +177,9 @@ def measure(folder: Path, say: Say) -> dict[str, dict[str, dict[str, float]]]:
     figures: dict[str, dict[str, dict[str, float]]] = {}
     for path in sorted(folder.glob("tiny-lm*")):
         say(f"{path.name}: measuring")
-        figures[path.name] = {code: card.language_figures(load_lm(path), tokenizer, code) for code in in_table_order(lexicon_codes())}
+        figures[path.name] = {
+            code: card.language_figures(load_lm(path), tokenizer, code) for code in in_table_order(lexicon_codes())
+        }
     for path in sorted(folder.glob("tiny-vit-*")):
         say(f"{path.name}: measuring")
         figures[path.name] = {"probe": probe(load_vit(path))}

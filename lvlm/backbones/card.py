@@ -1,4 +1,6 @@
-"""Measures the tiny backbones and writes their model card. Called by `python -m lvlm backbones` and by tests of the shipped ones."""
+"""Measures the tiny backbones and writes their model card. Called by `python -m lvlm backbones` and by tests of the
+shipped ones.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,17 @@ from lvlm.data.worlds.scenes import sample_scene
 
 
 def answer_accuracy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, code: str, *, groups: int | None, told: str = "en", items: int = 100, seed: int = 0
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    code: str,
+    *,
+    groups: int | None,
+    told: str = "en",
+    items: int = 100,
+    seed: int = 0,
 ) -> tuple[float, float]:
-    """(share right in the asked language, share right in it or in English) of greedy answers about scenes given as text.
+    """(share right in the asked language, share right in it or in English) of greedy answers about scenes given as
+    text.
 
     `groups` objects a scene (1 needs no binding); the scene is told in `told`, the question is in `code`.
     """
@@ -27,9 +37,13 @@ def answer_accuracy(
     for _ in range(items):
         scene = sample_scene(rng, groups=groups)
         state = rng.bit_generator.state
-        turns = scene_questions(scene, rng, told=load_lexicon(told), asked=load_lexicon(code), answered=load_lexicon(code), count=1)
+        turns = scene_questions(
+            scene, rng, told=load_lexicon(told), asked=load_lexicon(code), answered=load_lexicon(code), count=1
+        )
         rng.bit_generator.state = state  # the same question once more, for its English answer
-        also = scene_questions(scene, rng, told=load_lexicon(told), asked=load_lexicon(code), answered=load_lexicon("en"), count=1)
+        also = scene_questions(
+            scene, rng, told=load_lexicon(told), asked=load_lexicon(code), answered=load_lexicon("en"), count=1
+        )
         prompts.append(turns[0][0])
         golds.append(turns[0][1])
         english.append(also[0][1])
@@ -58,11 +72,17 @@ def greedy_answers(
 
 
 @torch.inference_mode()
-def retrieval(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, code: str, *, pairs: int = 200, seed: int = 0) -> float:
-    """R@1 of finding the English caption of a scene from the one in `code`: cosine of centred, mean-pooled last states."""
+def retrieval(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, code: str, *, pairs: int = 200, seed: int = 0
+) -> float:
+    """R@1 of finding the English caption of a scene from the one in `code`: cosine of centred, mean-pooled last
+    states.
+    """
     rng = np.random.default_rng(seed)
     scenes = [sample_scene(rng) for _ in range(pairs)]
-    sides = [_pooled(model, tokenizer, [load_lexicon(side).caption(scene) for scene in scenes]) for side in (code, "en")]
+    sides = [
+        _pooled(model, tokenizer, [load_lexicon(side).caption(scene) for scene in scenes]) for side in (code, "en")
+    ]
     here, there = (torch.nn.functional.normalize(side - side.mean(0), dim=1) for side in sides)
     return float(((here @ there.T).argmax(1) == torch.arange(pairs)).float().mean())
 
@@ -71,17 +91,24 @@ def _pooled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: l
     batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
     mask = batch["attention_mask"].unsqueeze(-1).float()
     states = model.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-    return (states * mask).sum(1) / mask.sum(1)
+    pooled: torch.Tensor = (states * mask).sum(1) / mask.sum(1)
+    return pooled
 
 
 def tokens_per_word(tokenizer: PreTrainedTokenizerFast, code: str, *, captions: int = 200, seed: int = 0) -> float:
     """Mean number of tokens that a word of a caption in `code` takes (fertility)."""
     rng = np.random.default_rng(seed)
-    words = [word for _ in range(captions) for word in re.findall(r"[^\W\d_]+", load_lexicon(code).caption(sample_scene(rng)))]
+    words = [
+        word
+        for _ in range(captions)
+        for word in re.findall(r"[^\W\d_]+", load_lexicon(code).caption(sample_scene(rng)))
+    ]
     return float(np.mean([len(tokenizer.encode(word, add_special_tokens=False)) for word in words]))
 
 
-def read_aloud(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, code: str, *, items: int = 60, seed: int = 0) -> float:
+def read_aloud(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, code: str, *, items: int = 60, seed: int = 0
+) -> float:
     """Share of unseen reading words that the model puts together from spaced letters."""
     lexicon = load_lexicon(code)
     rng = np.random.default_rng(seed)
@@ -91,7 +118,9 @@ def read_aloud(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, code:
 
 
 def language_figures(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, code: str) -> dict[str, float]:
-    """Every figure of one language: answers on one and two objects, told in English and in the language, retrieval, fertility."""
+    """Every figure of one language: answers on one and two objects, told in English and in the language, retrieval,
+    fertility.
+    """
     one, one_any = answer_accuracy(model, tokenizer, code, groups=1)
     two, two_any = answer_accuracy(model, tokenizer, code, groups=2)
     own, _ = answer_accuracy(model, tokenizer, code, groups=1, told=code)
@@ -108,18 +137,35 @@ def render_card(figures: Mapping[str, Mapping[str, Mapping[str, float]]], *, tie
     draws = [name for name in figures if re.fullmatch(r"tiny-lm-\d+", name)]
     towers = [name for name in figures if name.startswith("tiny-vit-")]
     lines = [INTRODUCTION]
-    for title, names in ((f"Language models, {len(draws)} draws: mean (lowest to highest)", draws), ("The clean control", ["tiny-lm-clean"])):
+    for title, names in (
+        (f"Language models, {len(draws)} draws: mean (lowest to highest)", draws),
+        ("The clean control", ["tiny-lm-clean"]),
+    ):
         if not names or names[0] not in figures:
             continue
         measures = list(next(iter(figures[names[0]].values())))
-        lines += ["", f"## {title}", "", f"| language | tier | {' | '.join(name.replace('_', ' ') for name in measures)} |"]
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            f"| language | tier | {' | '.join(name.replace('_', ' ') for name in measures)} |",
+        ]
         lines.append("|" + " --- |" * (len(measures) + 2))
         for code in figures[names[0]]:
             cells = [_cell([figures[name][code][measure] for name in names]) for measure in measures]
             lines.append(f"| {code} | {tier(code)} | {' | '.join(cells)} |")
     if towers:
-        lines += ["", f"## Vision towers, {len(towers)} draws: linear probe on single tokens", "", "| view / attribute | accuracy |", "| --- | --- |"]
-        lines += [f"| {name} | {_cell([figures[tower]['probe'][name] for tower in towers])} |" for name in figures[towers[0]]["probe"]]
+        lines += [
+            "",
+            f"## Vision towers, {len(towers)} draws: linear probe on single tokens",
+            "",
+            "| view / attribute | accuracy |",
+            "| --- | --- |",
+        ]
+        lines += [
+            f"| {name} | {_cell([figures[tower]['probe'][name] for tower in towers])} |"
+            for name in figures[towers[0]]["probe"]
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -131,15 +177,19 @@ def _cell(values: Sequence[float]) -> str:
 
 INTRODUCTION = """# The tiny backbones
 
-Made by `python -m lvlm backbones` from seeds alone; this card is written by the same command. They exist so that studies of
-multilingual vision-language training run in minutes on a laptop. They know the built-in world and nothing else.
+Made by `python -m lvlm backbones` from seeds alone; this card is written by the same command. They exist so that
+studies of multilingual vision-language training run in minutes on a laptop. They know the built-in world and nothing
+else.
 
-- **Language models**: Qwen2 classes, 1.05 M parameters, trained on generated text only: scenes in words, questions, translations and
-  spelling in 16 languages whose share falls with the tier. `answer_mix` (in `training.json`) is the share of requests in each tier that
-  are answered in English; it is an assumption about the world, as instruction text on the web is mostly English. `tiny-lm-clean` is the
-  control without it. With the mix, "one object" cannot reach 1.00 outside English; "or English" counts an answer that is right in English.
-- **Vision towers**: timm VisionTransformer behind a convolutional stem, 0.86 M parameters, 48 x 48 pixels, 36 tokens. Colour x shape pairs
-  that the test splits hold out were never shown to them.
+- **Language models**: Qwen2 classes, 1.05 M parameters, trained on generated text only: scenes in words, questions,
+  translations and spelling in 16 languages whose share falls with the tier. `answer_mix` (in `training.json`) is the
+  share of requests in each tier that are answered in English; it is an assumption about the world, as instruction text
+  on the web is mostly English. `tiny-lm-clean` is the control without it. With the mix, "one object" cannot reach 1.00
+  outside English; "or English" counts an answer that is right in English.
+- **Vision towers**: timm VisionTransformer behind a convolutional stem, 0.9 M parameters, 48 x 48 pixels, 36 tokens.
+  Colour x shape pairs that the test splits hold out were never shown to them in a picture; their stem saw single
+  glyphs in every colour.
 - Five draws: another seed for the initial weights, the data and their order. Seed s of a run uses draw s modulo 5.
 
-Accuracies are greedy, exact match, 100 items a cell; `retrieval r1` finds the English caption among 200; `tokens per word` is fertility."""
+Accuracies are greedy, exact match, 100 items a cell; `retrieval r1` finds the English caption among 200;
+`tokens per word` is fertility."""

@@ -1,6 +1,8 @@
-"""Single letters and shapes on small squares: what the tiny towers' stem learns first. Called by `lvlm.backbones.vision`.
+"""Single letters and shapes on small squares: what the tiny towers' stem learns first. Called by
+`lvlm.backbones.vision`.
 
-A whole view shows few letters and costs much; a square of 24 pixels around one costs little, and the stem needs no more.
+A whole view shows few letters and costs much; a square of 24 pixels around one costs little, and the stem needs no
+more.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ def _letter(letter: str, pixels: int) -> Tensor:
     drawn = font(pixels * OVERSAMPLING)
     left, top, right, bottom = drawn.getbbox(letter)
     middle = SIDE * OVERSAMPLING / 2
-    ImageDraw.Draw(canvas).text((middle - (left + right) / 2, middle - (top + bottom) / 2), letter, fill=255, font=drawn)
+    ImageDraw.Draw(canvas).text(
+        (middle - (left + right) / 2, middle - (top + bottom) / 2), letter, fill=255, font=drawn
+    )
     return _mask(canvas)
 
 

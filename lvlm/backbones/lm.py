@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, documents: Sequence[Turns]) -> li
     return encoded
 
 
-def batches(documents: Sequence[Document], rng: np.random.Generator, *, size: int, pad: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    documents: Sequence[Document], rng: np.random.Generator, *, size: int, pad: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """(ids, weights), each `(batch, tokens)`, right-padded; batches hold documents of like length, in random order."""
     order = rng.permutation(len(documents))
     pool = size * 64
@@ -124,8 +127,10 @@ def train_lm(
     order_rng = np.random.default_rng(stream(seed, "order"))
     while step < steps:  # documents are drawn in portions, so that memory stays small
         portion = [turns for _, turns in world.documents(text_rng, count=min(20_480, (steps - step) * recipe.batch))]
-        for ids, weights in batches(encode(tokenizer, portion), order_rng, size=recipe.batch, pad=tokenizer.pad_token_id):
-            loss = loss_of(model, ids, weights)
+        for ids, weights in batches(
+            encode(tokenizer, portion), order_rng, size=recipe.batch, pad=tokenizer.pad_token_id
+        ):
+            loss: Any = loss_of(model, ids, weights)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -140,7 +145,9 @@ def train_lm(
 
 def weighted_loss(model: Qwen2ForCausalLM, ids: Tensor, weights: Tensor) -> Tensor:
     """Cross-entropy of the next token, averaged with `weights`."""
-    states = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]  # right padding: causal mask suffices
+    states = model.model(input_ids=ids, use_cache=False).last_hidden_state[
+        :, :-1
+    ]  # right padding: causal mask suffices
     target_weights = weights[:, 1:]
     kept = target_weights > 0
     logits = model.lm_head(states[kept])

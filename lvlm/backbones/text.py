@@ -1,7 +1,9 @@
-"""The text that the tiny language models learn from: scenes in words, questions, translations and spelling. Called by `lvlm.backbones.lm`.
+"""The text that the tiny language models learn from: scenes in words, questions, translations and spelling. Called
+by `lvlm.backbones.lm`.
 
-No images. A document is one chat: the first user turn holds a scene described in one language, the questions and answers may be in
-another, so that the model learns to read every language against every other. How much of each language it sees follows its tier.
+No images. A document is one chat: the first user turn holds a scene described in one language, the questions and
+answers may be in another, so that the model learns to read every language against every other. How much of each
+language it sees follows its tier.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ An assumption about the world, declared once and never tuned: it sets the level 
 NO_MIX = dict.fromkeys(ANSWER_MIX, 0.0)
 
 GROUPS_PROBABILITY = {1: 0.40, 2: 0.35, 3: 0.25}
-"""Objects of a scene in words: more scenes with several than in pictures, as telling objects apart is what takes longest to learn."""
+"""Objects of a scene in words: more scenes with several than in pictures, as telling objects apart is what takes
+longest to learn.
+"""
 
 Turns = list[tuple[str, str]]
 
@@ -57,8 +61,12 @@ class TextWorld:
         told = _told_in(rng, code)
         answered = "en" if rng.random() < self.answer_mix[language(code).tier] else code
         if kind < self.spelling_share + self.describe_share:
-            return [(f"{told.caption(scene)}\n{load_lexicon(code).caption_request}", load_lexicon(answered).caption(scene))]
-        return scene_questions(scene, rng, told=told, asked=load_lexicon(code), answered=load_lexicon(answered), count=3)
+            return [
+                (f"{told.caption(scene)}\n{load_lexicon(code).caption_request}", load_lexicon(answered).caption(scene))
+            ]
+        return scene_questions(
+            scene, rng, told=told, asked=load_lexicon(code), answered=load_lexicon(answered), count=3
+        )
 
     def _spelling(self, rng: np.random.Generator, lexicon: Lexicon) -> Turns:
         letters = sorted(set("".join(lexicon.words)))

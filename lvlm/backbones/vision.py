@@ -1,4 +1,6 @@
-"""Trains the tiny vision towers on generated pictures, token by token, and probes them. Called by `python -m lvlm backbones`."""
+"""Trains the tiny vision towers on generated pictures, token by token, and probes them. Called by `python -m lvlm
+backbones`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from functools import cache
 import numpy as np
 import torch
 from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -52,8 +55,9 @@ class VitRecipe:
 class Views:
     """The views of some pictures with what each token shows.
 
-    pixels: (views, 3, 48, 48); shape, colour, size, letter: (views, 36), 0 is none; place: (pictures, 4, 5) with, for each place,
-    presence, shape, colour, size, count (the last four 0 where nothing is there); `per_picture` views of a picture, global first.
+    pixels: (views, 3, 48, 48); shape, colour, size, letter: (views, 36), 0 is none; place: (pictures, 4, 5) with,
+    for each place, presence, shape, colour, size, count (the last four 0 where nothing is there); `per_picture`
+    views of a picture, global first.
     """
 
     pixels: Tensor
@@ -148,7 +152,9 @@ def _right_to_left(code: str) -> bool:
 
 
 def _label(marks: list[Mark], box: tuple[int, int, int, int]) -> np.ndarray:
-    """(tokens, 4) classes: a token shows the mark that covers its centre, or else the nearest one that reaches into it."""
+    """(tokens, 4) classes: a token shows the mark that covers its centre, or else the nearest one that reaches into
+    it.
+    """
     cell = (box[2] - box[0]) / GRID
     classes = np.zeros((TOKENS, 4), dtype=np.int64)
     nearest = np.full(TOKENS, np.inf)
@@ -156,7 +162,9 @@ def _label(marks: list[Mark], box: tuple[int, int, int, int]) -> np.ndarray:
     x = box[0] + (columns.ravel() + 0.5) * cell
     y = box[1] + (rows.ravel() + 0.5) * cell
     for left, top, right, bottom, values in marks:
-        outside = np.maximum(np.abs(x - (left + right) / 2) - (right - left) / 2, np.abs(y - (top + bottom) / 2) - (bottom - top) / 2)
+        outside = np.maximum(
+            np.abs(x - (left + right) / 2) - (right - left) / 2, np.abs(y - (top + bottom) / 2) - (bottom - top) / 2
+        )
         centre = np.hypot(x - (left + right) / 2, y - (top + bottom) / 2)
         distance = np.where(outside < 0.25 * cell, centre, np.inf)
         closer = distance < nearest
@@ -166,7 +174,9 @@ def _label(marks: list[Mark], box: tuple[int, int, int, int]) -> np.ndarray:
 
 
 class Heads(nn.Module):
-    """What the tower is trained to tell: each token's content, and in a global view what lies at each of the four places."""
+    """What the tower is trained to tell: each token's content, and in a global view what lies at each of the four
+    places.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,23 +209,30 @@ class Heads(nn.Module):
         return found_losses
 
 
-def train_stem(tower: nn.Module, *, recipe: VitRecipe, seed: int, report: Callable[[dict[str, float]], None]) -> None:
+def train_stem(
+    tower: VisionTransformer, *, recipe: VitRecipe, seed: int, report: Callable[[dict[str, float]], None]
+) -> None:
     """Teach the stem of `tower` single letters and shapes, before it sees pictures."""
     stem = tower.patch_embed
     torch.manual_seed(stream(seed, "stem heads"))
     heads = nn.ModuleDict({"letter": nn.Linear(WIDTH, len(letters())), "shape": nn.Linear(WIDTH, len(SHAPES))})
     banks = {"letter": letter_bank(letters()), "shape": shape_bank()}
-    parameters = [*stem.parameters(), *heads.parameters()]  # type: ignore[union-attr]
+    parameters = [*stem.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.stem_lr, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
     rng = np.random.default_rng(stream(seed, "squares"))
     for step in range(recipe.stem_steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.stem_lr * _factor(step, recipe.stem_steps, recipe.warmup_steps)
-        drawn = {name: draw_squares(bank, rng, count=recipe.stem_batch, coloured=name == "shape") for name, bank in banks.items()}
+        drawn = {
+            name: draw_squares(bank, rng, count=recipe.stem_batch, coloured=name == "shape")
+            for name, bank in banks.items()
+        }
         pixels = torch.cat([pixels for pixels, _ in drawn.values()])
         pixels = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
         middle = stem(pixels)[:, 4].split(recipe.stem_batch)  # type: ignore[operator]
-        losses = {name: cross_entropy(heads[name](tokens), drawn[name][1]) for name, tokens in zip(drawn, middle, strict=True)}
+        losses = {
+            name: cross_entropy(heads[name](tokens), drawn[name][1]) for name, tokens in zip(drawn, middle, strict=True)
+        }
         sum(losses.values()).backward()  # type: ignore[union-attr]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -229,8 +246,12 @@ def _factor(step: int, steps: int, warmup: int) -> float:
 
 
 def train_vit(
-    *, recipe: VitRecipe, seed: int, compiled: bool = True, on_progress: Callable[[dict[str, float]], None] | None = None
-) -> nn.Module:
+    *,
+    recipe: VitRecipe,
+    seed: int,
+    compiled: bool = True,
+    on_progress: Callable[[dict[str, float]], None] | None = None,
+) -> VisionTransformer:
     """Train one draw: its seed sets the initial weights and the pictures."""
     torch.manual_seed(stream(seed, "vit init"))
     tower, heads = tiny_vit(), Heads()
@@ -258,14 +279,18 @@ def train_vit(
         if on_progress and step % 50 == 0:
             at = {"step": step, "steps": steps, "loss": sum(running.values()), "seconds": time.monotonic() - started}
             on_progress(at | running)
-    return tower.eval()
+    tower.eval()
+    return tower
 
 
 @torch.inference_mode()
-def probe(tower: nn.Module, *, pictures: int = 1500, seed: int = 0, feature_layer: int = -2) -> dict[str, float]:
+def probe(
+    tower: VisionTransformer, *, pictures: int = 1500, seed: int = 0, feature_layer: int = -2
+) -> dict[str, float]:
     """Accuracy of ridge classifiers on single tokens of the features that the adapter gets, on pictures of their own.
 
-    Keys such as `global/colour`, `tile/letter`: over tokens that show something; `global` views have half the resolution.
+    Keys such as `global/colour`, `tile/letter`: over tokens that show something; `global` views have half the
+    resolution.
     """
     fitted, held = (_features(tower, np.random.default_rng([seed, part]), pictures, feature_layer) for part in (1, 2))
     result = {}
@@ -280,11 +305,13 @@ def probe(tower: nn.Module, *, pictures: int = 1500, seed: int = 0, feature_laye
     return result
 
 
-def _features(tower: nn.Module, rng: np.random.Generator, pictures: int, layer: int) -> tuple[Tensor, Views]:
+def _features(tower: VisionTransformer, rng: np.random.Generator, pictures: int, layer: int) -> tuple[Tensor, Views]:
     views = draw_views(rng, pictures=pictures)
     parts = [
-        tower.forward_intermediates(part, indices=[len(tower.blocks) + layer], norm=False, output_fmt="NLC", intermediates_only=True)[0]  # type: ignore[operator, arg-type]
-        for part in views.pixels.split(256)
+        tower.forward_intermediates(
+            part, indices=[len(tower.blocks) + layer], norm=False, output_fmt="NLC", intermediates_only=True
+        )[0]
+        for part in torch.split(views.pixels, 256)
     ]
     return torch.cat(parts), views
 

@@ -44,7 +44,11 @@ class ConvStem(nn.Module):
         layers: list[nn.Module] = []
         channels = in_chans
         for width in (*STEM_CHANNELS[:-1], embed_dim):
-            layers += [nn.Conv2d(channels, width, 4, stride=2, padding=1, bias=False), nn.GroupNorm(8, width), nn.GELU()]
+            layers += [
+                nn.Conv2d(channels, width, 4, stride=2, padding=1, bias=False),
+                nn.GroupNorm(8, width),
+                nn.GELU(),
+            ]
             layers += [Residual(width)] if width > STEM_CHANNELS[0] else []
             channels = width
         layers.append(nn.Conv2d(embed_dim, embed_dim, 1))

@@ -1,6 +1,7 @@
-"""The rules that one row of a data file must keep, each broken one an error that names its field. `lvlm.data.readers`
-calls it.
-Fields are those of Centurio's trainer (`context`, `label`, `image_id`, `text_label`) and four of ours, all optional."""
+"""The rules that one row of a data file must keep, each broken one an error that names its field.
+`lvlm.data.readers` calls it. Fields are those of Centurio's trainer (`context`, `label`, `image_id`, `text_label`)
+and four of ours, all optional.
+"""
 
 from __future__ import annotations
 

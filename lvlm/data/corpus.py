@@ -1,6 +1,7 @@
-"""A corpus: a folder of language files that share ids, with its images, splits and permissions; or one bare Centurio
-file.
-Plans, evaluation and the stations after them open corpora here; `readers` validates the rows, `images` the pictures."""
+"""A corpus: a folder of language files that share ids, with its images, splits and permissions; or one bare
+Centurio file. Plans, evaluation and the stations after them open corpora here; `readers` validates the rows,
+`images` the pictures.
+"""
 
 from __future__ import annotations
 
@@ -154,9 +155,8 @@ class Corpus:
     ) -> None:
         """Raise `InputError` with file, row and field for anything that would fail later.
 
-        Reads the files of `languages` (None: all), looks for the images of all rows (or of `ids`), and with `images`
-        decodes each once,
-        remembering under `home` which were sound.
+        Reads the files of `languages` (None: all), looks for the images of all rows (or of `ids`), and with
+        `images` decodes each once, remembering under `home` which were sound.
         """
         for language in self.languages_of(split) if languages is None else languages:
             rows = self.rows(split, language)
@@ -275,9 +275,8 @@ def open_corpus(folder: str | Path, *, images: str | Path | None = None) -> Corp
     """Open a corpus folder, or a bare JSON or JSON Lines file of Centurio's form.
 
     A bare file is a corpus of one split: `train` for training rows, `test` (permission `report`) for rows with
-    `text_label`. Its rows stay
-    in the language that they name, English by default. Images lie under `images`, else in a folder `images` beside the
-    file, else beside it.
+    `text_label`. Its rows stay in the language that they name, English by default. Images lie under `images`, else
+    in a folder `images` beside the file, else beside it.
     """
     folder = Path(folder)
     if folder.is_file():

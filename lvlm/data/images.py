@@ -1,6 +1,7 @@
-"""The image folder of a corpus: paths that stay inside it, files that exist, pictures that decode. `lvlm.data.corpus`
-calls it
-before training, so that a broken picture is an error on the first minute and never a grey one on the third day."""
+"""The image folder of a corpus: paths that stay inside it, files that exist, pictures that decode.
+`lvlm.data.corpus` calls it before training, so that a broken picture is an error on the first minute and never a
+grey one on the third day.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
 """Which sample in which language: exact shares, nested along one order of languages. `lvlm.data.plan` calls it, corpus
 by corpus.
 
-All ids of a corpus stand in one order, given by a hash of the id alone. The first M of N ids leave English, the rest
-stay, so another
-English share moves the border and nothing else. Who gets position p of the first M is read off one sequence per number
-of languages,
-and the sequence for n + 1 languages is that for n with evenly spaced positions of every language handed to the new one.
+All ids of a corpus stand in one order, given by a hash of the id alone. The first M of N ids leave English, the
+rest stay, so another English share moves the border and nothing else. Who gets position p of the first M is read
+off one sequence per number of languages, and the sequence for n + 1 languages is that for n with evenly spaced
+positions of every language handed to the new one.
 """
 
 from __future__ import annotations
@@ -160,9 +159,9 @@ def _sequence(length: int, weights: tuple[float, ...]) -> npt.NDArray[np.int64]:
     """Which language (index into `weights`) each position belongs to; a longer sequence starts with the shorter ones,
     close to the weights.
 
-    Language n takes the fraction w_n / (w_0 + .. + w_n) of the positions of each language before it, evenly spaced in
-    their own count. An
-    earlier deviation shrinks by what is taken; the phases keep the new roundings from adding up.
+    Language n takes the fraction w_n / (w_0 + .. + w_n) of the positions of each language before it, evenly spaced
+    in their own count. An earlier deviation shrinks by what is taken; the phases keep the new roundings from adding
+    up.
     """
     positions = [np.arange(length, dtype=np.int64)]
     total = weights[0]

@@ -1,6 +1,6 @@
-"""The plan of a stage: which sample, in which language, in which order, and what was cut. The trainer walks it step by
-step;
-`python -m lvlm plan` prints it. Its hash identifies the data that a stage sees."""
+"""The plan of a stage: which sample, in which language, in which order, and what was cut. The trainer walks it step
+by step; `python -m lvlm plan` prints it. Its hash identifies the data that a stage sees.
+"""
 
 from __future__ import annotations
 
@@ -192,13 +192,11 @@ def build_plan(
     """Decide everything about a stage's data, and find everything that is wrong with it, before anything is trained.
 
     `corpora` maps the paths of the mix to opened corpora. `measure` counts tokens; without it nothing can be cut.
-    `home` is the work
-    folder in which images that were decoded once are remembered.
+    `home` is the work folder in which images that were decoded once are remembered.
 
     The order is one permutation per epoch of all sample ids, drawn from the seed over ids sorted by (corpus, split,
-    id): arms that differ
-    only in language, share or model see the same ids in the same steps. Raises `InputError` for input that cannot be
-    trained on.
+    id): arms that differ only in language, share or model see the same ids in the same steps. Raises `InputError`
+    for input that cannot be trained on.
     """
     pool, shares = gather(config.mix, corpora)
     samples = _duration(config, len(pool))

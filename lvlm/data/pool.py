@@ -1,6 +1,7 @@
-"""The pool of a stage: every sample of its mix once, each in the one language that the mix gives it. `lvlm.data.plan`
-draws from it.
-A sample is held as two integers (which file, which row), so that millions cost little."""
+"""The pool of a stage: every sample of its mix once, each in the one language that the mix gives it.
+`lvlm.data.plan` draws from it. A sample is held as two integers (which file, which row), so that millions cost
+little.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Rows of Centurio's trainer files -> `Sample` and `Item`, with every check a row needs. `lvlm.data.corpus` calls it,
-file by file.
-A file is read once, validated as a whole, and then held as byte ranges: a row's text is parsed again only where it is
-used.
+"""Rows of Centurio's trainer files -> `Sample` and `Item`, with every check a row needs. `lvlm.data.corpus` calls
+it, file by file. A file is read once, validated as a whole, and then held as byte ranges: a row's text is parsed
+again only where it is used.
 """
 
 from __future__ import annotations
@@ -146,8 +145,7 @@ def read_rows(path: Path, *, language: str | None, source: str) -> Rows:
     """Read and validate a JSON list or a JSON Lines file. Parsed once per process as long as the file stays the same.
 
     `language` is that of a file of one language (a row that says otherwise is an error); None takes each row's own,
-    English by default.
-    Rows without `source` get `source`; rows without `id` get their index, from 0.
+    English by default. Rows without `source` get `source`; rows without `id` get their index, from 0.
     """
     try:
         state = path.stat()

@@ -1,6 +1,6 @@
-"""What a plan contains, counted: samples, tokens and cuts by corpus, language, tier and source, and the lines that show
-it.
-`lvlm.data.plan` makes the tallies; `python -m lvlm plan` prints the lines and plan.json keeps the numbers."""
+"""What a plan contains, counted: samples, tokens and cuts by corpus, language, tier and source, and the lines that
+show it. `lvlm.data.plan` makes the tallies; `python -m lvlm plan` prints the lines and plan.json keeps the numbers.
+"""
 
 from __future__ import annotations
 

@@ -53,8 +53,9 @@ def generate_answers(
     Prompts about the same images share one pass over them, the larger part of the cost: an item is asked in every
     language. `features` gives what the tower makes of image files; None computes it from their pixels here. Inside
     `torch.distributed` every process answers its share and all of them return all answers. An answer ends before the
-    end of turn or after `max_new_tokens`; of the model's generation config the end of turn and `suppress_tokens` (an answer
-    writes no image token) are kept, penalties and sampling are not. `on_progress(done, total)` takes other processes to be as far as this one.
+    end of turn or after `max_new_tokens`. The model's generation config gives the end of turn and `suppress_tokens` (an
+    answer writes no image token); its penalties and sampling are left aside. `on_progress(done, total)` takes other
+    processes to be as far as this one.
     """
     rows = sorted(_rows(processor, prompts), key=lambda row: (len(row.head), row.images, row.head, row.index))
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -93,8 +93,7 @@ def initialise_adapter(adapter: Mlp, *, vision_width: int, seed: int) -> None:
     """Uniform in +-1/sqrt(fan_in), torch's default for linear layers, drawn from named streams of `seed`.
 
     Arms with and without tiles share their random numbers: the columns of `linear_1` that read the global view, and
-    `linear_2`, are
-    the same draws (scaled by each layer's own fan-in) whatever the number of tiles.
+    `linear_2`, are the same draws (scaled by each layer's own fan-in) whatever the number of tiles.
     """
     for name, layer in (("linear_1", adapter.linear_1), ("linear_2", adapter.linear_2)):
         bound = 1 / math.sqrt(layer.in_features)

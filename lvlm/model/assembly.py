@@ -121,7 +121,9 @@ def _set_generation(model: Lvlm, processor: LvlmProcessor) -> None:
 
 
 def load_processor(model_config: ModelConfig, *, seed: int) -> LvlmProcessor:
-    """The processor of a run's LLM alone, for counting text tokens: no weights are read, so it cannot prepare images."""
+    """The processor of a run's LLM alone, for counting text tokens: no weights are read, so it cannot prepare
+    images.
+    """
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(resolve(model_config.llm, seed=seed)))
     if tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER) in (None, tokenizer.unk_token_id):
         tokenizer.add_tokens([AddedToken(IMAGE_PLACEHOLDER, special=True, normalized=False)], special_tokens=True)

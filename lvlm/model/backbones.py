@@ -11,7 +11,6 @@ from pathlib import Path
 from lvlm.config import ModelConfig
 from lvlm.errors import InputError
 
-DRAWS = 5
 TOKENIZER = "tiny-tokenizer"
 
 
@@ -20,19 +19,25 @@ def assets() -> Path:
     return Path(str(files("lvlm").joinpath("assets")))
 
 
+def draws(family: str) -> int:
+    """How many draws of `tiny-lm` or `tiny-vit` are shipped, numbered from 0."""
+    return len(list(assets().glob(f"{family}-[0-9]*")))
+
+
 def resolve(name: str, *, seed: int) -> str:
     """The folder or hub name behind `tiny-lm`, `tiny-vit/3`, `tiny-lm-clean`, a path, or a hub name.
 
-    A shipped name without a draw takes draw `seed % 5`, so that a seed is a block: data order, initialisation and
-    backbones.
+    A shipped name without a draw takes draw `seed % n` of the n shipped, so that a seed is a block: data order,
+    initialisation and backbones.
     """
     family, _, draw = name.partition("/")
     if family in ("tiny-lm", "tiny-vit"):
-        if draw and draw not in map(str, range(DRAWS)):
+        shipped = draws(family)
+        if draw and draw not in map(str, range(shipped)):
             raise InputError(
-                f"The backbone '{name}' does not exist: draws go from 0 to {DRAWS - 1}, such as {family}/3."
+                f"The backbone '{name}' does not exist: draws go from 0 to {shipped - 1}, such as {family}/0."
             )
-        folder = assets() / f"{family}-{draw or seed % DRAWS}"
+        folder = assets() / f"{family}-{draw or seed % max(1, shipped)}"
     elif name == "tiny-lm-clean":
         folder = assets() / name
     else:

@@ -1,8 +1,7 @@
 """Conversations to token ids and labels, through the tokenizer's own chat template. Used by `lvlm.model.processor`.
 
-The template is rendered once with a mark in place of every text; the ids are then made from pieces of it, so that it
-is known, and
-never guessed, which ids are template, which are a user's and which are supervised.
+The template is rendered once with a mark in place of every text; the ids are then made from pieces of it, so that
+it is known, and never guessed, which ids are template, which are a user's and which are supervised.
 """
 
 from __future__ import annotations
@@ -36,9 +35,8 @@ class Chat:
         """(ids, labels) of a whole conversation, equal in length; labels are -100 outside assistant texts and their
         end-of-turn.
 
-        With `placeholders`, `<image_placeholder>` in a user text is the image token; every other control string, and
-        all of them in
-        assistant texts, become ordinary tokens.
+        With `placeholders`, `<image_placeholder>` in a user text is the image token; every other control string,
+        and all of them in assistant texts, become ordinary tokens.
         """
         texts, literals = self._parts(turns, system=system, prompt=False)
         return self._ids(self._pieces(texts, literals, system=system, placeholders=placeholders))

@@ -61,8 +61,7 @@ def split_state(part: nn.Module, *, merged: bool) -> tuple[dict[str, Tensor], di
     """(plain weights, LoRA weights) of a part.
 
     Plain keys are those of the part without LoRA; with `merged` the update is added to them and the second dict is
-    empty. LoRA keys are
-    peft's own, so that `peft.PeftModel.from_pretrained` reads them.
+    empty. LoRA keys are peft's own, so that `peft.PeftModel.from_pretrained` reads them.
     """
     layers = lora_layers(part)
     plain: dict[str, Tensor] = {}

@@ -185,9 +185,9 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     ) -> CausalLMOutputWithPast:
         """Logits, and the mean loss over `labels` != -100 where labels are given.
 
-        `input_ids`, `attention_mask`, `labels` (batch, tokens); `pixel_values` (views of all images, 3, size, size) or
-        `image_features`
-        (images, views, tokens, width); `image_counts` (batch) the images of each sample, checked sample by sample.
+        `input_ids`, `attention_mask`, `labels` (batch, tokens); `pixel_values` (views of all images, 3, size, size)
+        or `image_features` (images, views, tokens, width); `image_counts` (batch) the images of each sample,
+        checked sample by sample.
         """
         if inputs_embeds is None:
             if input_ids is None:

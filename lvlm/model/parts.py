@@ -31,9 +31,8 @@ class PartCount:
 def prepare_training(model: Lvlm, stage: StageConfig, *, seed: int) -> list[PartCount]:
     """Set what learns, in place: gradients on, and float32, for exactly those tensors. Returns counts by part.
 
-    LoRA that is already there is continued; a part that goes on in `full` gets it merged first. The draw of a new LoRA
-    depends on `seed`
-    and layer names only, so that arms share it.
+    LoRA that is already there is continued; a part that goes on in `full` gets it merged first. The draw of a new
+    LoRA depends on `seed` and layer names only, so that arms share it.
     """
     counts = []
     for name, part in parts(model).items():

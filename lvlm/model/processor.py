@@ -75,10 +75,9 @@ class LvlmProcessor(ProcessorMixin):  # type: ignore[misc]
         """Rendered prompts and their images to model inputs.
 
         `images` is one image, a list over all prompts in the order of their placeholders, or one list per prompt.
-        `text` is taken as
-        rendered by a chat template: control strings in it, `<image_placeholder>` among them, are control tokens.
-        Returns input_ids and attention_mask (batch, tokens), pixel_values (views of all images, 3, size, size),
-        image_counts (batch).
+        `text` is taken as rendered by a chat template: control strings in it, `<image_placeholder>` among them, are
+        control tokens. Returns input_ids and attention_mask (batch, tokens), pixel_values (views of all images, 3,
+        size, size), image_counts (batch).
         """
         if text is None:
             raise InputError("The processor needs text; put <image_placeholder> where an image belongs.")

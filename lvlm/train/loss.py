@@ -23,7 +23,7 @@ def token_weights(supervised: Sequence[int], reduction: Reduction) -> list[float
     objective towards short answers.
     """
     if reduction == "token":
-        total = len(supervised)
+        total = sum(supervised)
         return [1.0 / total if total else 0.0] * len(supervised)
     with_answer = sum(count > 0 for count in supervised)
     return [1.0 / (count * with_answer) if count else 0.0 for count in supervised]
