@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-OVERHEAD_TOKENS = 160
+OVERHEAD_TOKENS = 100
 """What one more forward and backward pass costs beside its tokens, in tokens: kernels that are launched whatever the
 length. Measured with the tiny backbones on one CPU core; it decides only when a split saves enough padding, never what
 is learned."""

@@ -1,0 +1,113 @@
+"""One instruct arm under our trainer: the plan, the samples, and a measured run of the stage. Used by `throughput.py`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from loops.measure import Clock, Cost
+
+from lvlm.config import RunConfig, make_config
+from lvlm.data.corpus import open_corpus
+from lvlm.data.plan import Plan, build_plan
+from lvlm.model.assembly import assemble
+from lvlm.model.parts import prepare_training
+from lvlm.records import CURVE_FILE
+from lvlm.train.batches import EncodedSample, SampleEncoder, StepBatches
+from lvlm.train.compute import compute
+from lvlm.train.progress import Reporter
+from lvlm.train.stages import Stage
+from lvlm.train.train import StageTraining
+
+STAGE = "instruct"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A training run of one arm: what it cost, its loss at every step, and how many parameters learn."""
+
+    training: Cost
+    losses: list[float]
+    trainable_parameters: int
+    features: Cost = Cost()
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One instruct arm with its data, read, planned and tokenised."""
+
+    config: RunConfig
+    plan: Plan
+    encoder: SampleEncoder
+
+    @classmethod
+    def make(cls, *, shapes: Path, tower: str, samples: int, threads: int) -> Arm:
+        """The instruct stage of the built-in recipe on the shapes alone: all 16 languages, half of it English."""
+        stage = {
+            "mix": {
+                "corpora": [{"path": str(shapes), "split": "instruct"}],
+                "languages": "all",
+                "english_share": 0.5,
+            },
+            "train": {"tower": "frozen", "adapter": "full", "llm": "lora"},
+            "lora": {"r": 16, "alpha": 32.0},
+            # Constant and one rate for all, so that both loops state the same optimizer in one line.
+            "optim": {"lr": 1e-3, "schedule": "constant", "warmup": 0.0},
+            "batch_samples": 16,
+            "samples": samples,
+        }
+        config = make_config(
+            {
+                "model": {"tower": tower, "llm": "tiny-lm/0"},
+                STAGE: stage,
+                "compute": {"device": "cpu", "precision": "fp32", "threads": threads},
+            }
+        )
+        _, processor = assemble(config.model, seed=0)
+        encoder = SampleEncoder(processor)
+        assert config.instruct is not None
+        corpora = {str(shapes): open_corpus(shapes)}
+        plan = build_plan(STAGE, config.instruct, seed=0, corpora=corpora, measure=encoder.measure)
+        return cls(config, plan, encoder)
+
+    def batches(self) -> StepBatches:
+        """The optimizer steps of the plan."""
+        budget = self.config.compute.micro_batch_tokens
+        return StepBatches(self.plan, self.encoder, "token", token_budget=budget)
+
+    def samples(self) -> list[EncodedSample]:
+        """What is learned from, in order."""
+        batches = self.batches()
+        return [sample for step in range(self.plan.steps) for sample in batches.samples(step)]
+
+    def prepared_model(self) -> Any:
+        """The model as it stands before step 0, for the other loop to start from the same weights."""
+        model, _ = assemble(self.config.model, seed=0)
+        assert self.config.instruct is not None
+        prepare_training(model, self.config.instruct, seed=self.config.seed)
+        return model
+
+    def train(self, folder: Path, *, home: Path, cached: bool) -> Measured:
+        """Train the stage from step 0 in an empty `folder`; features are kept in `home` if `cached`."""
+        settings = self.config.compute.model_copy(update={"feature_cache": "on" if cached else "off"})
+        config = self.config.model_copy(update={"compute": settings})
+        assert config.instruct is not None
+        model, processor = assemble(config.model, seed=0)
+        stage = Stage(name=STAGE, config=config.instruct, identity={}, folder=folder)
+        clock = Clock()
+        with compute(settings) as machinery:
+            training = StageTraining(config, home, machinery, Reporter(silent=True), clock)
+            result = training(
+                stage, batches=self.batches(), model=model, processor=processor, later_images=(), validate=None
+            )
+        rows = [json.loads(line) for line in (folder / CURVE_FILE).read_text(encoding="utf-8").splitlines()]
+        assert torch.get_num_threads() == settings.threads
+        return Measured(
+            training=clock.costs[f"train/{STAGE}"],
+            losses=[row["loss"] for row in rows],
+            trainable_parameters=result["spent"]["trainable_parameters"],
+            features=clock.costs["features"],
+        )

@@ -1,0 +1,129 @@
+"""Samples per second of one instruct arm: our trainer against stock Llava under `transformers.Trainer`.
+
+    python tests/bench/throughput.py [--samples 480] [--rounds 3]        about three minutes on two free cores
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+from loops import stock
+from loops.measure import load, table
+from loops.ours import Arm, Measured
+from loops.tower import write_tower
+
+from lvlm.data.worlds.writer import write_world
+from lvlm.model.backbones import draws
+from lvlm.run import quiet_transformers
+
+THREADS = 2
+HELD_EQUAL = """\
+Held equal: the samples and their order, token ids, supervised labels and pixels (ours, handed to both), 16 samples a
+step, the token mean of the step as loss, fused AdamW with constant rate {rate:g} and clipping at 1, fp32, {threads}
+threads, no loader processes; one CLIP tower with the same random weights in both (timm here, transformers there), the
+same tiny LM, and the same draws of projector and LoRA (r=16 on every linear layer of the LLM): the losses agree step
+by step (largest difference of any round {difference:.1e}). The stock loop pads a batch to its longest sample, computes logits at
+every position and runs the tower to its last block. Time is that of the loop: Trainer.train() there; here the stage's
+training with its probe, curve file and checkpoint. Not in it: reading, planning, tokenising (neither), saving the model,
+and computing the features once, which all arms and seeds with one tower share ({features:.1f} s wall for {images} images
+here). Rounds run the loops in turn; ratios are of pairs in one round, median [lowest, highest]. {load}."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=480)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shapes", type=Path, default=Path("runs/data/shapes"), help="written if it is missing")
+    options = parser.parse_args()
+    if not (options.shapes / "corpus.yaml").exists():
+        write_world("shapes", options.shapes, seed=0)
+    torch.set_num_threads(THREADS)
+    with tempfile.TemporaryDirectory(prefix="lvlm-bench-") as scratch, quiet_transformers():
+        compare(Path(scratch), shapes=options.shapes, samples=options.samples, rounds=options.rounds)
+
+
+def compare(scratch: Path, *, shapes: Path, samples: int, rounds: int) -> None:
+    """Run the loops in turn and print the table."""
+    arm = Arm.make(shapes=shapes, tower=str(write_tower(scratch / "tower")), samples=samples, threads=THREADS)
+    arms = {"ours": (arm, False), "ours, cached features": (arm, True)}
+    if draws("tiny-vit"):
+        shipped = Arm.make(shapes=shapes, tower="tiny-vit/0", samples=samples, threads=THREADS)
+        arms["ours, shipped tower"] = (shipped, False)
+    stage = arm.config.instruct
+    assert stage is not None
+    fed = arm.samples()
+    prepared = arm.prepared_model()
+    measured: dict[str, list[Measured]] = {"stock": [], **{name: [] for name in arms}}
+
+    def run(name: str, folder: Path) -> Measured:
+        if name == "stock":
+            transform, pad_id = prepared.config.image_transform, arm.encoder.pad_id
+            return stock.train(prepared, fed, stage=stage, transform=transform, pad_id=pad_id, folder=folder)
+        chosen, cached = arms[name]
+        return chosen.train(folder, home=scratch / "home", cached=cached)
+
+    features = None
+    for number in range(rounds):
+        for name in measured:
+            result = run(name, scratch / f"{name}-{number}")
+            measured[name].append(result)
+            features = features or (result.features if name.endswith("cached features") else None)
+            speed = samples / result.training.wall
+            print(f"round {number + 1}  {name:<22} {speed:6.1f} samples/s  loss {_mean(result.losses):.4f}", flush=True)
+    assert features is not None
+    same = [name for name in measured if name != "ours, shipped tower"]
+    difference = max(
+        abs(a - b)
+        for name in same
+        for result, other in zip(measured[name], measured["stock"], strict=True)
+        for a, b in zip(result.losses, other.losses, strict=True)
+    )
+    print()
+    print(table(HEAD, [_row(name, results, measured["stock"], samples) for name, results in measured.items()]))
+    tokens = sum(sample.length for sample in fed) / len(fed)
+    supervised = sum(sample.supervised for sample in fed) / len(fed)
+    text = sum(sample.text.text_tokens for sample in fed) / len(fed)
+    print(
+        f"\n{samples} samples in {arm.plan.steps} steps, {rounds} rounds; on average {tokens:.0f} LLM tokens a sample, of which "
+        f"{text:.0f} text and {supervised:.0f} supervised.\n"
+        + HELD_EQUAL.format(
+            rate=stage.optim.lr, threads=THREADS, difference=difference, features=features.wall,
+            images=len({image for sample in fed for image in sample.images}), load=load(),
+        )  # fmt: skip
+    )
+
+
+HEAD = (
+    "loop", "samples/s", "wall ratio", "CPU ms/sample", "CPU ratio", "loss, all", "loss, last 10", "learning parameters",
+)  # fmt: skip
+
+
+def _row(name: str, results: list[Measured], against: list[Measured], samples: int) -> list[str]:
+    pairs = list(zip(results, against, strict=True))
+    last = results[-1]
+    return [
+        name,
+        f"{samples / statistics.median(result.training.wall for result in results):.1f}",
+        _spread([other.training.wall / result.training.wall for result, other in pairs]),
+        f"{1e3 * statistics.median(result.training.cpu for result in results) / samples:.1f}",
+        _spread([other.training.cpu / result.training.cpu for result, other in pairs]),
+        f"{_mean(last.losses):.4f}",
+        f"{_mean(last.losses[-10:]):.4f}",
+        f"{last.trainable_parameters:,}",
+    ]
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+if __name__ == "__main__":
+    main()
