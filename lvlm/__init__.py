@@ -14,15 +14,13 @@ if TYPE_CHECKING:
     from lvlm.model.checkpoints import load
     from lvlm.model.lvlm import Lvlm
     from lvlm.model.processor import LvlmProcessor
-    from lvlm.run import run
 
-__all__ = ["Lvlm", "LvlmProcessor", "load", "run"]
+__all__ = ["Lvlm", "LvlmProcessor", "load"]
 
 _HOMES = {
     "Lvlm": "lvlm.model.lvlm",
     "LvlmProcessor": "lvlm.model.processor",
     "load": "lvlm.model.checkpoints",
-    "run": "lvlm.run",
 }
 
 install()

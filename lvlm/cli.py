@@ -159,7 +159,6 @@ def _plan(options: argparse.Namespace) -> None:
             name, stage, seed=config.seed, corpora=corpora, home=options.home or default_home(),
             measure=lambda sample: processor.measure(sample.turns, len(sample.images)),
         )  # fmt: skip
-        print(f"stage {name}: {plan.steps} steps of {stage.batch_samples} samples, plan {plan.hash}")
         print("\n".join(plan.table()) + "\n")
 
 

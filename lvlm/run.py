@@ -108,6 +108,7 @@ def check_same_config(folder: Path, config: RunConfig) -> list[str]:
     if not path.exists():
         return []
     found, wanted = load_config(path).model_dump(mode="json"), config.model_dump(mode="json")
+    found.pop("name"), wanted.pop("name")  # a label, which changes nothing
     allowed: dict[str, Any] = {}
     for name in FREE_ON_RESUME:
         before, now = found["compute"].pop(name), wanted["compute"].pop(name)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
+from lvlm.config import RunConfig
 from lvlm.errors import InputError
 from lvlm.records import RunRecord, write_text
 from sweeps.plan import TRACEBACK_FILE, Place, Plan, PlannedCell
@@ -123,12 +124,20 @@ class Worker:
             return RunRecord.load(folder)
         if self._runner is None:
             self._runner = load_runner(self.plan.runner)
-        return self._runner(cell.run_config(), folder, home=self.place.home, on_progress=ProgressFile(folder))
+        config = _shared_features(cell.run_config())
+        return self._runner(config, folder, home=self.place.home, on_progress=ProgressFile(folder))
 
     def _track(self, cell: PlannedCell, state: State) -> None:
         states = {**self.queue.states(), cell.id: CellState(state)}
         if not self.tracker.send(cell, states):
             _say(f"{cell.id}: MLflow does not answer ({self.tracker.trouble}); the next launch sends this cell")
+
+
+def _shared_features(config: RunConfig) -> RunConfig:
+    """`feature_cache: auto` weighs one run alone; in a study the cells share their features, so keeping them pays."""
+    if config.compute.feature_cache != "auto":
+        return config
+    return config.model_copy(update={"compute": config.compute.model_copy(update={"feature_cache": "on"})})
 
 
 @dataclass(frozen=True)

@@ -146,3 +146,23 @@ def test_help_is_cheap_and_ends_in_a_line_to_paste(command: str) -> None:
     *text, heavy = shown.strip().splitlines()
     assert heavy == "HEAVY []"
     assert f"python -m {package}" in text[-1]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from lvlm import Lvlm, LvlmProcessor, load",
+        "import lvlm; from transformers import AutoProcessor, AutoModelForCausalLM",
+        "from transformers import AutoProcessor, AutoModelForCausalLM; import lvlm",
+    ],
+)
+def test_the_auto_classes_know_the_model_in_any_order_of_imports(first: str) -> None:
+    code = (
+        f"{first}\n"
+        "from lvlm.model.config import LvlmConfig\n"
+        "from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as models\n"
+        "from transformers.models.auto.processing_auto import PROCESSOR_MAPPING as processors\n"
+        "print(models[LvlmConfig].__name__, processors[LvlmConfig].__name__)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert shown.split() == ["Lvlm", "LvlmProcessor"]

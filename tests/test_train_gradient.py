@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lvlm.model.parts import prepare_training
 from lvlm.train.batches import BatchStream, SampleEncoder, StepBatches
 from lvlm.train.features import FeatureStore, TowerFeatures
 from lvlm.train.loss import weighted_cross_entropy
+from lvlm.train.packing import micro_batches
 from tests.tiny import tiny_world
 from tests.train_worker import train
 from tests.train_world import run_config, write_corpus
@@ -31,6 +33,11 @@ ONE, FOUR, EIGHT = 100_000, 420, 1
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     return write_corpus(tmp_path_factory.mktemp("gradient") / "noise")
+
+
+@pytest.fixture(autouse=True)
+def only_the_budget_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lvlm.train.batches.micro_batches", partial(micro_batches, overhead_tokens=10**6))
 
 
 def step_of(corpus: Path, reduction: str, budget: int, *, rank: int = 0, processes: int = 1) -> tuple[Any, StepBatches]:

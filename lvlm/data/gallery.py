@@ -26,9 +26,11 @@ class Gallery:
     cards: Mapping[Path, Sequence[Line]]
 
     def _repr_html_(self) -> str:
-        style = "display: flex; align-items: center; gap: 20px; margin: 14px 0; overflow-x: auto"
-        cards = ((_picture(path), "".join(map(_row, lines))) for path, lines in self.cards.items())
-        return "".join(f'<div style="{style}">{picture}<table>{rows}</table></div>' for picture, rows in cards)
+        page = "display: flex; flex-wrap: wrap; gap: 20px 48px; margin: 12px 0"
+        card = "display: flex; align-items: center; gap: 20px; max-width: 100%; overflow-x: auto"
+        shown = ((_picture(path), "".join(map(_row, lines))) for path, lines in self.cards.items())
+        cards = (f'<div style="{card}">{picture}<table>{rows}</table></div>' for picture, rows in shown)
+        return f'<div style="{page}">{"".join(cards)}</div>'
 
 
 def gallery(corpus: Corpus, split: str, *, languages: Sequence[str], samples: int = 3) -> Gallery:

@@ -15,6 +15,7 @@ from lvlm.config import ModelConfig
 from lvlm.errors import InputError
 from lvlm.model.adapters import Projector, build_adapter
 from lvlm.model.config import LvlmConfig
+from lvlm.model.register import register_model
 from lvlm.model.tower import VisionTower, build_tower
 
 IMAGE_INPUTS = ("pixel_values", "image_features", "image_counts")
@@ -254,3 +255,6 @@ def _positions(attention_mask: Tensor | None, embeddings: Tensor) -> Tensor | No
         return None
     positions = attention_mask.long().cumsum(dim=-1).sub(1).clamp(min=0)
     return positions[:, -embeddings.shape[1] :]
+
+
+register_model()

@@ -13,6 +13,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from lvlm.errors import InputError
 from lvlm.model.chat import IGNORED, IMAGE_PLACEHOLDER, Chat, Turns
+from lvlm.model.register import register_processor
 from lvlm.model.tiling import ImageTransform, pixels
 
 
@@ -227,3 +228,6 @@ def _flatten(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]
             content = "".join(texts)
         flat.append({**message, "content": content})
     return flat, images
+
+
+register_processor()

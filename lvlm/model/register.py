@@ -3,6 +3,13 @@ the model."""
 
 from __future__ import annotations
 
+import sys
+
+
+def _half_imported(module: str, name: str) -> bool:
+    """Whether `module` is being imported right now, and was what imported transformers: it registers at its own end."""
+    return module in sys.modules and not hasattr(sys.modules[module], name)
+
 
 def register_config() -> None:
     """`AutoConfig` knows `model_type: lvlm`."""
@@ -15,6 +22,8 @@ def register_config() -> None:
 
 def register_model() -> None:
     """`AutoModelForCausalLM` (as Centurio's model) and `AutoModelForImageTextToText` build an `Lvlm`."""
+    if _half_imported("lvlm.model.lvlm", "Lvlm"):
+        return
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     from lvlm.model.config import LvlmConfig
@@ -26,6 +35,8 @@ def register_model() -> None:
 
 def register_processor() -> None:
     """`AutoProcessor` builds an `LvlmProcessor`."""
+    if _half_imported("lvlm.model.processor", "LvlmProcessor"):
+        return
     from transformers import AutoProcessor
 
     from lvlm.model.config import LvlmConfig

@@ -171,8 +171,8 @@ class StageLoop:
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"The longest micro-batch of stage {self.stage} ({len(batch.lengths)} samples, {tokens} tokens with "
-                "padding) does not fit into memory. Lower compute.micro_batch_tokens; this does not change the objective. "
-                f"({error})"
+                "padding) does not fit into memory. Lower compute.micro_batch_tokens; this does not change the "
+                f"objective. ({error})"
             ) from error
         self.model.zero_grad(set_to_none=True)
         self.reporter.say(
@@ -236,7 +236,7 @@ class _Curve:
     def __init__(self, path: Path, keep_bytes: int, *, writes: bool) -> None:
         self._file = open(path if writes else os.devnull, "ab")  # noqa: SIM115  closed by close()
         if writes:
-            pass
+            self._file.truncate(keep_bytes)
             self._file.seek(0, os.SEEK_END)
 
     def append(self, row: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Samples per second of one instruct arm: our trainer against stock Llava under `transformers.Trainer`.
 
-    python tests/bench/throughput.py [--samples 480] [--rounds 3]        about three minutes on two free cores
+python tests/bench/throughput.py [--samples 480] [--rounds 3]        about three minutes on two free cores
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from lvlm.data.worlds.writer import write_world
 from lvlm.model.backbones import draws
 from lvlm.run import quiet_transformers
 
-THREADS = 2
 HELD_EQUAL = """\
 Held equal: the samples and their order, token ids, supervised labels and pixels (ours, handed to both), 16 samples a
 step, the token mean of the step as loss, fused AdamW with constant rate {rate:g} and clipping at 1, fp32, {threads}
@@ -37,21 +36,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=480)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2, help="one on a machine where others compute (default: 2)")
     parser.add_argument("--shapes", type=Path, default=Path("runs/data/shapes"), help="written if it is missing")
     options = parser.parse_args()
     if not (options.shapes / "corpus.yaml").exists():
         write_world("shapes", options.shapes, seed=0)
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory(prefix="lvlm-bench-") as scratch, quiet_transformers():
-        compare(Path(scratch), shapes=options.shapes, samples=options.samples, rounds=options.rounds)
+        compare(Path(scratch), options)
 
 
-def compare(scratch: Path, *, shapes: Path, samples: int, rounds: int) -> None:
+def compare(scratch: Path, options: argparse.Namespace) -> None:
     """Run the loops in turn and print the table."""
-    arm = Arm.make(shapes=shapes, tower=str(write_tower(scratch / "tower")), samples=samples, threads=THREADS)
+    samples, rounds, threads = options.samples, options.rounds, options.threads
+    arm = Arm.make(shapes=options.shapes, tower=str(write_tower(scratch / "tower")), samples=samples, threads=threads)
     arms = {"ours": (arm, False), "ours, cached features": (arm, True)}
     if draws("tiny-vit"):
-        shipped = Arm.make(shapes=shapes, tower="tiny-vit/0", samples=samples, threads=THREADS)
+        shipped = Arm.make(shapes=options.shapes, tower="tiny-vit/0", samples=samples, threads=threads)
         arms["ours, shipped tower"] = (shipped, False)
     stage = arm.config.instruct
     assert stage is not None
@@ -91,8 +92,12 @@ def compare(scratch: Path, *, shapes: Path, samples: int, rounds: int) -> None:
         f"\n{samples} samples in {arm.plan.steps} steps, {rounds} rounds; on average {tokens:.0f} LLM tokens a sample, of which "
         f"{text:.0f} text and {supervised:.0f} supervised.\n"
         + HELD_EQUAL.format(
-            rate=stage.optim.lr, threads=THREADS, difference=difference, features=features.wall,
-            images=len({image for sample in fed for image in sample.images}), load=load(),
+            rate=stage.optim.lr,
+            threads=threads,
+            difference=difference,
+            features=features.wall,
+            images=len({image for sample in fed for image in sample.images}),
+            load=load(),
         )  # fmt: skip
     )
 

@@ -42,7 +42,11 @@ class Samples(Dataset[dict[str, Tensor]]):
         labels = torch.full_like(sample.text.ids, IGNORED)
         labels[sample.text.predicted_from + 1] = sample.text.targets
         (image,) = sample.images
-        return {"input_ids": sample.text.ids, "labels": labels, "pixel_values": pixels(open_image(image), self.transform)[0]}
+        return {
+            "input_ids": sample.text.ids,
+            "labels": labels,
+            "pixel_values": pixels(open_image(image), self.transform)[0],
+        }
 
 
 class Padded:
@@ -102,7 +106,13 @@ def build(ours: Any, stage: StageConfig) -> Any:
 
 
 def train(
-    ours: Any, samples: Sequence[EncodedSample], *, stage: StageConfig, transform: ImageTransform, pad_id: int, folder: Path
+    ours: Any,
+    samples: Sequence[EncodedSample],
+    *,
+    stage: StageConfig,
+    transform: ImageTransform,
+    pad_id: int,
+    folder: Path,
 ) -> Measured:
     """Train on `samples` in their order; the cost is that of `Trainer.train()`."""
     model = build(ours, stage)
