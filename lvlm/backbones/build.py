@@ -177,9 +177,9 @@ def measure(folder: Path, say: Say) -> dict[str, dict[str, dict[str, float]]]:
     figures: dict[str, dict[str, dict[str, float]]] = {}
     for path in sorted(folder.glob("tiny-lm*")):
         say(f"{path.name}: measuring")
-        figures[path.name] = {
-            code: card.language_figures(load_lm(path), tokenizer, code) for code in in_table_order(lexicon_codes())
-        }
+        model = load_lm(path)
+        codes = in_table_order(lexicon_codes())
+        figures[path.name] = {code: card.language_figures(model, tokenizer, code) for code in codes}
     for path in sorted(folder.glob("tiny-vit-*")):
         say(f"{path.name}: measuring")
         figures[path.name] = {"probe": probe(load_vit(path))}

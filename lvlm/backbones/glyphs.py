@@ -17,10 +17,16 @@ from torch.nn.functional import affine_grid, grid_sample, max_pool2d
 
 from lvlm.data.worlds.fonts import font
 from lvlm.data.worlds.render import DIAMETER, INKS, LETTER_PIXELS, RGB, SHAPE_PATHS
+from lvlm.data.worlds.scenes import HELD_OUT
 
 SIDE = 24  # pixels of a square: three tokens, of which the middle one is asked
 SHIFT = 4.0  # pixels by which a glyph leaves the centre: half a token
 OVERSAMPLING = 4
+COLOUR_ORDER, SHAPE_ORDER = list(RGB), list(SHAPE_PATHS)
+TRAINING_INKS = np.array(
+    [[i for i, colour in enumerate(COLOUR_ORDER) if (colour, shape) not in HELD_OUT] for shape in SHAPE_ORDER]
+)  # (shapes, colours - 1): each shape is held out in exactly one colour
+HELD_OUT_CODES = [SHAPE_ORDER.index(shape) * len(RGB) + COLOUR_ORDER.index(colour) for colour, shape in HELD_OUT]
 
 
 def letter_bank(letters: tuple[str, ...]) -> tuple[Tensor, Tensor]:
@@ -77,13 +83,18 @@ def draw_squares(
     chosen = torch.from_numpy(rng.integers(len(masks), size=count))
     shift = torch.from_numpy(rng.uniform(-SHIFT, SHIFT, (count, 2)).astype(np.float32))
     glyph = _moved(masks[chosen], shift, torch.from_numpy(rng.normal(0.0, 0.08, count).astype(np.float32)))
-    beside = masks[torch.from_numpy(rng.integers(len(masks), size=count))]
+    other = torch.from_numpy(rng.integers(len(masks), size=count))
     side = torch.from_numpy((rng.choice([-1.0, 1.0], count) * rng.uniform(10.0, 14.0, count)).astype(np.float32))
     away = shift + torch.stack([side, torch.zeros(count)], dim=1)
-    present = torch.from_numpy((rng.random(count) < 0.6).astype(np.float32)).view(-1, 1, 1, 1)
-    glyph = torch.maximum(glyph, _moved(beside, away, torch.zeros(count)) * present)
+    present = rng.random(count) < 0.6
     palette = np.array(list(RGB.values()) if coloured else INKS, dtype=np.float32) / 255.0
-    ink = torch.from_numpy(palette[rng.integers(len(palette), size=count)]).view(-1, 3, 1, 1)
+    inks = rng.integers(len(palette), size=count)
+    if coloured:  # a held-out pair is not shown here either
+        inks = TRAINING_INKS[classes[chosen].numpy(), rng.integers(TRAINING_INKS.shape[1], size=count)]
+        present &= np.isin(classes[other].numpy() * len(palette) + inks, HELD_OUT_CODES, invert=True)
+    shown = torch.from_numpy(present.astype(np.float32)).view(-1, 1, 1, 1)
+    glyph = torch.maximum(glyph, _moved(masks[other], away, torch.zeros(count)) * shown)
+    ink = torch.from_numpy(palette[inks]).view(-1, 3, 1, 1)
     ground = torch.from_numpy(rng.uniform(0.4, 0.65, (count, 3, 1, 1)).astype(np.float32))
     image = ground + 0.025 * torch.from_numpy(rng.standard_normal((count, 1, SIDE, SIDE), dtype=np.float32))
     if coloured:

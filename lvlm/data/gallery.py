@@ -45,13 +45,13 @@ def gallery(corpus: Corpus, split: str, *, languages: Sequence[str], samples: in
 
 
 def _picture(path: Path) -> str:
-    """An image element that holds its pixels, 176 wide on the page."""
+    """An image element that holds its pixels, 136 wide on the page."""
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened).convert("RGB")
-    image.thumbnail((352, 352))
+    image.thumbnail((272, 272))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return f'<img width="176" src="data:image/png;base64,{b64encode(buffer.getvalue()).decode()}">'
+    return f'<img width="136" src="data:image/png;base64,{b64encode(buffer.getvalue()).decode()}">'
 
 
 def _row(line: Line) -> str:

@@ -70,6 +70,7 @@ def measure(scratch: Path, *, samples: int, items: int | None) -> None:
     study, home = scratch / "overhead.py", scratch / "home"
     study.write_text(STUDY, encoding="utf-8")
     command = [sys.executable, "-m", "sweeps", "launch", str(study), "--workers", "1", "--home", str(home)]
+    command.append("compute.threads=1")  # as in a study, where workers share the cores
     command += _sizes(samples, items)
     if not draws("tiny-vit"):
         from loops.tower import write_tower
