@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ablations.contrasts import Effect, effects
     from ablations.designs import FullGrid, KeepInteraction, OneAtATime
-    from ablations.effects import Effect, effects
     from ablations.factors import Factor
     from ablations.studies import Arm, Cell, Expectation, Study, list_studies, load_study
     from ablations.table import Results, load_results
@@ -32,11 +32,12 @@ __all__ = [
     "load_study",
 ]
 
+# No name here is also that of a module of this package: importing that module would put it in the name's place.
 _HOME = {
     **dict.fromkeys(("FullGrid", "KeepInteraction", "OneAtATime"), "designs"),
     **dict.fromkeys(("Arm", "Cell", "Expectation", "Study", "list_studies", "load_study"), "studies"),
     **dict.fromkeys(("Results", "load_results"), "table"),
-    **dict.fromkeys(("Effect",), "effects"),
+    **dict.fromkeys(("Effect", "effects"), "contrasts"),
     "Factor": "factors",
 }
 

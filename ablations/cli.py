@@ -12,11 +12,18 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; input that the user can mend ends in its message and status 2."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # Overrides may stand after options, where argparse does not look for them.
+    options.overrides = [*getattr(options, "overrides", []), *rest]
+    if wrong := [text for text in options.overrides if text.startswith("-") or "=" not in text]:
+        parser.error(f"not understood: {' '.join(wrong)} (overrides are key=value)")
+    if rest and options.command != "report":
+        parser.error(f"not understood here: {' '.join(rest)}")
     from lvlm.errors import InputError
 
     try:
-        _report(options.study, options.home) if options.command == "report" else _list()
+        _report(options.study, options.overrides, options.home) if options.command == "report" else _list()
     except InputError as error:
         print(f"ablations: {error}", file=sys.stderr)
         return 2
@@ -34,12 +41,22 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report",
         help="write a study's report (one HTML file) and print its headlines",
-        description="Write HOME/studies/STUDY/report.html from the results there and print the headline effects.",
+        description=(
+            "Write report.html, effects.csv and verdicts.csv into HOME/studies/STUDY from the results there, "
+            "and print the headline effects."
+        ),
         epilog="python -m ablations report drivers",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     report.add_argument(
         "study", metavar="STUDY", help="a study's name or file, or the folder that holds its results.parquet"
+    )
+    report.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        default=[],
+        help="the settings that the study was launched with, where there were any",
     )
     report.add_argument(
         "--home", metavar="DIR", help="work folder (default: the environment variable LVLM_HOME, else ./runs)"
@@ -64,11 +81,11 @@ def _list() -> None:
     print("\nRun one:  python -m sweeps launch drivers")
 
 
-def _report(study: str, home: str | None) -> None:
+def _report(study: str, overrides: Sequence[str], home: str | None) -> None:
     from ablations.report import headlines, write_report
     from ablations.table import load_results
 
-    results = load_results(study, home=home)
+    results = load_results(study, home=home, overrides=overrides)
     path = write_report(results)
     print(f"Report: {path}")
     for line in headlines(results):

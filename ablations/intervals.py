@@ -1,4 +1,4 @@
-"""Confidence intervals that hold with few seeds. `effects` and `plots` call these; nothing else here computes one.
+"""Confidence intervals that hold with few seeds. `contrasts` and `plots` call these; nothing else here computes one.
 
 The unit of replication is the training run, one per seed. Languages are repeated measures inside a run: rows pooled
 over seeds and languages cover 43 to 64 % where 95 % is promised, a bootstrap over 3 seeds 71 to 73 %.

@@ -41,11 +41,17 @@ def read_notebook(stem: str) -> Any:
 
 
 def run_notebooks(
-    stems: Sequence[str], *, study: str | Path, home: str | Path | None = None, timeout_seconds: int = 180
+    stems: Sequence[str],
+    *,
+    study: str | Path,
+    home: str | Path | None = None,
+    timeout_seconds: int = 180,
+    allow_errors: bool = False,
 ) -> list[Any]:
     """Execute notebooks with their `parameters` cells set to this study (a name, or the folder of its results).
 
-    They run one after the other in one fresh kernel, as its start and imports take longer than the cells.
+    They run one after the other in one fresh kernel, as its start and imports take longer than the cells. A cell that
+    fails raises RuntimeError; with `allow_errors` the rest goes on and `first_error` tells.
     """
     notebooks = [read_notebook(stem) for stem in stems]
     place = Path(study).resolve() if Path(study).is_dir() else study
@@ -59,7 +65,12 @@ def run_notebooks(
     together = nbformat.v4.new_notebook(metadata=notebooks[0].metadata)
     together.cells = [cell for notebook in notebooks for cell in notebook.cells]
     search = os.pathsep.join(filter(None, [str(FOLDER.parent), os.environ.get("PYTHONPATH")]))
-    options = {"timeout": timeout_seconds, "startup_timeout": timeout_seconds, "kernel_name": "python3"}
+    options: dict[str, Any] = {
+        "timeout": timeout_seconds,
+        "startup_timeout": timeout_seconds,
+        "kernel_name": "python3",
+        "allow_errors": allow_errors,
+    }
     with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
         # Sockets in a private folder: nobody else on the machine can read what passes. Windows has TCP only.
         settings = {"KernelManager": {"transport": "ipc", "ip": f"{sockets}/s"}} if os.name == "posix" else {}
@@ -71,6 +82,15 @@ def run_notebooks(
         except CellExecutionError as error:
             raise RuntimeError(f"A cell of {', '.join(stems)} failed on the results of '{study}': {error}") from error
     return notebooks
+
+
+def first_error(notebook: Any) -> str | None:
+    """The first error of an executed notebook, in one line."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                return f"{output.ename}: {(output.evalue.strip().splitlines() or [''])[0]}"
+    return None
 
 
 def to_html(notebook: Any) -> str:

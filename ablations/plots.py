@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from ablations.effects import GROUP_ORDER, Effect, effect, groups, level
+from ablations.contrasts import Effect, effect, groups, level
 from ablations.factors import Factor, Level
+from ablations.outcomes import GROUP_ORDER
 from ablations.studies import Study
 from ablations.table import Results
 from lvlm.errors import InputError

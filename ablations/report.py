@@ -10,13 +10,16 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ablations.effects import GROUP_ORDER
-from ablations.notebooks import NOTEBOOKS, run_notebooks, to_html
+from ablations.notebooks import NOTEBOOKS, first_error, run_notebooks, to_html
+from ablations.outcomes import DERIVED, GROUP_ORDER, SUMMARISED
 from ablations.plots import english_against_multilingual, expected, interaction_map, one_factor_arms
-from ablations.table import Results
+from ablations.table import REPORT_FILES, Results
 from lvlm.records import write_text
 
-REPORT_FILE = "report.html"
+REPORT_FILE, EFFECTS_FILE, VERDICTS_FILE = REPORT_FILES
+
+EQUAL = 0.01
+"""Arms whose amounts differ by no more than this share were held equal."""
 
 METHOD = """
 An effect is the mean difference between two arms, paired by seed: both share samples, their order, the initial weights
@@ -63,7 +66,7 @@ def headlines(results: Results) -> list[str]:
 
 
 def write_report(results: Results, *, notebooks: bool = True) -> Path:
-    """Write the report into the folder of the results and return its path.
+    """Write the report into the folder of the results and return its path; beside it effects and verdicts as csv.
 
     Without `notebooks` only figures and tables (quicker).
     """
@@ -71,9 +74,12 @@ def write_report(results: Results, *, notebooks: bool = True) -> Path:
         f"<h1>Study {html.escape(results.name)}</h1>",
         f"<p>{html.escape(results.study.question)}</p>" if results.study else "",
         f"<p class='note'>{html.escape(results.summary())}.</p>",
+        _origin(results),
         _unfinished(results),
         *_expectations(results),
         *_effects(results),
+        *_reliability(results),
+        *_budget(results),
         *(_notebooks(results) if notebooks and results.study else []),
         f"<h2>How to read the numbers</h2><p>{METHOD}</p>",
         "<p>All runs, with curves and predictions, in the MLflow UI: <code>python -m sweeps ui</code></p>",
@@ -81,6 +87,7 @@ def write_report(results: Results, *, notebooks: bool = True) -> Path:
     title = f"Study {html.escape(results.name)}"
     head = f"<head><meta charset='utf-8'><title>{title}</title><style>{CSS}</style></head>"
     page = f"<!doctype html><html lang='en'>{head}<body>"
+    _write_tables(results)
     path = results.folder / REPORT_FILE
     write_text(path, page + "\n".join(part for part in body if part) + "</body></html>\n")
     return path.resolve()
@@ -94,8 +101,34 @@ def _unfinished(results: Results) -> str:
         "<p class='warning'>This sweep is unfinished: "
         f"{len(results.missing)} of {len(results.planned)} planned runs are missing (in {len(arms)} arms). "
         "What follows uses the seeds that both arms of a comparison have. "
-        f"Go on with <code>python -m sweeps launch {html.escape(results.name)}</code>.</p>"
+        f"Go on with <code>python -m sweeps launch {html.escape(results.launch)}</code>.</p>"
     )
+
+
+def _origin(results: Results) -> str:
+    if results.origin is None:
+        return "<p class='note'>Budget, overrides and code of these runs are not recorded beside the table.</p>"
+    rows = (
+        f"<tr><th>{html.escape(title)}</th><td>{html.escape(text)}</td></tr>" for title, text in results.origin.lines()
+    )
+    return f"<table class='origin'>{''.join(rows)}</table>"
+
+
+def _write_tables(results: Results) -> None:
+    """All effects by tier and task, and the verdicts, for other programs; none where no baseline is known."""
+    has_baseline = results.study is not None and results.baseline in set(results.table["arm"])
+    tables = {EFFECTS_FILE: pd.DataFrame(), VERDICTS_FILE: results.verdict_table()}
+    if has_baseline:
+        present = set(results.table["metric"])
+        metrics = [metric for metric in SUMMARISED if metric in present]
+        metrics += [metric for metric, parts in DERIVED.items() if present >= set(parts)]
+        every = (results.effects(metric=metric, by=by) for metric in metrics for by in ("tier", "task"))
+        tables[EFFECTS_FILE] = pd.concat([one for one in every if not one.empty] or [pd.DataFrame()])
+    for name, table in tables.items():
+        if table.empty:
+            (results.folder / name).unlink(missing_ok=True)  # of an earlier report: it would be taken for this one's
+        else:
+            write_text(results.folder / name, table.to_csv(index=False))
 
 
 def _expectations(results: Results) -> list[str]:
@@ -150,20 +183,84 @@ def _effects(results: Results) -> list[str]:
     return parts
 
 
+def _reliability(results: Results) -> list[str]:
+    """Levels, with what they have to be read against."""
+    titles = {
+        "score": "score",
+        "majority": "majority answer",
+        "fidelity": "fidelity",
+        "undetermined": "language undetermined",
+    }
+    rows = results.table[results.table["metric"].isin(titles)]
+    side = rows["language"].map(lambda code: "English" if code == "en" else "other languages")
+    means = rows.assign(side=side).groupby(["arm", "task", "side", "metric"], sort=False)["value"].mean().unstack()
+    if means.empty:
+        return []
+    means = means.reindex(columns=list(titles)).rename(columns=titles).reset_index()
+    order = {arm: number for number, arm in enumerate(results.arms().index)}
+    means = means.sort_values(["arm", "task", "side"], key=lambda col: col.map(order) if col.name == "arm" else col)
+    means.columns.name = None
+    means["arm"] = [results.short_label(arm) for arm in means["arm"]]
+    return [
+        "<h2>Levels, and what to read them against</h2>",
+        "<p>Percent, means over seeds and languages. <em>Majority answer</em>: the score of always giving the most "
+        "frequent answer; a score near it shows nothing learnt. <em>Language undetermined</em>: answers too short or "
+        "too alike across languages to tell theirs; fidelity speaks of the others only.</p>",
+        f"<div class='wide'>{_table(means.round(1))}</div>",
+    ]
+
+
+def _budget(results: Results) -> list[str]:
+    budget = results.budget().dropna(axis="columns", how="all")  # a record need not have all of them
+    title = "<h2>What an arm costs</h2>"
+    if budget.empty:
+        return [f"{title}<p>The budget of these runs is not recorded beside the table.</p>"]
+    counts = [name for name in budget.columns if "seconds" not in name]
+    equal = [name for name in counts if budget[name].max() <= budget[name].min() * (1 + EQUAL)]
+    unequal = [name for name in counts if name not in equal]
+    said = f"Held equal over the arms (within {EQUAL:.0%}): {', '.join(map(_words, equal)) or 'nothing'}."
+    if unequal:
+        said += f" Not equal: {', '.join(map(_words, unequal))}: an effect may come from these too."
+    table = pd.DataFrame({"arm": [results.short_label(str(arm)) for arm in budget.index]})
+    for name in budget.columns:
+        shown = [f"{value:,.0f}" if pd.notna(value) else "–" for value in budget[name]]
+        table[_words(name)] = shown
+    return [
+        title,
+        f"<p>{said} Means over the finished runs of an arm, summed over the stages of its model, whichever run trained "
+        "them; seconds are wall time, that of a run without the stages it took over from others.</p>",
+        f"<div class='wide'>{_table(table)}</div>",
+    ]
+
+
+def _words(name: str) -> str:
+    return {"llm_tokens": "LLM tokens", "train_seconds": "seconds of training", "seconds": "seconds of the run"}.get(
+        name, name
+    )
+
+
 def _notebooks(results: Results) -> list[str]:
     assert results.study is not None
     own = {factor.name for factor in results.study.factors}
     sections = {factor: stem for factor, stem in NOTEBOOKS.items() if factor in own}
     ready = [factor for factor in sections if {results.baseline} < set(results.margin(factor))]
-    done = run_notebooks([sections[factor] for factor in ready], study=results.folder) if ready else []
-    pages = dict(zip(ready, done, strict=True))
+    stems, trouble, done = [sections[factor] for factor in ready], "", []
+    try:
+        done = run_notebooks(stems, study=results.folder, allow_errors=True) if ready else []
+    except Exception as error:  # no kernel, no notebooks beside the packages, a cell without end: the tables still hold
+        trouble = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    pages = dict(zip(ready, done, strict=False))
     parts = []
     for factor in sections:
-        if factor in pages:
-            parts.append(f"<div class='notebook'>{to_html(pages[factor])}</div>")
+        why = (trouble or first_error(pages[factor])) if factor in ready else None
+        if factor not in ready:
+            reason = f"Too few arms that vary {factor} alone have runs yet (the baseline and one more)."
+        elif why:
+            reason = f"The notebook {sections[factor]} did not run on these results, so its figures are missing. {why}"
         else:
-            reason = f"Too few arms that vary {html.escape(factor)} alone have runs yet (the baseline and one more)."
-            parts.append(f"<h2>{html.escape(factor)}</h2><p class='warning'>{reason}</p>")
+            parts.append(f"<div class='notebook'>{to_html(pages[factor])}</div>")
+            continue
+        parts.append(f"<h2>{html.escape(factor)}</h2><p class='warning'>{html.escape(reason)}</p>")
     return parts
 
 

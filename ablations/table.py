@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +13,21 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ablations.factors import Level
-from ablations.studies import Cell, Expectation, Study, list_studies, load_study
+from ablations.origin import Origin as Origin  # for `sweeps`, which sees no other module than this one
+from ablations.origin import declared
+from ablations.studies import Cell, Expectation, Study, list_studies, load_study, results_name
 from lvlm.errors import InputError, nearest
 from lvlm.languages import language
 from lvlm.records import METRICS, SCORE_COLUMNS, write_text
 
 if TYPE_CHECKING:
-    from ablations.effects import Effect
+    from ablations.contrasts import Effect
 
 RESULTS_FILE = "results.parquet"
+BUDGET_FILE = "budget.csv"  # what every finished run was spent on: run, arm, seed and `BUDGET_COLUMNS`
+BUDGET_COLUMNS = ("samples", "llm_tokens", "images", "views", "train_seconds", "seconds")
+REPORT_FILES = ("report.html", "effects.csv", "verdicts.csv")
+"""What the report of a study writes beside its table: the page, all effects, the verdicts."""
 PLANNED_FILE = "planned.json"  # the cells of the sweep, finished or not: run, arm, seed
 ITEMS = ("predictions.parquet", "predictions")  # per-item predictions: one file, or a folder of them
 LEADING = ("study", "arm", "seed")
@@ -55,13 +62,27 @@ def tidy(study: Study, runs: Iterable[tuple[Cell, pd.DataFrame]]) -> pd.DataFram
     return pd.concat(parts, ignore_index=True)[columns(study)]
 
 
-def write_results(folder: str | Path, table: pd.DataFrame, *, planned: Sequence[Cell] | None = None) -> Path:
-    """Write `results.parquet` (and which cells were planned) into a study's folder, whole or not at all."""
+def write_results(
+    folder: str | Path,
+    table: pd.DataFrame,
+    *,
+    planned: Sequence[Cell] | None = None,
+    budget: pd.DataFrame | None = None,
+    origin: Origin | None = None,
+) -> Path:
+    """Write `results.parquet` into a study's folder, whole or not at all.
+
+    With it which cells were planned, what each finished run was spent on, and where all that comes from.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if planned is not None:
         cells = [{"run": cell.id, "arm": cell.arm.label, "seed": cell.seed} for cell in planned]
         write_text(folder / PLANNED_FILE, json.dumps(cells, ensure_ascii=False, indent=1) + "\n")
+    if budget is not None:
+        write_text(folder / BUDGET_FILE, budget.to_csv(index=False))
+    if origin is not None:
+        origin.save(folder)
     path = folder / RESULTS_FILE
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     table.to_parquet(temporary, index=False)
@@ -81,16 +102,30 @@ class Results:
     study: Study | None
     planned: tuple[tuple[str, int], ...] = ()
     """Arm and seed of every cell that the sweep planned; empty where that is not recorded."""
+    origin: Origin | None = None
     wide: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)
-    """Metric -> values by run and (task, language).
+    """Metric -> values by run and (task, language), and differences between two arms.
 
-    `effects.values` keeps its pivots here, as every effect needs one.
+    `contrasts` keeps its pivots here, as every effect needs some.
     """
 
     @property
     def items(self) -> Path | None:
         """Where the per-item predictions lie, if they are there."""
         return next((self.folder / name for name in ITEMS if (self.folder / name).exists()), None)
+
+    @property
+    def launch(self) -> str:
+        """The study as the commands take it: its name or file, then its overrides."""
+        return shlex.join([self.origin.source, *self.origin.overrides]) if self.origin else self.name
+
+    def budget(self) -> pd.DataFrame:
+        """What an arm costs: `BUDGET_COLUMNS`, means over its finished runs; empty where that is not recorded."""
+        path = self.folder / BUDGET_FILE
+        if not path.exists():
+            return pd.DataFrame(columns=["arm", *BUDGET_COLUMNS]).set_index("arm")
+        means = pd.read_csv(path).groupby("arm", sort=False)[list(BUDGET_COLUMNS)].mean()
+        return means.loc[[arm for arm in self.arms().index if arm in means.index]]
 
     @property
     def name(self) -> str:
@@ -169,26 +204,26 @@ class Results:
         return " · ".join(f.label(own[f.name]) for f in differing) or "baseline"
 
     def effects(self, **options: Any) -> pd.DataFrame:
-        """Effects as a table: see `ablations.effects.effects` for the options."""
-        from ablations.effects import as_table, effects
+        """Effects as a table: see `ablations.contrasts.effects` for the options."""
+        from ablations.contrasts import as_table, effects
 
         return as_table(effects(self, **options))
 
     def matrix(self, **options: Any) -> pd.DataFrame:
-        """Effects for reading, a row per arm and a column per group; options of `ablations.effects.effects`."""
-        from ablations.effects import as_matrix, effects
+        """Effects for reading, a row per arm and a column per group; options of `ablations.contrasts.effects`."""
+        from ablations.contrasts import as_matrix, effects
 
         return as_matrix(effects(self, **options), self)
 
     def verdicts(self, *, factor: str | None = None) -> list[tuple[Expectation, Effect]]:
         """Every expectation of the study (about one factor) with the effect that decides it and its verdict."""
-        from ablations.effects import verdicts
+        from ablations.contrasts import verdicts
 
         return [pair for pair in verdicts(self) if factor is None or factor in {*pair[0].arm, *pair[0].against}]
 
     def verdict_table(self, *, factor: str | None = None) -> pd.DataFrame:
         """The verdicts as a table for reading."""
-        from ablations.effects import verdict_table
+        from ablations.contrasts import verdict_table
 
         return verdict_table(self.verdicts(factor=factor))
 
@@ -207,22 +242,28 @@ class Results:
         return f"<p>{self.summary()}</p>{self.arms().reset_index().to_html(index=False, na_rep='–', border=0)}"
 
 
-def study_folder(study: str, home: str | Path | None = None) -> Path:
+def study_folder(study: str, home: str | Path | None = None, overrides: Sequence[str] = ()) -> Path:
     """Where a study's results lie.
 
-    HOME/studies/NAME, with HOME from the argument, the environment variable LVLM_HOME, or ./runs.
+    HOME/studies/NAME (NAME@HASH with overrides), with HOME from the argument, the environment variable LVLM_HOME, or
+    ./runs.
     """
-    return Path(home or os.environ.get("LVLM_HOME") or "runs") / "studies" / study
+    return Path(home or os.environ.get("LVLM_HOME") or "runs") / "studies" / results_name(study, overrides)
 
 
-def load_results(study: str | Path | Study, *, home: str | Path | None = None) -> Results:
-    """Results of a study, given by name, by its file, as a `Study`, or by the folder or file of its table."""
-    declared, path = _locate(study, home)
+def load_results(
+    study: str | Path | Study, *, home: str | Path | None = None, overrides: Sequence[str] = ()
+) -> Results:
+    """Results of a study, given by name, by its file, as a `Study`, or by the folder or file of its table.
+
+    A study that was launched with `overrides` (`key=value`) is found with the same ones.
+    """
+    given, path = _locate(study, home, overrides)
+    name = " ".join([str(given.name if isinstance(study, Study) and given else study), *overrides])
     if not path.exists():
         raise InputError(
-            f"There are no results at {path}. Run the study first: "
-            f"python -m sweeps launch {declared.name if declared else study}; "
-            "or, if it has runs, write their table: python -m sweeps export."
+            f"There are no results at {path}. Run the study first: python -m sweeps launch {name}; "
+            f"or, if it has runs, write their table: python -m sweeps export {name}.{_others(path.parent)}"
         )
     table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
     if missing := [name for name in (*LEADING, *TRAILING) if name not in table.columns]:
@@ -230,9 +271,7 @@ def load_results(study: str | Path | Study, *, home: str | Path | None = None) -
             f"{path} lacks the column(s) {', '.join(missing)} of a results table; it has: {', '.join(table.columns)}."
         )
     if table.empty:
-        raise InputError(
-            f"{path} holds no finished run yet. See python -m sweeps status {declared.name if declared else study}."
-        )
+        raise InputError(f"{path} holds no finished run yet. See python -m sweeps status {name}.")
     if unknown := sorted(set(table["metric"]) - set(METRICS)):
         raise InputError(f"{path} holds unknown metrics: {', '.join(unknown)}. Known: {', '.join(METRICS)}.")
     key = ["arm", "seed", "task", "language", "metric"]
@@ -242,32 +281,32 @@ def load_results(study: str | Path | Study, *, home: str | Path | None = None) -
             f"{path}, row {row}: a second value for {dict(table.loc[row, key])}. "
             "One run per arm and seed belongs in a table."
         )
-    return Results(table=table, folder=path.parent, study=declared or _declared(table), planned=_planned(path.parent))
+    origin = Origin.load(path.parent)
+    known = given or declared(str(table["study"].iloc[0]), set(table.columns), origin)
+    return Results(table=table, folder=path.parent, study=known, planned=_planned(path.parent), origin=origin)
 
 
-def _locate(study: str | Path | Study, home: str | Path | None) -> tuple[Study | None, Path]:
+def _locate(study: str | Path | Study, home: str | Path | None, overrides: Sequence[str]) -> tuple[Study | None, Path]:
     if isinstance(study, Study):
-        return study, study_folder(study.name, home) / RESULTS_FILE
+        return study, study_folder(study.name, home, overrides) / RESULTS_FILE
     path = Path(study)
     if path.suffix in (".parquet", ".csv"):
         return None, path
     if path.suffix != ".py" and str(study) not in list_studies():
-        named = (
-            study_folder(str(study), home) / RESULTS_FILE
-        )  # a study of the user's own, by the name of its results folder
+        # A study of the user's own, by the name of its results folder.
+        named = study_folder(str(study), home, overrides) / RESULTS_FILE
         if named.exists() or path.is_dir():
             return None, named if named.exists() else path / RESULTS_FILE
-    declared = load_study(study)
-    return declared, study_folder(declared.name, home) / RESULTS_FILE
+    found = load_study(study)
+    return found, study_folder(found.name, home, overrides) / RESULTS_FILE
 
 
-def _declared(table: pd.DataFrame) -> Study | None:
-    """The study that the table names, if it comes with the toolkit and has the same factors."""
-    name = str(table["study"].iloc[0])
-    if name not in list_studies():
-        return None
-    found = load_study(name)
-    return found if {factor.name for factor in found.factors} <= set(table.columns) else None
+def _others(folder: Path) -> str:
+    """Where results of the same study with other overrides lie, in a sentence."""
+    name = folder.name.partition("@")[0]
+    found = [path.parent for path in sorted(folder.parent.glob(f"{name}*/{RESULTS_FILE}"))]
+    others = [path.name for path in found if path.name.partition("@")[0] == name]
+    return f" Results of this study with other overrides are there: {', '.join(others)}." if others else ""
 
 
 def _planned(folder: Path) -> tuple[tuple[str, int], ...]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lvlm.config import CorpusUse, EvaluateConfig, RunConfig, fingerprint, load_config
+from lvlm.config import EvaluateConfig, RunConfig, fingerprint, load_config, make_settings
 from lvlm.errors import InputError
 from lvlm.records import CONFIG_FILE, RECORD_FILE, RunRecord
 
@@ -17,13 +17,24 @@ PRESETS = Path(__file__).parent / "presets"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; bad input is one paragraph on standard error and exit status 2."""
-    options = _parser().parse_args(arguments)
+    """Run one command; bad input is one paragraph on standard error and exit status 2, Ctrl-C is 130."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # Overrides may stand behind options (`train tiny --home x seed=1`), where argparse does not look for them.
+    overrides = [*getattr(options, "overrides", []), *rest]
+    if rest and not hasattr(options, "overrides"):
+        parser.error(f"not understood here: {' '.join(rest)}")
+    if wrong := [text for text in overrides if text.startswith("-") or "=" not in text]:
+        parser.error(f"not understood: {' '.join(wrong)} (overrides are key=value)")
+    options.overrides = overrides
     try:
         options.command(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
 
@@ -123,13 +134,16 @@ def _presets() -> list[str]:
 
 def read_run(name: str, overrides: Sequence[str]) -> RunConfig:
     """A run config from a file or a preset name, with overrides."""
-    preset = PRESETS / f"{name}.yaml"
-    if not Path(name).exists() and not preset.exists():
+    if Path(name).is_file():
+        return load_config(name, overrides)
+    if name in _presets():
+        return load_config(PRESETS / f"{name}.yaml", overrides)
+    if not Path(name).exists():
         raise InputError(
             f"There is no run config '{name}': no such file, and no preset of that name. "
             f"Presets are: {', '.join(_presets())}."
         )
-    return load_config(name if Path(name).exists() else preset, overrides)
+    return load_config(name, overrides)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -146,20 +160,25 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from lvlm.data.corpus import open_corpus
+    from lvlm.check import check_evaluation, open_corpora, setting_notes
     from lvlm.data.plan import build_plan
     from lvlm.model.assembly import load_processor
     from lvlm.run import default_home
 
     config = read_run(options.run, options.overrides)
+    home = options.home or default_home()
+    corpora = open_corpora(config)
     processor = load_processor(config.model, seed=config.seed)
-    corpora = {use.path: open_corpus(use.path) for stage in config.stages().values() for use in stage.mix.corpora}
     for name, stage in config.stages().items():
         plan = build_plan(
-            name, stage, seed=config.seed, corpora=corpora, home=options.home or default_home(),
+            name, stage, seed=config.seed, corpora=corpora, home=home,
             measure=lambda sample: processor.measure(sample.turns, len(sample.images)),
         )  # fmt: skip
         print("\n".join(plan.table()) + "\n")
+    images = check_evaluation(config, corpora, home=home)
+    print(f"evaluation: {len(images):,} images, all sound")
+    for note in setting_notes(config):
+        print(f"note: {note}")
 
 
 def _model_folder(checkpoint: Path) -> Path:
@@ -177,35 +196,42 @@ def _model_folder(checkpoint: Path) -> Path:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from lvlm.check import check_items
     from lvlm.data.corpus import open_corpus
     from lvlm.evaluate import evaluate
-    from lvlm.evaluate.tiers import summarise
+    from lvlm.evaluate.tiers import left_out, summarise
     from lvlm.model.checkpoints import load
+    from lvlm.run import default_home
 
-    config = EvaluateConfig()
-    if (options.checkpoint / CONFIG_FILE).exists():
-        config = load_config(options.checkpoint / CONFIG_FILE).evaluate
     changes: dict[str, object] = {}
+    if (options.checkpoint / CONFIG_FILE).exists():
+        changes = load_config(options.checkpoint / CONFIG_FILE).evaluate.model_dump()
     if options.corpus:
         pairs = [text.partition(":") for text in options.corpus]
-        changes["corpora"] = tuple(CorpusUse(path=path, split=split or "test") for path, _, split in pairs)
+        changes["corpora"] = [{"path": path, "split": split or "test"} for path, _, split in pairs]
     if options.tasks:
-        changes["tasks"] = tuple(options.tasks)
-    if options.items:
+        changes["tasks"] = options.tasks
+    if options.items is not None:
         changes["items"] = options.items
     if options.languages:
-        changes["languages"] = options.languages[0] if len(options.languages) == 1 else tuple(options.languages)
-    config = config.model_copy(update=changes)
+        changes["languages"] = options.languages[0] if len(options.languages) == 1 else options.languages
+    config = make_settings(EvaluateConfig, changes, where="The evaluation that was asked for")
     if not config.corpora:
         raise InputError(
             f"{options.checkpoint} is a bare model folder: say what to score it on, "
             "as in --corpus runs/data/shapes:test."
         )
-    model, processor = load(_model_folder(options.checkpoint))
+    if options.out and options.out.exists() and not options.out.is_dir():
+        raise InputError(f"--out {options.out} is a file; name a folder for the two tables.")
+    folder = _model_folder(options.checkpoint)
     corpora = {use.path: open_corpus(use.path) for use in config.corpora}
+    check_items(config, corpora, permission="report", home=default_home())
+    model, processor = load(folder)
     scores, predictions = evaluate(model, processor, config, corpora, permission="report", on_progress=_dots)
     for name, value in summarise(scores).items():
         print(f"{name:32s} {value:6.1f}")
+    for note in [*scores.attrs["notes"], *left_out(scores)]:
+        print(f"note: {note}")
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         scores.to_parquet(options.out / "scores.parquet", index=False)
@@ -219,31 +245,29 @@ def _dots(done: int, total: int) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from PIL import Image, UnidentifiedImageError
-
-    from lvlm.model.checkpoints import load
+    from lvlm.data.images import picture_fault
 
     if not options.image.exists():
         raise InputError(f"The image {options.image} does not exist.")
-    try:
-        image = Image.open(options.image)
-        image.load()
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"The image {options.image} cannot be read: {error}.") from error
-    model, processor = load(_model_folder(options.checkpoint))
-    prompt = options.prompt if processor.image_token in options.prompt else f"{processor.image_token}{options.prompt}"
-    messages = [{"role": "user", "content": prompt}]
-    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    inputs = processor(text=[text], images=[image], return_tensors="pt")
-    answer = model.generate(**inputs, max_new_tokens=options.max_new_tokens, do_sample=False)
-    print(processor.batch_decode(answer[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip())
+    if fault := picture_fault(options.image):
+        raise InputError(f"The image {options.image} cannot be read: {fault}.")
+    asked = {"max_new_tokens": options.max_new_tokens}
+    limit = make_settings(EvaluateConfig, asked, where="The generation that was asked for").max_new_tokens
+    folder = _model_folder(options.checkpoint)
+
+    from lvlm.evaluate.generate import Prompt, generate_answers
+    from lvlm.model.checkpoints import load
+
+    model, processor = load(folder)
+    (answer,) = generate_answers(model, processor, [Prompt(options.prompt, (options.image,))], max_new_tokens=limit)
+    print(answer)
 
 
 def _export(options: argparse.Namespace) -> None:
     from lvlm.model.checkpoints import load, merge_and_save
 
-    if options.folder.exists() and any(options.folder.iterdir()):
-        raise InputError(f"{options.folder} exists and is not empty; name a new folder.")
+    if options.folder.exists() and not (options.folder.is_dir() and not any(options.folder.iterdir())):
+        raise InputError(f"{options.folder} exists and is no empty folder; name a new one.")
     model, processor = load(_model_folder(options.checkpoint))
     merge_and_save(model, processor, options.folder)
     print(f"written: {options.folder} (import lvlm, then AutoModelForCausalLM.from_pretrained reads it)")

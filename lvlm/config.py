@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -27,6 +28,9 @@ class Settings(BaseModel):
     """Immutable settings; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 class ModelConfig(Settings):
@@ -142,6 +146,19 @@ class StageConfig(Settings):
             raise ValueError(f"give exactly one of epochs, samples, steps; given: {', '.join(given)}")
         return self
 
+    @model_validator(mode="after")
+    def _no_setting_is_ignored(self) -> Self:
+        # A value other than the default was meant; the default may come from a config that was written out in full.
+        for part in ("adapter", "tower"):
+            rate = getattr(self.optim, f"{part}_lr")
+            if rate is not None and getattr(self.train, part) == "frozen":
+                raise ValueError(
+                    f"optim.{part}_lr is {rate} but train.{part} is frozen; leave the rate out, or train the {part}"
+                )
+        if self.lora != LoraSettings() and "lora" not in (self.train.llm, self.train.tower):
+            raise ValueError("lora is set but no part is trained with it; leave it out, or set train.llm=lora")
+        return self
+
 
 class EvaluateConfig(Settings):
     """What is scored, on which split, and how answers are generated (greedy)."""
@@ -195,40 +212,56 @@ class RunConfig(Settings):
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run config from YAML and apply `key=value` overrides (dotted keys; values in YAML)."""
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"The run config {path} does not exist.")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"The run config {path} is not valid YAML: {error}") from error
+    except FileNotFoundError as error:
+        raise InputError(f"The run config {path} does not exist.") from error
+    except IsADirectoryError as error:
+        raise InputError(f"The run config {path} is a folder; name the YAML file in it.") from error
+    except OSError as error:
+        raise InputError(f"The run config {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"The run config {path} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"The run config {path} is not valid YAML: {_one_line(error)}.") from error
     if not isinstance(data, dict):
         raise InputError(f"The run config {path} must be a mapping of settings, not {type(data).__name__}.")
     return make_config(override(data, overrides), where=str(path))
 
 
 def make_config(data: Mapping[str, Any], *, where: str = "run config") -> RunConfig:
-    """Validate a nested mapping; every fault is named with its dotted field."""
+    """Validate a nested mapping as a run config; every fault is named with its dotted field."""
+    return make_settings(RunConfig, data, where=where)
+
+
+def make_settings(model: type[AnySettings], data: Mapping[str, Any], *, where: str) -> AnySettings:
+    """Validate a nested mapping as any of the classes above; every fault is named with its dotted field."""
     try:
-        return RunConfig.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
-        faults = "; ".join(_fault(item) for item in error.errors())
+        faults = "; ".join(_fault(item, model) for item in error.errors())
         raise InputError(f"{where}: {faults}.") from error
 
 
-def _fault(item: Any) -> str:
+def _fault(item: Any, model: type[BaseModel]) -> str:
     field = ".".join(str(part) for part in item["loc"]) or "config"
     if item["type"] == "extra_forbidden":
-        return f"unknown setting '{field}'; known here: {', '.join(_siblings(item['loc'][:-1]))}"
-    return f"'{field}': {item['msg'].removeprefix('Value error, ')} (given: {item['input']!r})"
+        return f"unknown setting '{field}'; known here: {', '.join(_siblings(item['loc'][:-1], model))}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"'{field}': {message}" + ("" if isinstance(item["input"], dict) else f" (given: {item['input']!r})")
 
 
-def _siblings(loc: Iterable[str | int]) -> list[str]:
-    model = _model_at([str(part) for part in loc if isinstance(part, str)])
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _siblings(loc: Iterable[str | int], root: type[BaseModel]) -> list[str]:
+    model = _model_at([str(part) for part in loc if isinstance(part, str)], root)
     return sorted(model.model_fields) if model else []
 
 
-def _model_at(parts: Sequence[str]) -> type[BaseModel] | None:
-    model: type[BaseModel] = RunConfig
+def _model_at(parts: Sequence[str], root: type[BaseModel] | None = None) -> type[BaseModel] | None:
+    model: type[BaseModel] = root or RunConfig
     for part in parts:
         field = model.model_fields.get(part)
         inner = _inner_model(field.annotation) if field else None
@@ -268,15 +301,19 @@ def flat_fields(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[st
 
 def override(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Apply `key=value` texts to a nested mapping; the value is read as YAML."""
-    result = json.loads(json.dumps(data))
+    result = copy.deepcopy(dict(data))
     for text in overrides:
         key, sign, value = text.partition("=")
         if not sign:
             raise InputError(
                 f"The override '{text}' is not of the form key=value, such as instruct.mix.english_share=0.25."
             )
-        set_value(result, key.strip(), yaml.safe_load(value))
-    return dict(result)
+        try:
+            parsed = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:
+            raise InputError(f"The override '{text}': its value is not valid YAML: {_one_line(error)}.") from error
+        set_value(result, key.strip(), parsed)
+    return result
 
 
 def set_value(data: dict[str, Any], path: str, value: Any) -> None:

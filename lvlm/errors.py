@@ -7,6 +7,10 @@ class InputError(Exception):
     """What is wrong, where (file, index or line, field), and what to do: one paragraph, shown without a traceback."""
 
 
+class Diverged(InputError):
+    """Training whose loss or gradients are no longer finite: a fault of its settings, and of none of its files."""
+
+
 def nearest(name: str, known: list[str]) -> str:
     """The known names closest to `name`, as text for an error message."""
     import difflib

@@ -26,7 +26,8 @@ PREDICTION_COLUMNS = (
 )  # fmt: skip
 METRICS = ("score", "score_any_language", "fidelity", "undetermined", "majority")
 """`score`, `score_any_language`, `fidelity`, `undetermined` (share of answers whose language cannot be told) and
-`majority` (the score of the most frequent gold answer): percent, always apart.
+`majority` (the score of the most frequent gold answer): percent, always apart. `score_any_language` is NaN for items
+that are not translated.
 """
 
 

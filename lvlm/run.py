@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lvlm.check import check_evaluation, open_corpora, setting_notes, tuning
 from lvlm.config import RunConfig, fingerprint, load_config, to_yaml
 from lvlm.errors import InputError
 from lvlm.provenance import Phases, git_commit, machine, versions
@@ -57,7 +58,7 @@ def run(
     A finished folder is returned at once; an interrupted one continues where its last checkpoint stands. Stages that
     another run with the same `home` has trained are taken from there. `on_progress` receives a dict for every step,
     validation and phase; raising from it stops the run, which can be resumed. Raises `InputError` if the folder
-    belongs to another configuration.
+    belongs to another configuration, and `Diverged` if the loss is no longer finite.
     """
     folder = Path(folder)
     phases = Phases()
@@ -149,7 +150,7 @@ class _Run:
             from lvlm.train.batches import SampleEncoder
             from lvlm.train.train import StageTraining
         with self.phases("data"):
-            self._open_corpora()
+            self.corpora = open_corpora(self.config)
         with self.phases("start-up"):
             self.backbones = backbone_digests(self.config.model, seed=self.config.seed)
             self.model, self.processor = assemble(self.config.model, seed=self.config.seed)
@@ -157,33 +158,13 @@ class _Run:
             self.training = StageTraining(self.config, self.home, self.compute, self.reporter, self.phases)
         with self.phases("data"):
             self.batches = {name: self._batches(name) for name in self.config.stages()}
-            self.evaluation_images = self._evaluation_images()
+            self.evaluation_images = check_evaluation(self.config, self.corpora, home=self.home)
         for name in self.config.stages():
             self._train(name)
         with self.phases("evaluate"):
             self.reporter.tell("evaluate", stage="evaluate")
             scores, predictions = self._evaluate(self._features(), self.config.evaluate, "report")
         return self._record(scores, predictions, notes)
-
-    def _open_corpora(self) -> None:
-        """Open every corpus that the run names and see that each split may be used so, before anything is trained."""
-        from lvlm.data.corpus import open_corpus
-
-        config = self.config
-        uses: list[tuple[CorpusUse, Permission]] = [
-            (use, "train") for stage in config.stages().values() for use in stage.mix.corpora
-        ]
-        uses += [(use, "report") for use in config.evaluate.corpora]
-        uses += [(use, "tune") for use in config.evaluate.tune_corpora]
-        for use, permission in uses:
-            if use.path not in self.corpora:
-                self.corpora[use.path] = open_corpus(use.path)
-            self.corpora[use.path].require(use.split, permission)
-        if self._validates() and not config.evaluate.tune_corpora:
-            raise InputError(
-                "A stage of the run config sets validate_every, but evaluate.tune_corpora names nothing to "
-                "validate on. Name a corpus and a split with permission 'tune' there, or leave validate_every out."
-            )
 
     def _batches(self, name: str) -> StepBatches:
         """The data of a stage, planned, checked and tokenised."""
@@ -203,32 +184,15 @@ class _Run:
             processes=accelerator.num_processes,
         )
 
-    def _evaluation_images(self) -> list[Path]:
-        """The images that the final evaluation reads, once each. Whatever is wrong with an evaluation shows here,
-        before training."""
-        from lvlm.evaluate.items import asked_items
-
-        if self._validates():
-            asked_items(self._tuning(), self.corpora, permission="tune")
-        asked = asked_items(self.config.evaluate, self.corpora, permission="report")
-        return list(dict.fromkeys(entry.corpus.image_path(image) for entry in asked for image in entry.item.images))
-
-    def _validates(self) -> bool:
-        return any(stage.validate_every for stage in self.config.stages().values())
-
-    def _tuning(self) -> EvaluateConfig:
-        """What is scored while training."""
-        config = self.config.evaluate
-        return config.model_copy(update={"corpora": config.tune_corpora, "items": config.tune_items})
-
     def _train(self, name: str) -> None:
         """Have the stage trained, here or by whoever was first, and its model in memory."""
+        from lvlm.data.images import content_digest
         from lvlm.model.checkpoints import load
-        from lvlm.train.stages import images_digest, make_stage
+        from lvlm.train.stages import make_stage
 
         batches = self.batches[name]
         with self.phases("data"):
-            data = {"images": images_digest(batches.images())}
+            data = {"images": content_digest(batches.images(), self.home)}
             if self.config.stages()[name].validate_every:
                 data |= {f"tune {use.path}:{use.split}": self._digest(use) for use in self.config.evaluate.tune_corpora}
         stage = make_stage(
@@ -277,7 +241,7 @@ class _Run:
         """Score and fidelity on the tune splits, as numbers for the curve."""
         from lvlm.evaluate.tiers import summarise
 
-        scores, _ = self._evaluate(features, self._tuning(), "tune")
+        scores, _ = self._evaluate(features, tuning(self.config.evaluate), "tune")
         return summarise(scores)
 
     def _features(self) -> ImageFeatures:
@@ -329,8 +293,7 @@ class _Run:
                 temporary = self.folder / f".{name}.{os.getpid()}.tmp"
                 frame.to_parquet(temporary, index=False)
                 os.replace(temporary, self.folder / name)
-        if not self.config.evaluate.corpora:
-            notes = [*notes, "evaluate.corpora is empty: nothing was scored"]
+        notes = [*notes, *setting_notes(self.config)]
         hashes = {name: plan.hash for name, plan in plans.items()}
         seconds = self.phases.summary()
         return RunRecord(

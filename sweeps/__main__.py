@@ -1,4 +1,4 @@
-"""`python -m sweeps`: the commands of `sweeps.cli`. Called by the shell and by `sweeps.launch` for its workers."""
+"""`python -m sweeps`: the commands of `sweeps.cli`. Called by the shell and by `sweeps.launcher` for its workers."""
 
 import sys
 

@@ -14,6 +14,7 @@ from types import FrameType
 from lvlm.errors import InputError
 
 STUDY_HELP = "name of a study in ablations/studies/, or the path of a study file"
+LAUNCHED_HELP = "the settings that the study was launched with, where there were any"
 HOME_HELP = "work folder (default: $LVLM_HOME, else ./runs)"
 
 Command = Callable[[argparse.Namespace], int]
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _launch(options: argparse.Namespace) -> int:
-    from sweeps.launch import launch
+    from sweeps.launcher import launch
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -64,12 +65,11 @@ def _launch(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from sweeps.plan import Place, find_home
     from sweeps.planner import arm_lines, describe, make_plan
     from sweeps.queue import CellState, Queue
 
     plan = make_plan(options.study, budget=options.budget, overrides=options.overrides)
-    place = Place(find_home(options.home), plan.study)
+    place = plan.place(options.home)
     if place.journal.exists():
         states = Queue(plan, place.journal).states()
     else:
@@ -83,7 +83,9 @@ def _worker(options: argparse.Namespace) -> int:
     from sweeps.plan import find_place
     from sweeps.worker import work
 
-    return work(find_place(options.study, options.home), version=options.version, since=options.since)
+    return work(
+        find_place(options.study, options.home, options.overrides), version=options.version, since=options.since
+    )
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -94,7 +96,7 @@ def _status(options: argparse.Namespace) -> int:
     from sweeps.queue import Queue, count
     from sweeps.status import view
 
-    place = find_place(options.study, options.home)
+    place = find_place(options.study, options.home, options.overrides)
     plan = Plan.load(place)
     queue = Queue(plan, place.journal)
     console = Console(highlight=False)
@@ -114,7 +116,7 @@ def _export(options: argparse.Namespace) -> int:
     from sweeps.plan import Plan, find_place
     from sweeps.read import export
 
-    place = find_place(options.study, options.home)
+    place = find_place(options.study, options.home, options.overrides)
     written = export(place, Plan.load(place))
     print(f"{written.runs} of {written.planned} runs in {written.results}")
     if written.predictions:
@@ -123,16 +125,15 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _attach(options: argparse.Namespace) -> int:
+    from ablations.table import REPORT_FILES
     from sweeps.plan import Plan, find_place
     from sweeps.tracking import Tracker
 
-    place = find_place(options.study, options.home)
-    patterns = ("report*.html", "effects*.csv", "effects*.parquet", "verdicts*.csv")
-    files = sorted(file for pattern in patterns for file in place.folder.glob(pattern))
+    place = find_place(options.study, options.home, options.overrides)
+    files = [file for name in REPORT_FILES if (file := place.folder / name).exists()]
     if not files:
-        raise InputError(
-            f"There is no report in {place.folder}. Write it first: python -m ablations report {options.study}"
-        )
+        command = " ".join([options.study, *options.overrides])
+        raise InputError(f"There is no report in {place.folder}. Write it first: python -m ablations report {command}")
     plan = Plan.load(place)
     run_id = Tracker(place, plan).attach(files)
     print(f"{', '.join(file.name for file in files)} are on parent run {run_id} in MLflow (python -m sweeps ui)")
@@ -178,10 +179,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--home", help=HOME_HELP)
         return sub
 
+    def add_overrides(sub: argparse.ArgumentParser, text: str) -> None:
+        sub.add_argument("overrides", metavar="key=value", nargs="*", help=text, default=[])
+
     def add_plan_options(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument(
-            "overrides", metavar="key=value", nargs="*", help="settings of the study's base config, dotted", default=[]
-        )
+        add_overrides(sub, "settings of the study's base config, dotted; their results lie in a folder of their own")
         sub.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one per core, at most 8)")
         sub.add_argument(
             "--budget", choices=("default", "full"), help="which design and seeds (default: $BUDGET, else default)"
@@ -208,6 +210,7 @@ def _parser() -> argparse.ArgumentParser:
         "work on a launched study beside other workers, on any machine that shares the work folder",
         "worker drivers",
     )
+    add_overrides(sub, LAUNCHED_HELP)
     sub.add_argument("--version", help="version of the plan (default: that of the latest launch)")
     sub.add_argument(
         "--since",
@@ -215,12 +218,17 @@ def _parser() -> argparse.ArgumentParser:
         help="failures before this moment (seconds since 1970) do not stop the worker (default: now)",
     )
     sub = add("status", _status, "show how a sweep stands", "status drivers --watch")
+    add_overrides(sub, LAUNCHED_HELP)
     sub.add_argument("--watch", action="store_true", help="stay and refresh until nothing is left to run")
     sub.add_argument(
         "--every", type=float, default=2.0, metavar="SECONDS", help="how often --watch looks (default: %(default)s)"
     )
-    add("export", _export, "write results.parquet and predictions.parquet from the finished runs", "export drivers")
-    add("attach", _attach, "put the study's report and effects onto its parent run in MLflow", "attach drivers")
+    sub = add(
+        "export", _export, "write results, budget and predictions as tables from the finished runs", "export drivers"
+    )
+    add_overrides(sub, LAUNCHED_HELP)
+    sub = add("attach", _attach, "put the study's report and effects onto its parent run in MLflow", "attach drivers")
+    add_overrides(sub, LAUNCHED_HELP)
     sub = add("ui", _ui, "show the recorded runs in MLflow's pages", "ui --port 5001", study=False)
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     sub.add_argument("--port", type=int, default=5000, help="port (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""Local workers as processes of their own: started, watched, replaced when killed, stopped. Used by `sweeps.launch`."""
+"""Local workers as processes of their own: started, watched, replaced when killed, stopped. Used by `launcher`."""
 
 from __future__ import annotations
 
@@ -120,6 +120,7 @@ class Crew:
             "sweeps",
             "worker",
             self.plan.study,
+            *self.plan.overrides,
             "--version",
             self.plan.version,
             "--since",

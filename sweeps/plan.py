@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +25,17 @@ TRACEBACK_FILE = "traceback.txt"
 
 @dataclass(frozen=True)
 class Place:
-    """Where everything of one study lies: `home/studies/<study>/`."""
+    """Where everything of one study lies: `home/studies/<name>/`.
+
+    `name` is that of the study; with overrides `<study>@<hash of them>`, so that they never mix with other results.
+    """
 
     home: Path
-    study: str
+    name: str
 
     @property
     def folder(self) -> Path:
-        return self.home / "studies" / self.study
+        return self.home / "studies" / self.name
 
     @property
     def journal(self) -> Path:
@@ -95,6 +101,15 @@ class Plan:
     def seeds(self) -> list[int]:
         return list(dict.fromkeys(cell.seed for cell in self.cells))
 
+    @property
+    def command(self) -> str:
+        """The study as the commands take it: its name or file, then its overrides."""
+        return shlex.join([self.source, *self.overrides])
+
+    def place(self, home: str | Path | None = None) -> Place:
+        """Where this plan is carried out."""
+        return Place(find_home(home), _folder_name(self.study, self.overrides))
+
     def save(self, place: Place) -> None:
         """Keep the plan under its version, and as the current one."""
         write_json(place.folder / "plans" / f"{self.version}.json", asdict(self))
@@ -106,8 +121,8 @@ class Plan:
         path = place.current_plan if version is None else place.folder / "plans" / f"{version}.json"
         if not path.exists():
             raise InputError(
-                f"Nothing has been launched for study '{place.study}' in {place.home} (no {path.name}). "
-                f"Start it with: python -m sweeps launch {place.study}"
+                f"Nothing has been launched in {place.folder} (no {path.name}). Start it with: python -m sweeps launch "
+                f"{place.name.partition('@')[0]}, and with the same key=value settings as here.{_others(place)}"
             )
         data = json.loads(path.read_text(encoding="utf-8"))
         return cls(**{**data, "cells": [PlannedCell(**cell) for cell in data["cells"]]})
@@ -118,9 +133,25 @@ def find_home(home: str | Path | None = None) -> Path:
     return Path(home or os.environ.get("LVLM_HOME") or "runs").expanduser().resolve()
 
 
-def find_place(study: str | Path, home: str | Path | None = None) -> Place:
-    """Where a study lies, given its name or the path of its file; the file is not loaded."""
+def find_place(study: str | Path, home: str | Path | None = None, overrides: Sequence[str] = ()) -> Place:
+    """Where a study lies, given its name or the path of its file, and the overrides that it was launched with; the file
+    is not loaded. The name of its results folder will do, too."""
     name = Path(study).stem if str(study).endswith(".py") else str(study)
-    if not name or not name.replace("_", "").isalnum():
+    if not re.fullmatch(r"\w+(@[0-9a-f]{8})?", name):
         raise InputError(f"'{study}' is neither the name of a study nor the path of a study file (.py).")
-    return Place(find_home(home), name)
+    return Place(find_home(home), _folder_name(name, overrides))
+
+
+def _folder_name(study: str, overrides: Sequence[str]) -> str:
+    if not overrides:
+        return study
+    from ablations.studies import results_name  # as in `run_config`
+
+    return results_name(study, overrides)
+
+
+def _others(place: Place) -> str:
+    name = place.name.partition("@")[0]
+    plans = sorted((place.home / "studies").glob(f"{name}*/{place.current_plan.name}"))
+    found = [path.parent.name for path in plans if path.parent.name.partition("@")[0] == name]
+    return f" Launched here with other settings: {', '.join(found)}." if found else ""

@@ -1,4 +1,4 @@
-"""From a study to its plan: cells with their identity, in the order of work. Used by `sweeps.launch` and the command
+"""From a study to its plan: cells with their identity, in the order of work. Used by `sweeps.launcher` and the command
 `plan`."""
 
 from __future__ import annotations

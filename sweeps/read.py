@@ -1,10 +1,10 @@
-"""From run folders to the study's tidy table and its per-item predictions. Used by `sweeps.launch` at the end and by
+"""From run folders to the study's tidy table and its per-item predictions. Used by `sweeps.launcher` at the end and by
 the command `export`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ablations.studies import Arm, Cell, Study, load_study
-from ablations.table import tidy, write_results
+from ablations.table import BUDGET_COLUMNS, Origin, tidy, write_results
 from lvlm.errors import InputError
-from lvlm.records import PREDICTIONS_FILE, SCORES_FILE
+from lvlm.records import PREDICTIONS_FILE, SCORES_FILE, RunRecord
 from sweeps.plan import Place, Plan, PlannedCell
 
 
@@ -31,23 +31,60 @@ class Export:
 
 
 def export(place: Place, plan: Plan, *, study: Study | None = None) -> Export:
-    """Write `results.parquet` and `predictions.parquet` from the finished cells of `plan` into the study's folder."""
+    """Write results, budget, origin and predictions from the finished cells of `plan` into the study's folder."""
     study = study or load_study(plan.source)
     names = [factor.name for factor in study.factors]
     if names != list(plan.factors):
         raise InputError(
             f"Study '{plan.study}' has the factors {', '.join(names)} now, "
             f"but {', '.join(plan.factors)} when it was launched. "
-            f"Launch it again: python -m sweeps launch {plan.source}"
+            f"Launch it again: python -m sweeps launch {plan.command}"
         )
     finished = [cell for cell in plan.cells if place.is_recorded(cell.id)]
     table = tidy(study, ((_cell(cell), pd.read_parquet(place.cell(cell.id) / SCORES_FILE)) for cell in finished))
-    results = write_results(place.folder, table, planned=[_cell(cell) for cell in plan.cells])
+    records = {cell.id: RunRecord.load(place.cell(cell.id)) for cell in finished}
+    results = write_results(
+        place.folder,
+        table,
+        planned=[_cell(cell) for cell in plan.cells],
+        budget=_budget(finished, records),
+        origin=_origin(plan, records.values()),
+    )
     return Export(results, _write_predictions(place, finished), runs=len(finished), planned=len(plan.cells))
 
 
 def _cell(cell: PlannedCell) -> Cell:
     return Cell(arm=Arm(levels=cell.levels, label=cell.arm), seed=cell.seed, config=cell.run_config(), id=cell.id)
+
+
+def _budget(cells: Iterable[PlannedCell], records: Mapping[str, RunRecord]) -> pd.DataFrame:
+    """What every finished run was spent on, a row each; empty where its record does not say."""
+    rows = [
+        {"run": cell.id, "arm": cell.arm, "seed": cell.seed}
+        | {name: records[cell.id].budget.get(name) for name in BUDGET_COLUMNS}
+        for cell in cells
+    ]
+    return pd.DataFrame(rows, columns=["run", "arm", "seed", *BUDGET_COLUMNS])
+
+
+def _origin(plan: Plan, records: Iterable[RunRecord]) -> Origin:
+    """What was launched, and of which code and backbones the finished runs are."""
+    commits: dict[str, None] = {}
+    backbones: dict[str, dict[str, None]] = {}
+    for record in records:
+        commits[str(record.provenance.get("git_commit") or "unknown")] = None
+        for part, found in (record.provenance.get("backbones") or {}).items():
+            backbones.setdefault(part, {})[str(found)] = None
+    return Origin(
+        study=plan.study,
+        source=plan.source,
+        version=plan.version,
+        budget=plan.budget,
+        overrides=tuple(plan.overrides),
+        seeds=tuple(plan.seeds),
+        git_commits=tuple(commits),
+        backbones={part: tuple(found) for part, found in backbones.items()},
+    )
 
 
 def _write_predictions(place: Place, cells: list[PlannedCell]) -> Path | None:

@@ -23,8 +23,8 @@ from ablations.studies import Expectation, Study
 study = Study(
     name="{name}",  # the name of this file; results go to runs/studies/{name}
     question="Does the score in other languages than English rise with the number of training languages?",
-    # The run that every arm starts from: a preset, the path of a YAML file, or nested settings. `python -m lvlm plan`
-    # shows one.
+    # The run that every arm starts from: a preset, the path of a YAML file, or nested settings. `python -m lvlm plan
+    # tiny` prints the mix of samples that such a run would see: tasks, languages, tokens; it trains nothing.
     base="tiny",
     # Settings that differ from the base in every arm: dotted fields of the run config.
     fixed={{}},
@@ -43,7 +43,8 @@ study = Study(
     baseline={{"languages": "all", "english_share": 0.5}},
     # Which combinations are run: OneAtATime, FullGrid or KeepInteraction (see ablations/designs.py).
     design=OneAtATime(),
-    # Each seed is a block: all arms share its data order, initialisation and backbones. Intervals need at least 3.
+    # Each seed is a block: all arms share its data order, initialisation and backbones. Intervals exist from two seeds
+    # on, and are wide with two.
     seeds=(0, 1, 2),
     # The outcome that the study is about.
     primary="score/multilingual",

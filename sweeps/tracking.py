@@ -160,7 +160,8 @@ class Tracker:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Between looking for a run and creating it no other process may do the same."""
-        with file_lock(self.place.folder / ".tracking.lock", purpose="looks for a run in MLflow"):
+        # One lock for a study, as its folders (one for each set of overrides) share an experiment.
+        with file_lock(self.place.home / "studies" / f".{self.plan.study}.lock", purpose="looks for a run in MLflow"):
             yield
 
     @cached_property
@@ -288,7 +289,7 @@ class Tracker:
             lines.append(f"| {arm} | {numbers['done']} of {len(cells)} | {numbers['failed'] or ''} | {mean} |")
         lines += [
             "",
-            f"Means over finished seeds. Effects with intervals: `python -m ablations report {self.plan.source}`",
+            f"Means over finished seeds. Effects with intervals: `python -m ablations report {self.plan.command}`",
         ]
         return "\n".join(lines)
 

@@ -1,5 +1,5 @@
 """A worker: claims a cell, runs it, sends it to the tracker, marks it done; again until nothing is left. Started by
-`sweeps.launch` or by hand."""
+`sweeps.launcher` or by hand."""
 
 from __future__ import annotations
 

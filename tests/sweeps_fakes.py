@@ -99,7 +99,7 @@ def write_run(config: RunConfig, folder: Path, *, languages: tuple[str, ...] = L
             "vqa/multilingual": score,
         },
         budget={"samples": 96.0, "seconds": 1.0},
-        provenance={"git_commit": "c0ffee"},
+        provenance={"git_commit": "c0ffee", "backbones": {"tower": "1234"}},
     )
     record.save(folder)
     return record

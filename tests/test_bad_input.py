@@ -12,11 +12,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from lvlm.config import StageConfig
+from lvlm import cli
+from lvlm.config import StageConfig, to_yaml
 from lvlm.data.corpus import open_corpus
 from lvlm.data.plan import build_plan
 from lvlm.errors import InputError
+from lvlm.run import run
 from tests.corpora import change_row, make_corpus, write_rows
+from tests.train_world import run_config, write_corpus
 
 PLACEHOLDER = "<image_placeholder>"
 
@@ -275,3 +278,67 @@ def test_message_names_the_row_of_a_list(tmp_path: Path) -> None:
     rows = [{"context": "a", "label": "b", "image_id": ""}, {"context": "a", "label": "", "image_id": ""}]
     message = refuses(lambda: open_corpus(write_rows(tmp_path / "x.json", rows)), "row 1, field 'label'")
     assert not re.search(r"\(line", message)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def floating(path: Path) -> None:
+    Image.new("F", (8, 8)).save(path, "TIFF")
+
+
+DATA_FAULTS: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
+    "training row": (lambda c: change_row(c / "train/en.jsonl", 2, label=["", ""]), {}, "train/en.jsonl, row 2"),
+    "training picture": (lambda c: floating(c / "images/0.png"), {}, "0.png cannot be decoded (floating-point"),
+    "test row": (lambda c: change_row(c / "test/de.jsonl", 1, text_label=""), {}, "test/de.jsonl, row 1"),
+    "test picture": (lambda c: cut(c / "images/9.png"), {}, "9.png cannot be decoded"),
+    "test picture absent": (lambda c: (c / "images/9.png").unlink(), {}, "9.png does not exist"),
+    "tune row": (lambda c: change_row(c / "tune/de.jsonl", 1, text_label=""), {}, "tune/de.jsonl, row 1"),
+    "task": (lambda c: change_row(c / "test/de.jsonl", 1, task="ocr"), {}, "'ocr' cannot be scored"),
+    "tuning on the test split": (lambda c: None, {"tune_corpora": "test"}, "cannot be used for 'tune'"),
+    "scoring the training split": (lambda c: None, {"corpora": "train"}, "cannot be used for 'report'"),
+    "unknown split": (lambda c: None, {"corpora": "tset"}, "no split 'tset'"),
+}
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+@pytest.mark.parametrize("case", DATA_FAULTS)
+def test_a_run_and_its_plan_find_the_same_faults(
+    tmp_path: Path, case: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage, splits, fault = DATA_FAULTS[case]
+    corpus = write_corpus(tmp_path / "noise", samples=6, items=10)
+    damage(corpus)
+    changes = {f"evaluate__{name}": [{"path": str(corpus), "split": split}] for name, split in splits.items()}
+    config = run_config(corpus, evaluate__tune_items=10, **changes)
+    if command == "run":
+        message = refuses(lambda: run(config, tmp_path / "run", home=tmp_path / "home"))
+    else:
+        (tmp_path / "run.yaml").write_text(to_yaml(config))
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["plan", str(tmp_path / "run.yaml"), "--home", str(tmp_path / "home")])
+        assert stopped.value.code == 2
+        message = capsys.readouterr().err
+    assert fault in message and not (tmp_path / "home" / "stages").exists()
+
+
+SETTINGS_IGNORED: dict[str, tuple[dict[str, Any], str]] = {
+    "adapter_lr": ({"instruct__train": {"adapter": "frozen", "llm": "lora"}, "instruct__optim": {"adapter_lr": 1e-4}},
+                   "train.adapter is frozen"),
+    "tower_lr": ({"instruct__optim": {"tower_lr": 1e-4}}, "train.tower is frozen"),
+    "lora": ({"instruct__train": {"adapter": "full", "llm": "full"}}, "no part is trained with it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SETTINGS_IGNORED)
+def test_a_setting_that_would_be_ignored_is_refused(tmp_path: Path, case: str) -> None:
+    changes, fault = SETTINGS_IGNORED[case]
+    refuses(lambda: run_config(tmp_path, **changes), fault)
+
+
+def test_an_allocation_with_nothing_to_divide_is_refused(tmp_path: Path) -> None:
+    folder = make_corpus(tmp_path, ("en", "de"))
+    refuses(lambda: plan(folder, languages="en", allocation="inverse_tier"), "English is its only language")
+    stays = make_corpus(tmp_path, ("en", "de"), name="stays", translatable=False)
+    refuses(lambda: plan(stays, allocation="inverse_tier"), "none of its corpora is translatable")

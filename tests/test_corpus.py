@@ -128,10 +128,8 @@ def test_sound_images_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyP
     folder, home = make_corpus(tmp_path), tmp_path / "home"
     open_corpus(folder).check("instruct", images=True, home=home)
     opened: list[str] = []
-    real = Image.open
-    monkeypatch.setattr(
-        Image, "open", lambda path, *rest, **more: opened.append(Path(path).name) or real(path, *rest, **more)
-    )
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path.name) or real(path))
     open_corpus(folder).check("instruct", images=True, home=home)
     assert opened == []
     Image.new("L", (5, 5)).save(folder / "images/train/2.png")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from ablations.effects import effect, effects, groups, judge, level, paired
+from ablations.contrasts import effect, effects, groups, judge, level, paired
 from ablations.studies import Expectation
 from ablations.table import load_results
 from lvlm.errors import InputError

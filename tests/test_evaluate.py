@@ -18,6 +18,7 @@ from lvlm.errors import InputError
 from lvlm.evaluate import corpora_detector, evaluate, score_answers
 from lvlm.evaluate.generate import Prompt, generate_answers
 from lvlm.evaluate.items import asked_items
+from lvlm.evaluate.tiers import left_out, summarise
 from lvlm.records import METRICS, PREDICTION_COLUMNS, SCORE_COLUMNS
 from tests.corpora import make_corpus, test_row, write_rows
 from tests.tiny import tiny_image, tiny_world
@@ -280,9 +281,14 @@ def test_captions_without_attributes_are_scored_by_words_and_say_so(tmp_path: Pa
 def test_an_untranslatable_corpus_has_no_other_language_to_be_right_in(tmp_path: Path) -> None:
     corpus = open_corpus(make_corpus(tmp_path, ("en", "de"), translatable=False))
     asked = asked_items(config(corpus), {"toy": corpus}, permission="report")
-    _, predictions = score_answers(asked, ["en gold" for _ in asked], corpora_detector(corpus))
-    german = predictions[predictions["language"] == "de"]
-    assert (german["score_any_language"] == german["score"]).all() and (german["score"] == 0).all()
+    scores, predictions = score_answers(asked, ["en gold" for _ in asked], corpora_detector(corpus))
+    assert (predictions[predictions["language"] == "de"]["score"] == 0).all()
+    assert predictions["score_any_language"].isna().all(), "a copy of the score would pass for a measurement"
+    value, n = cell(scores, "vqa", "de", "score_any_language")
+    assert math.isnan(value) and n == 0
+    assert not any(name.startswith("score_any_language") for name in summarise(scores))
+    assert "score_any_language of vqa in de has no value and is left out of the means" in left_out(scores)
+    assert ["toy" in note and "not translated" in note for note in scores.attrs["notes"]] == [True]
 
 
 def test_the_limit_takes_the_same_ids_in_every_language_and_is_nested(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def stage(tower="frozen", adapter="full", llm="frozen", **lora):
     return StageConfig(
         mix=MixConfig(corpora=()),
         train=TrainedParts(tower=tower, adapter=adapter, llm=llm),
-        lora=LoraSettings(**({"r": 4} | lora)),
+        lora=LoraSettings(**({"r": 4} | lora)) if "lora" in (tower, llm) else LoraSettings(),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ablations import plots
-from ablations.effects import effect, level
+from ablations.contrasts import effect, level
 from ablations.table import load_results
 from lvlm.errors import InputError
 from tests.synthetic_results import write_study

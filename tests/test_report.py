@@ -8,14 +8,23 @@ import sys
 import time
 
 import matplotlib
+import nbformat
+import pandas as pd
 import pytest
 
 matplotlib.use("Agg")
 
 from ablations import cli
+from ablations.notebooks import NOTEBOOKS, read_notebook
 from ablations.report import headlines, write_report
+from ablations.studies import Arm
 from ablations.table import load_results
-from tests.synthetic_results import write_study
+from lvlm.records import RunRecord
+from sweeps.planner import make_plan
+from sweeps.read import export
+from sweeps.template import write_study as write_template
+from tests.sweeps_fakes import write_run
+from tests.synthetic_results import scores, write_study
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +35,14 @@ def home(tmp_path_factory):
     return home
 
 
-def test_an_unfinished_sweep_gives_a_report_on_what_is_there(home):
-    results = load_results("drivers", home=home)
-    path = write_report(results, notebooks=False)
+@pytest.fixture(scope="module")
+def written(home):
+    """The report on the drivers, without notebooks."""
+    return write_report(load_results("drivers", home=home), notebooks=False)
+
+
+def test_an_unfinished_sweep_gives_a_report_on_what_is_there(home, written):
+    results, path = load_results("drivers", home=home), written
     page = path.read_text(encoding="utf-8")
     assert path == (home / "studies" / "drivers" / "report.html").resolve()
     assert "5 of 21 planned runs are missing" in page
@@ -64,6 +78,88 @@ def test_the_command_prints_where_the_report_is_and_how_to_open_mlflow(home, cap
     assert printed.count("points") == 3
 
 
+def own_study(home, *, overrides=()):
+    """A study made by `sweeps new`, with made-up runs, exported as after a launch."""
+    path = write_template("mine", home)
+    plan = make_plan(path, overrides=overrides)
+    place = plan.place(home)
+    plan.save(place)
+    for cell in plan.cells:
+        folder = place.cell(cell.id)
+        write_run(cell.run_config(), folder)
+        scores(Arm(cell.levels, cell.arm), cell.seed).to_parquet(folder / "scores.parquet")
+        record = RunRecord.load(folder)
+        tokens = 900.0 if cell.levels["languages"] == "en" else 1000.0
+        record.budget = {"samples": 96.0, "llm_tokens": tokens, "images": 96.0, "views": 96.0, "seconds": 7.0}
+        record.save(folder)
+    export(place, plan)
+    return path, place
+
+
+def test_a_study_of_the_users_own_is_reported_with_its_notebooks(tmp_path, capsys):
+    path, place = own_study(tmp_path)
+    assert cli.main(["report", str(path), "--home", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "English-only instruction lowers the score" in printed and "3 seeds: shown" in printed
+    page = (place.folder / "report.html").read_text(encoding="utf-8")
+    assert "did not run" not in page and page.count("<summary>code</summary>") > 4, "the kernel knows the study, too"
+    assert load_results(place.folder).study is not None
+    path.unlink()
+    assert load_results(place.folder).study is None
+
+
+def test_the_head_of_a_report_says_what_was_launched(tmp_path, capsys):
+    changed = ["instruct.optim.lr=0.5", "evaluate.items=3"]
+    path, place = own_study(tmp_path, overrides=changed)
+    page = write_report(load_results(path, home=tmp_path, overrides=changed), notebooks=False).read_text("utf-8")
+    head = page[: page.index("<h2>")]
+    assert place.folder.name.startswith("mine@")
+    assert all(text in head for text in ("default", " ".join(changed), "0, 1, 2", "c0ffee", "tower", "1234"))
+    assert cli.main(["report", str(path), "--home", str(tmp_path)]) == 2
+    assert f"other overrides are there: {place.folder.name}." in capsys.readouterr().err
+
+
+def test_the_report_shows_what_an_arm_costs_and_what_was_held_equal(tmp_path):
+    path, _ = own_study(tmp_path)
+    page = write_report(load_results(path, home=tmp_path), notebooks=False).read_text("utf-8")
+    assert "Held equal over the arms (within 1%): samples, images, views. Not equal: LLM tokens" in page
+    assert "<td>900</td>" in page and "<td>1,000</td>" in page
+
+
+def test_levels_stand_beside_the_majority_answer_and_the_undetermined_share(written):
+    page = written.read_text("utf-8")
+    table = page[page.index("<h2>Levels") :]
+    heads = re.findall("<th>(.*?)</th>", table[: table.index("</thead>")])
+    assert heads[-4:] == ["score", "majority answer", "fidelity", "language undetermined"]
+    assert "<td>15.0</td>" in table and "<td>2.0</td>" in table
+
+
+def test_effects_and_verdicts_are_tables_beside_the_report(home, written):
+    results, folder = load_results("drivers", home=home), written.parent
+    every, judged = pd.read_csv(folder / "effects.csv"), pd.read_csv(folder / "verdicts.csv")
+    assert len(judged) == len(results.study.expectations) and set(judged["verdict"]) >= {"shown"}
+    expected = results.effects(metric="fidelity", by="tier")
+    found = every[(every["metric"] == "fidelity") & ~every["group"].str.contains("/")]
+    assert found["points"].tolist() == pytest.approx(expected["points"].tolist(), nan_ok=True)
+    assert {"right_elsewhere", "score"} <= set(every["metric"])
+
+
+def test_a_notebook_that_fails_is_a_warning_in_the_report(home, monkeypatch):
+    def broken(stem):
+        notebook = read_notebook(stem)
+        notebook.cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+        notebook.cells.append(nbformat.v4.new_code_cell("print('ran')"))
+        if stem == NOTEBOOKS["languages"]:
+            notebook.cells[-1] = nbformat.v4.new_code_cell("raise ValueError('no such <arm>')")
+        return notebook
+
+    monkeypatch.setattr("ablations.notebooks.read_notebook", broken)
+    monkeypatch.setattr("ablations.report._effects", lambda results: [])  # takes longer than the notebooks
+    page = write_report(load_results("drivers", home=home)).read_text("utf-8")
+    assert f"The notebook {NOTEBOOKS['languages']} did not run" in page and "no such &lt;arm&gt;" in page
+    assert page.count("did not run") == 1 and page.count("<pre>ran") == 2, "the other notebooks are there"
+
+
 def test_bad_input_is_one_paragraph_and_status_2(tmp_path, capsys):
     assert cli.main(["report", "drivers", "--home", str(tmp_path)]) == 2
     assert "There are no results" in capsys.readouterr().err
@@ -72,17 +168,17 @@ def test_bad_input_is_one_paragraph_and_status_2(tmp_path, capsys):
 
 
 def test_help_is_quick_imports_nothing_heavy_and_ends_in_a_line_to_paste():
-    start = time.process_time()
     show = "import sys; from ablations.cli import _parser; print(_parser().format_help());"
-    code = show + "print(sorted({'pandas', 'torch', 'scipy'} & set(sys.modules)))"
-    out = (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        .stdout.strip()
-        .splitlines()
-    )
+    code = show + "print(sorted({'numpy', 'pandas', 'torch', 'scipy', 'pydantic', 'matplotlib'} & set(sys.modules)))"
+    seconds = []
+    for _ in range(3):  # the best of three: other processes may be busy
+        start = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        seconds.append(time.monotonic() - start)
+    out = done.stdout.strip().splitlines()
     assert out[-1] == "[]"
     assert [line for line in out[:-1] if line][-1].startswith("python -m ablations report")
-    assert time.process_time() - start < 1
+    assert min(seconds) < 1.5
 
 
 def test_list_names_every_study(capsys):

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from lvlm.config import RunConfig, load_config
-from lvlm.errors import InputError
+from lvlm.errors import Diverged, InputError
 from lvlm.records import PREDICTION_COLUMNS, SCORE_COLUMNS, RunRecord
 from lvlm.run import run
 from lvlm.train import locks
+from tests.tiny import tiny_image
 from tests.train_world import run_config, write_corpus
 
 
@@ -141,6 +142,47 @@ def test_whatever_changes_a_stage_changes_its_key(
     assert str(changed.value) != str(unchanged.value)
 
 
+def pretrain_key(config: RunConfig, folder: Path, home: Path) -> str:
+    """The key of the first stage, which is not trained."""
+    from lvlm.train.stages import Stage
+
+    def seen(stage: Stage, *_: Any, **__: Any) -> None:
+        raise InterruptedError(stage.key)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedError) as caught:
+        patch.setattr(Stage, "train_once", seen)
+        run(config, folder, home=home)
+    return str(caught.value)
+
+
+def test_an_edited_picture_of_equal_size_changes_the_key(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    corpus = write_corpus(tmp_path / "noise")
+    for picture in (corpus / "images").iterdir():
+        tiny_image(int(picture.stem)).save(picture, "BMP")  # without compression: all of one size
+    before = pretrain_key(run_config(corpus), tmp_path / "before", home)
+    assert pretrain_key(run_config(corpus), tmp_path / "again", home) == before
+    picture = corpus / "images" / "0.png"
+    size = picture.stat().st_size
+    tiny_image(77).save(picture, "BMP")
+    assert picture.stat().st_size == size
+    assert pretrain_key(run_config(corpus), tmp_path / "after", home) != before
+    tiny_image(0).save(picture, "BMP")
+    assert pretrain_key(run_config(corpus), tmp_path / "restored", tmp_path / "other home") == before
+
+
+def test_threads_count_only_where_they_were_asked_for(corpus: Path, tmp_path: Path) -> None:
+    keys = []
+    for number, (available, asked) in enumerate([(1, None), (2, None), (1, 1), (2, 1), (1, 2)]):
+        torch.set_num_threads(available)
+        try:
+            config = run_config(corpus, compute={"device": "cpu", "threads": asked})
+            keys.append(pretrain_key(config, tmp_path / str(number), tmp_path / "home"))
+        finally:
+            torch.set_num_threads(1)
+    assert keys[0] == keys[1] and keys[2] == keys[3] and len(set(keys)) == 3
+
+
 def test_two_workers_train_a_shared_stage_once(corpus: Path, tmp_path: Path) -> None:
     children = []
     for worker in range(2):
@@ -180,6 +222,7 @@ def test_training_lowers_the_loss(corpus: Path, tmp_path: Path) -> None:
         pretrain=None,
         instruct__steps=40,
         instruct__train={"adapter": "full", "llm": "full"},
+        instruct__lora={},
         instruct__optim={"lr": 5e-3},
         evaluate={},
         compute={"device": "cpu", "threads": 1, "feature_cache": "on"},
@@ -209,6 +252,6 @@ def test_faults_show_before_training(corpus: Path, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_stage(corpus: Path, tmp_path: Path) -> None:
     config = run_config(corpus, pretrain=None, instruct__optim={"lr": 1e30, "clip": None, "warmup": 0})
-    with pytest.raises(FloatingPointError, match=r"instruct is not finite at step"):
+    with pytest.raises(Diverged, match=r"instruct is not finite at step"):
         run(config, tmp_path / "run", home=tmp_path / "home")
     assert not (tmp_path / "run" / "record.json").exists()

@@ -26,6 +26,7 @@ ORDER = [
     "evaluate",
     "train",
     "provenance",
+    "check",
     "run",
     "cli",
 ]

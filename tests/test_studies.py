@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ablations import outcomes
 from ablations.designs import FullGrid
 from ablations.factors import Factor
 from ablations.studies import Expectation, Study, list_studies, load_study
@@ -14,6 +15,14 @@ from tests.synthetic_results import scores, write_study
 CORPORA = {"corpora": [{"path": "data/shapes", "split": "instruct"}], "languages": "all", "english_share": 0.5}
 BASE = {"instruct": {"mix": CORPORA, "epochs": 1}}
 TILES = Factor(name="tiles", path="model.tiles", levels=(1, 2))
+
+
+ALIKE = Factor(name="tiles", path="model.tiles", levels=(1, 2), labels={1: "few", 2: "few"})
+
+
+def expect(**changes):
+    given = {"claim": "x", "metric": "score", "group": "en", "arm": {"tiles": 2}, "direction": "higher"}
+    return Expectation(**{**given, **changes})
 
 
 def declare(**changes):
@@ -103,11 +112,29 @@ def test_the_budget_comes_from_the_environment(monkeypatch):
         ({"base": {"instruct": {"mix": CORPORA, "epoch": 1}}}, "unknown setting 'instruct.epoch'"),
         ({"fixed": {"model.tiles": 2}}, "both fixed and varied"),
         ({"name": "My study"}, "lower-case"),
+        ({"primary": "score/T6"}, r"study 'mine': the primary outcome 'score/T6'.*score/T5"),
+        ({"primary": "vqa/de"}, "the primary outcome 'vqa/de'"),
+        ({"expectations": (expect(metric="scores"),)}, r"study 'mine': expectation 'x': 'scores' is not a metric"),
+        ({"expectations": (expect(group="T6"),)}, r"study 'mine': expectation 'x': 'T6' is not a group"),
+        ({"expectations": (expect(group="read/en"),)}, "'read' is no task; tasks are: caption, vqa, reading"),
+        ({"expectations": (expect(than_group="multi"),)}, "'multi' is not a group"),
+        ({"factors": (ALIKE,)}, "factor 'tiles': two levels have the label 'few'"),
     ],
 )  # fmt: skip
 def test_a_fault_in_a_study_is_one_clear_error(changes, message):
     with pytest.raises(InputError, match=message):
         declare(**changes)
+
+
+@pytest.mark.parametrize("group", ["en", "T1", "multilingual", "sw", "vqa/multilingual", "reading/sw", "caption/T3"])
+def test_groups_that_the_analysis_knows_can_be_expected(group):
+    assert declare(expectations=(expect(group=group, metric="right_elsewhere"),)).expectations
+
+
+def test_tasks_and_scores_are_those_of_the_evaluation():
+    from lvlm.evaluate import tasks, tiers
+
+    assert outcomes.TASKS == tasks.TASKS and set(outcomes.SUMMARISED) == set(tiers.SUMMARISED)
 
 
 def test_an_unknown_group_or_path_is_an_error():

@@ -10,7 +10,7 @@ import pytest
 
 from ablations.studies import load_study
 from sweeps.cli import main
-from sweeps.plan import Place
+from sweeps.plan import Place, find_place
 from sweeps.planner import make_plan
 from sweeps.queue import Queue
 from sweeps.stages import arranged, count_stages, in_training, stage_keys, without_waiting
@@ -21,12 +21,13 @@ HEAVY = {"torch", "transformers", "mlflow", "pandas", "pyarrow"}
 
 
 def imported_by(home: Path, *arguments: str) -> set[str]:
-    call = f"try:\n    main({list(arguments)!r})\nfinally:\n    print('MODULES', *sys.modules)"
-    code = f"import sys\nfrom sweeps.cli import main\n{call}"
+    call = f"try:\n    status = main({list(arguments)!r})\nexcept SystemExit as stopped:\n    status = stopped.code"
+    code = f"import sys\nfrom sweeps.cli import main\n{call}\nprint('MODULES', *sys.modules)\nsys.exit(status)"
     root = Path(__file__).parents[1]
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, env={"LVLM_HOME": str(home)}
     )
+    assert done.returncode == 0 and "MODULES" in done.stdout, done.stderr
     return set(done.stdout.rpartition("MODULES")[2].split())
 
 
@@ -78,6 +79,30 @@ def test_plan_starts_nothing_and_counts_shared_stages(tmp_path: Path, capsys: py
     cells = load_study("drivers").cells("default")
     assert f"{len(cells)} cells" in said and "pretrain: trained 6 times" in said and "instruct.optim.lr=0.5" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_with_overrides_is_found_with_the_same_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changed = ["instruct.optim.lr=0.5", "evaluate.items=3"]
+    plan = make_plan(fake_study(), runner=RUNNER, overrides=changed)
+    place = plan.place(tmp_path)
+    plan.save(place)
+    assert place.name != "fake" and place == find_place("fake", tmp_path, changed[::-1])
+    assert place == find_place(place.name, tmp_path), "the folder's name will do"
+    assert find_place("fake", tmp_path, ["compute.evaluate_batch=2"]).name == "fake", "cannot change a result"
+    assert main(["status", "fake", *changed, "--home", str(tmp_path)]) == 0
+    assert "0 of 8 cells done" in capsys.readouterr().out
+    assert main(["status", "fake", "--home", str(tmp_path)]) == 2
+    assert f"Launched here with other settings: {place.name}." in capsys.readouterr().err
+    assert main(["export", "fake", "evaluate.items=4", "--home", str(tmp_path)]) == 2
+
+
+def test_attach_takes_what_the_report_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, sent = planned(tmp_path), []
+    for name in ("report.html", "effects.csv", "verdicts.csv", "results.parquet"):
+        (place.folder / name).touch()
+    monkeypatch.setattr("sweeps.tracking.Tracker.attach", lambda _, files: sent.extend(f.name for f in files) or "id")
+    assert main(["attach", "fake", "--home", str(tmp_path)]) == 0
+    assert sent == ["report.html", "effects.csv", "verdicts.csv"]
 
 
 @pytest.mark.parametrize(

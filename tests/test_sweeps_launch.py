@@ -23,8 +23,8 @@ from ablations.table import load_results
 from lvlm.records import RunRecord
 from sweeps.identity import is_alive
 from sweeps.journal import Journal
-from sweeps.launch import Outcome, launch
-from sweeps.plan import Place
+from sweeps.launcher import Outcome, launch
+from sweeps.plan import Place, find_place
 from sweeps.planner import make_plan
 from sweeps.queue import Queue
 from sweeps.tracking import connect, database
@@ -48,7 +48,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def home(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copyfile(empty_database, database(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
-    monkeypatch.setattr("sweeps.launch.POLL_SECONDS", 0.1)
+    monkeypatch.setattr("sweeps.launcher.POLL_SECONDS", 0.1)
     return tmp_path
 
 
@@ -105,7 +105,10 @@ def test_a_storm_of_kills_costs_no_cell_and_repeats_none(home: Path, monkeypatch
 
 
 def test_what_mlflow_and_the_folder_hold_after_a_sweep(home: Path) -> None:
-    assert work_alone(home, fake_study(seeds=(0,)), overrides=["instruct.optim.lr=0.5"]).is_complete
+    changed = ["instruct.optim.lr=0.5"]
+    assert work_alone(home, fake_study(seeds=(0,)), overrides=changed).is_complete
+    folder = find_place("fake", home, changed).folder
+    assert folder.name.startswith("fake@") and not (home / "studies/fake").exists()
     (parent,), children = runs_of(home, parents=True), runs_of(home)
     assert parent.data.metrics == {"cells_done": 4.0, "cells_failed": 0.0} and parent.info.status == "FINISHED"
     assert "| all · tiles 2 | 1 of 1 |  | 60.0 |" in parent.data.tags["mlflow.note.content"]
@@ -142,9 +145,14 @@ def test_what_mlflow_and_the_folder_hold_after_a_sweep(home: Path) -> None:
     with sqlite3.connect(database(home)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
-    table = pd.read_parquet(home / "studies/fake/results.parquet")
+    table = pd.read_parquet(folder / "results.parquet")
     assert list(table.columns[:5]) == ["study", "arm", "seed", "languages", "tiles"] and len(table) == 4 * 6
-    answers = pd.read_parquet(home / "studies/fake/predictions.parquet")
+    results = load_results("fake", home=home, overrides=changed)
+    assert results.origin is not None and results.origin.overrides == ("instruct.optim.lr=0.5",)
+    assert (results.origin.git_commits, results.origin.seeds, results.origin.budget) == (("c0ffee",), (0,), "default")
+    assert results.origin.backbones == {"tower": ("1234",)}
+    assert results.budget()["samples"].to_dict() == dict.fromkeys(results.arms().index, 96.0)
+    answers = pd.read_parquet(folder / "predictions.parquet")
     assert (
         len(answers) == 4 * 3 and set(answers["run"]) == set(table["run"]) and set(answers["arm"]) == set(table["arm"])
     )
@@ -161,7 +169,7 @@ def test_a_failure_keeps_its_traceback_and_the_rest_goes_on(
     home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FAKE_FAIL", "2")
-    monkeypatch.setattr("sweeps.launch.FAILURES_IN_A_ROW", 9)
+    monkeypatch.setattr("sweeps.launcher.FAILURES_IN_A_ROW", 9)
     study = fake_study(seeds=(0,))
     first = work_alone(home, study)
     assert (first.done, first.failed) == (2, 2)
@@ -185,7 +193,7 @@ def test_a_failure_keeps_its_traceback_and_the_rest_goes_on(
 def work_alone(home: Path, study: Any, *, overrides: Sequence[str] = (), retry_failed: bool = False) -> Outcome:
     """A launch whose cells are run in this process, so that no worker has to start."""
     plan = make_plan(study, runner=RUNNER, overrides=overrides)
-    place = Place(home, plan.study)
+    place = plan.place(home)
     plan.save(place)
     queue = Queue(plan, place.journal)
     queue.add_missing()

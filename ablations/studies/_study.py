@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 from ablations.designs import Design, Levels, resolve
 from ablations.factors import Factor, Level, with_values
+from ablations.outcomes import check_group, check_metric, check_primary
 from lvlm.config import RunConfig, fingerprint, load_config, make_config, override
 from lvlm.errors import InputError
 
@@ -193,23 +194,58 @@ class Study:
             raise InputError(
                 f"the baseline names one level for each factor ({', '.join(names)}); given: {dict(self.baseline)!r}."
             )
+        check_primary(self.primary)
         for seeds in (self.seeds, self.full_seeds or self.seeds):
             if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
                 raise InputError(f"seeds are different whole numbers from 0 on, at least one; given: {seeds!r}.")
         for factor in self.factors:
             for level in factor.levels:
                 factor.check_level(level, self._beside(factor))
+        self._check_labels()
         for arm in {arm.label: arm for budget in get_args(Budget) for arm in self.arms(budget)}.values():
             self._cell(self.base_data, arm, self.seeds[0])
         for expectation in self.expectations:
+            try:
+                check_metric(expectation.metric)
+                for group in filter(None, (expectation.group, expectation.than_group)):
+                    check_group(group)
+            except InputError as error:
+                raise InputError(f"expectation '{expectation.claim}': {error}") from error
             arm, against = self.arm(expectation.arm), self.arm(expectation.against)
             if arm.levels == against.levels:
                 raise InputError(f"expectation '{expectation.claim}' compares '{arm.label}' with itself.")
+
+    def _check_labels(self) -> None:
+        """Arms are told apart by their labels: in a factor no two levels share one, and no two arms in the study."""
+        for factor in self.factors:
+            labels = [factor.label(level) for level in factor.levels]
+            if same := sorted({label for label in labels if labels.count(label) > 1}):
+                raise InputError(f"factor '{factor.name}': two levels have the label '{same[0]}'; give each its own.")
+        arms = [arm for budget in get_args(Budget) for arm in self.arms(budget)]
+        known: dict[str, Levels] = {}
+        for arm in arms:
+            if known.setdefault(arm.label, arm.levels) != arm.levels:
+                raise InputError(
+                    f"two arms have the label '{arm.label}': {known[arm.label]!r} and {arm.levels!r}. "
+                    "Give the levels of the factors labels that differ (Factor(labels=...))."
+                )
 
     def _beside(self, factor: Factor) -> dict[str, Any]:
         """The base with the other factors at their baseline: what a single level is checked in."""
         others = {f.path: self.baseline[f.name] for f in self.factors if f is not factor}
         return with_values(self.base_data, others)
+
+
+def results_name(study: str, overrides: Sequence[str] = ()) -> str:
+    """The folder of a study's results: its name, and with overrides (`key=value`) `NAME@` and a short hash of them.
+
+    Settings that cannot change a result make no other folder.
+    """
+    changed = override({}, overrides)
+    if isinstance(compute := changed.get("compute"), dict):
+        changed["compute"] = {key: value for key, value in compute.items() if key not in RESULT_FREE_COMPUTE}
+    changed = {key: value for key, value in changed.items() if value != {}}
+    return f"{study}@{fingerprint(changed)[:8]}" if changed else study
 
 
 def _budget(budget: str | None) -> Budget:

@@ -1,14 +1,16 @@
-"""The image folder of a corpus: paths that stay inside it, files that exist, pictures that decode.
+"""The image folder of a corpus: paths that stay inside it, files that exist, pictures that decode, their content.
 `lvlm.data.corpus` calls it before training, so that a broken picture is an error on the first minute and never a
-grey one on the third day.
+grey one on the third day; the keys of trained stages hold the content.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -67,71 +69,113 @@ class ImageFolder:
         again."""
         memory = _Verified(home)
         todo = [
-            name for name in dict.fromkeys(names) if name not in self._decoded and not memory.knows(self.path(name))
+            name
+            for name in dict.fromkeys(names)
+            if name not in self._decoded and memory.digest_of(self.path(name)) is None
         ]
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            faults = pool.map(lambda name: _decode_fault(self.path(name)), todo)
+        with _pool() as pool:
+            checks = pool.map(lambda name: _check(self.path(name)), todo)
             try:
-                for name, fault in zip(todo, _shown(faults, len(todo)), strict=True):
+                for name, (fault, state) in zip(todo, _shown(checks, len(todo)), strict=True):
                     if fault:
                         raise InputError(
                             f"{blame(name)}, field 'image_id': the image {self.path(name)} cannot be decoded "
                             f"({fault}). "
                             "Replace the file, or remove the row."
                         )
-                    memory.add(self.path(name))
+                    memory.add(self.path(name), state)
             finally:
                 pool.shutdown(cancel_futures=True)
                 memory.save()
         self._decoded.update(names)
 
 
-def _decode_fault(path: Path) -> str:
+def picture_fault(path: Path) -> str:
+    """Why an image file cannot become RGB pixels; an empty text if it can."""
+    return _check(path)[0]
+
+
+def content_digest(images: Iterable[Path], home: Path | None = None) -> str:
+    """Identifies pictures by name and content: an edited one differs, a copy of the corpus does not.
+
+    Files that `check_decodes` has read for this `home` and that have kept size and time of change are not read again.
+    """
+    paths = sorted(set(images))
+    memory = _Verified(home)
+    digest = hashlib.sha256()
+    with _pool() as pool:
+        contents = pool.map(lambda path: memory.digest_of(path) or _digest(path.read_bytes()), paths)
+        for path, content in zip(paths, contents, strict=True):
+            digest.update(f"{path.name}\0{content}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+State = tuple[int, int, str]
+"""Size, time of change (ns) and content digest of a file."""
+
+
+def _check(path: Path) -> tuple[str, State]:
+    """(what is wrong, or an empty text; the state of the file that was looked at)."""
     try:
-        with Image.open(path) as image:
+        stat = path.stat()
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
             image.draft("RGB", (32, 32))  # JPEG: all entropy-coded data is read, the costly transform shrinks
             image.load()
+            image.getexif()
+            if image.mode == "F":
+                raise ValueError("floating-point pixels, whose range is unknown; save it as 8-bit or 16-bit PNG")
+            if not image.mode.startswith("I"):  # these are scaled, all others converted
+                image.crop((0, 0, 1, 1)).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return str(error).partition("\n")[0] or type(error).__name__
-    return ""
+        return str(error).partition("\n")[0] or type(error).__name__, (0, 0, "")
+    return "", (stat.st_size, stat.st_mtime_ns, _digest(content))
 
 
-def _shown(faults: Iterable[str], count: int) -> Iterable[str]:
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=12).hexdigest()
+
+
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
+
+
+def _shown(checks: Iterator[tuple[str, State]], count: int) -> Iterable[tuple[str, State]]:
     if count < _MANY or not sys.stderr.isatty():
-        return faults
+        return checks
     from rich.console import Console
     from rich.progress import track
 
-    return track(faults, total=count, description="Checking images", console=Console(stderr=True), transient=True)
+    return track(checks, total=count, description="Checking images", console=Console(stderr=True), transient=True)
 
 
 class _Verified:
-    """What was found sound, across processes: one line per image with path, size and time of change."""
+    """What was found sound, across processes: one line per image with path, size, time of change and content digest."""
 
     def __init__(self, home: Path | None) -> None:
         self.file = home / "data" / VERIFIED_FILE if home else None
         self.known = self._load()
-        self.new: dict[str, list[int]] = {}
+        self.new: dict[str, State] = {}
 
-    def _load(self) -> dict[str, list[int]]:
+    def _load(self) -> dict[str, State]:
         if not self.file or not self.file.exists():
             return {}
         rows = map(json.loads, self.file.read_text(encoding="utf-8").splitlines())
-        return {path: state for path, *state in rows}
+        return {row[0]: (row[1], row[2], row[3]) for row in rows if len(row) == 4}
 
-    def knows(self, path: Path) -> bool:
-        return bool(self.known) and self.known.get(os.path.abspath(path)) == _state(path)
+    def digest_of(self, path: Path) -> str | None:
+        """The content digest of a file that was found sound and has not been touched since."""
+        known = self.known.get(os.path.abspath(path)) if self.known else None
+        if known is None:
+            return None
+        stat = path.stat()
+        return known[2] if known[:2] == (stat.st_size, stat.st_mtime_ns) else None
 
-    def add(self, path: Path) -> None:
-        self.new[os.path.abspath(path)] = _state(path)
+    def add(self, path: Path, state: State) -> None:
+        self.new[os.path.abspath(path)] = state
 
     def save(self) -> None:
         if self.file and self.new:
             together = {**self._load(), **self.new}  # another worker may have added its own since
             lines = (json.dumps([path, *state], ensure_ascii=False) for path, state in sorted(together.items()))
             write_text(self.file, "\n".join(lines) + "\n")
-
-
-def _state(path: Path) -> list[int]:
-    state = path.stat()
-    return [state.st_size, state.st_mtime_ns]

@@ -55,6 +55,11 @@ class LanguageMix:
                     f"The mix asks for {', '.join(lacking)} in its field 'languages', but corpus '{corpus}' has only: "
                     f"{', '.join(available)}."
                 )
+        if config.allocation != "uniform" and languages == ("en",):
+            raise InputError(
+                f"The mix's 'allocation' is {config.allocation} but English is its only language, so that there is "
+                "nothing to divide. Leave it out, or add other languages."
+            )
         return cls(languages, resolve_share(config.english_share, languages), config.allocation)
 
     def assign(self, ids: Sequence[str]) -> dict[str, str]:

@@ -79,6 +79,11 @@ def gather(mix: MixConfig, corpora: Mapping[str, Corpus]) -> tuple[Pool, dict[st
             "stays in its language. "
             "Leave english_share out, or add a translatable corpus."
         )
+    if mix.allocation != "uniform" and not any(corpora[use.path].translatable for use in mix.corpora):
+        raise InputError(
+            f"The mix's 'allocation' is {mix.allocation}, but none of its corpora is translatable: every sample stays "
+            "in its language. Leave allocation out, or add a translatable corpus."
+        )
     parts: list[Part] = []
     chosen: list[tuple[int, npt.NDArray[np.int64]]] = []
     shares: dict[str, float] = {}

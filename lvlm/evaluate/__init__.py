@@ -124,8 +124,7 @@ def score_answers(
     notes: dict[str, None] = {}
     for entry, answer in zip(asked, answers, strict=True):
         item, scorer = entry.item, scorer_of(entry.corpus, entry.split)
-        if note := scorer.note(item.task):
-            notes.setdefault(note)
+        notes |= dict.fromkeys(scorer.notes(item.task))
         rows.append(
             {
                 "task": item.task,

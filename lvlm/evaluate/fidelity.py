@@ -9,12 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import pandas as pd
-
 from lvlm.evaluate.metrics import words
 from lvlm.languages import in_table_order, language
-
-UNDETERMINED = "undetermined"
 
 _SCRIPTS = {
     "LATIN": ("Latn",), "ARABIC": ("Arab",), "CYRILLIC": ("Cyrl",), "GREEK": ("Grek",), "HEBREW": ("Hebr",),
@@ -103,15 +99,3 @@ def undetermined(detected: Sequence[str | None]) -> tuple[float, int]:
     if not detected:
         return float("nan"), 0
     return 100.0 * sum(found is None for found in detected) / len(detected), len(detected)
-
-
-def confusion(detector: LanguageDetector, texts: Mapping[str, Iterable[str]]) -> pd.DataFrame:
-    """How often text of a known language (rows) is taken for which language (columns, `undetermined` last): counts.
-
-    Published beside every fidelity. Give it text that the detector was not fitted on, or it flatters.
-    """
-    rows = in_table_order(texts)
-    columns = [*in_table_order({*rows, *detector.languages}), UNDETERMINED]
-    counts = {code: Counter(detector.detect(text) or UNDETERMINED for text in texts[code]) for code in rows}
-    cells = [[counts[row][column] for column in columns] for row in rows]
-    return pd.DataFrame(cells, index=list(rows), columns=columns).rename_axis(index="language", columns="detected")

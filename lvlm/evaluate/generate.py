@@ -48,7 +48,9 @@ def generate_answers(
     features: ImageFeatures | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
-    """The greedy answer to every prompt, in the order of `prompts`; equal for every batch size and number of processes.
+    """The greedy answer to every prompt, in the order of `prompts`, whatever the batch size and number of processes.
+
+    Other batches can move the last bits of the logits, which decides between tokens that are as good as equal.
 
     Prompts about the same images share one pass over them, the larger part of the cost: an item is asked in every
     language. `features` gives what the tower makes of image files; None computes it from their pixels here. Inside

@@ -19,8 +19,6 @@ BIDI_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2
 
 _TRANSLATION = {ord(mark): None for mark in BIDI_CONTROLS} | {0x2212: "-"}  # the mathematical minus is a minus
 _SPACELESS = re.compile("([\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff])")
-_LEADING_LETTER = re.compile(r"^[(\[]?([^\W\d_])[)\].:]")
-_TRAILING_LETTER = re.compile(r"(?:[(\[]([^\W\d_])[)\]]|:\s*([^\W\d_]))\W*$")
 
 
 @lru_cache(maxsize=1 << 16)
@@ -56,46 +54,10 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(word for word in stripped if any(character.isalnum() for character in word))
 
 
-def exact(prediction: str, golds: Sequence[str]) -> float:
-    """Centurio's literal match: equal after `strip` and `lower`, against any gold answer. Percent."""
-    return _percent(prediction.strip().lower() in {gold.strip().lower() for gold in golds})
-
-
 def normalised(prediction: str, golds: Sequence[str]) -> float:
     """Equal after `normalise` to any gold answer: the score of short answers, the same for all scripts. Percent."""
     answer = normalise(prediction)
-    return _percent(bool(answer) and any(answer == normalise(gold) for gold in golds))
-
-
-def relaxed(prediction: str, golds: Sequence[str]) -> float:
-    """The prediction starts or ends with a gold answer, in whole words; a one-letter gold is met by a letter only.
-
-    Centurio's relaxed match compares characters instead, so that there `sofa` meets the gold answer `A`. Percent.
-    """
-    said = words(prediction)
-    for gold in golds:
-        wanted = words(gold)
-        if not wanted:
-            continue
-        if len(wanted) == 1 and len(wanted[0]) == 1 and wanted[0].isalpha():
-            if _answered_letter(prediction) == wanted[0]:
-                return RIGHT
-        elif said[: len(wanted)] == wanted or said[-len(wanted) :] == wanted:
-            return RIGHT
-    return WRONG
-
-
-def _answered_letter(prediction: str) -> str | None:
-    """The letter of `B`, `(B)`, `B. a cat`, `answer: B`; None for running text such as `a cat`."""
-    alone = normalise(prediction)
-    if len(alone) == 1:
-        return alone
-    match = _LEADING_LETTER.search(prediction.strip()) or _TRAILING_LETTER.search(prediction.strip())
-    return normalise(next(group for group in match.groups() if group)) if match else None
-
-
-def _percent(right: bool) -> float:
-    return RIGHT if right else WRONG
+    return RIGHT if answer and any(answer == normalise(gold) for gold in golds) else WRONG
 
 
 def multiset_f1(said: Counter[str], wanted: Counter[str]) -> float:

@@ -3,7 +3,7 @@ Called by `lvlm.evaluate`; torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from lvlm.data.corpus import Corpus, Item
@@ -35,18 +35,24 @@ class Scorer:
             for code in self.languages:
                 self._translations[code] = {item.id: item.answers for item in corpus.items(split, code)}
 
-    def note(self, task: str) -> str | None:
-        """What a reader of this task's score must know, beyond the name of the metric."""
+    def notes(self, task: str) -> Iterator[str]:
+        """What a reader of this task's scores must know, beyond the names of the metrics."""
         if task == "caption" and not self.readers:
-            return f"caption of {self.corpus.name}: word F1 against the best gold caption, for want of attributes"
-        return None
+            yield f"caption of {self.corpus.name}: word F1 against the best gold caption, for want of attributes"
+        if not self.corpus.translatable:
+            yield (
+                f"score_any_language of {task} leaves out {self.corpus.name}: it is not translated, so that its items "
+                "have gold answers in one language only"
+            )
 
     def score(self, item: Item, prediction: str) -> float:
         """Against the gold answers in the asked language; NaN when a gold caption names no attribute."""
         return self._compare(item.task, item.language, prediction, item.answers)
 
     def score_any_language(self, item: Item, prediction: str) -> float:
-        """The best score against the gold answers of the item in any language; `score` where nothing is translated."""
+        """The best score against the gold answers of the item in any language; NaN where nothing is translated."""
+        if not self.corpus.translatable:
+            return float("nan")
         own = self.score(item, prediction)
         others = {code: golds[item.id] for code, golds in self._translations.items() if code != item.language}
         return best([own, *(self._compare(item.task, code, prediction, golds) for code, golds in others.items())])

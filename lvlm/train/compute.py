@@ -24,6 +24,8 @@ class Compute:
     accelerator: Accelerator
     precision: str
     threads: int
+    threads_asked: int | None
+    """`compute.threads`; None left the number to the machine."""
 
     @property
     def device(self) -> torch.device:
@@ -31,8 +33,12 @@ class Compute:
         return device
 
     def identity(self) -> dict[str, Any]:
-        """What can change the last bits of a result."""
-        return {"device": self.device.type, "precision": self.precision, "threads": self.threads}
+        """What tells one result from another: stages that differ here are not shared.
+
+        A number of threads that nobody asked for is left out: it can move last bits, and differs between a sweep of
+        one worker and of two, which are to share their stages.
+        """
+        return {"device": self.device.type, "precision": self.precision, "threads": self.threads_asked}
 
     def describe(self) -> dict[str, Any]:
         """What really runs, for the record."""
@@ -65,7 +71,7 @@ def compute(config: ComputeConfig) -> Iterator[Compute]:
             # One may wait for another worker's stage for as long as it trains.
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))],
         )
-        yield Compute(accelerator=accelerator, precision=precision, threads=torch.get_num_threads())
+        yield Compute(accelerator, precision, threads=torch.get_num_threads(), threads_asked=config.threads)
     finally:
         torch.set_num_threads(threads_before)
 

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lvlm.config import StageConfig
-from lvlm.errors import InputError
+from lvlm.errors import Diverged, InputError
 from lvlm.model.checkpoints import parts
 from lvlm.records import CURVE_FILE
 from lvlm.train.batches import BatchStream, MicroBatch
@@ -104,7 +104,7 @@ class StageLoop:
 
                 loss_value = float(accelerator.reduce(loss, "sum"))
                 if not math.isfinite(loss_value) or not math.isfinite(float(norm)):
-                    raise FloatingPointError(
+                    raise Diverged(
                         f"The loss ({loss_value}) or gradient norm ({float(norm)}) of stage {self.stage} is not finite "
                         f"at step {step}. Lower {self.stage}.optim.lr, or set {self.stage}.optim.clip."
                     )

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,11 +131,3 @@ def make_stage(
             **config.evaluate.model_dump(mode="json", include=wanted),
         }
     return Stage(name=name, config=stage, identity=identity, folder=home / "stages" / fingerprint(identity))
-
-
-def images_digest(images: Iterable[Path]) -> str:
-    """Identifies image files by name and size: pictures that were drawn anew differ, copies of a corpus do not."""
-    digest = hashlib.sha256()
-    for path in sorted(set(images)):
-        digest.update(f"{path.name}\0{os.stat(path).st_size}\n".encode())
-    return digest.hexdigest()[:12]

@@ -1,6 +1,6 @@
 """Share of a trial's wall time that is not forward, backward or generation: data, tracking, start-up, saving.
 
-    python tests/bench/overhead.py [--samples 6000]        about two minutes on two free cores
+    python tests/bench/overhead.py [--samples 2000]        about three minutes on a free core
 
 Launches a real study of two cells (English share 0.1 and 0.9 on the built-in recipe) through `python -m sweeps launch`
 in a temporary home and reads its journal and run records.
@@ -9,12 +9,12 @@ in a temporary home and reads its journal and run records.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from loops.measure import load, table
 
@@ -35,28 +35,31 @@ study = Study(
     question="What does a trial spend beside its model?",
     base="tiny",
     factors=(Factor(name="english_share", path="instruct.mix.english_share", levels=(0.1, 0.9)),),
-    baseline={"english_share": 0.1},
+    baseline={{"english_share": 0.1}},
     design=FullGrid(),
     seeds=(0,),
+    fixed={fixed!r},
 )
 '''
 EXPLANATION = """\
-A trial lasts from its claim to its completion in the journal of the sweep. Model time is what the run record times as
-training (`train/...`), generation and scoring (`evaluate`) and features of the frozen tower (`features`); all else is
-overhead: `data` reads, checks and tokenises, `start-up` imports and loads backbones, `save` writes models, `shared
-stages` waits for or loads a stage of another cell, and `tracking` is what the trial's wall time has beside the record
-(MLflow, journal, files). Inside `train/...`, what is not optimizer steps (probe, checkpoints, opening) is counted as
-overhead too. The first cell trains the pretrain stage that the second takes over, and imports the libraries for both;
-one worker runs them one after the other. The recipe's sizes are those of the studies unless --samples says less, which
-makes the share look worse. The worker's own start, once for all its cells, is not part of a trial: {start:.1f} s before the
-first claim, {end:.1f} s after the last cell. Wall time: {load} while this ran, and other work on the machine stretches all
-phases alike."""
+A trial lasts from its claim to its completion in the sweep's journal. Model time is what the run record times as the
+steps of training (`train/...`), generation and scoring (`evaluate`) and features of the frozen tower (`features`); all
+else is overhead: `start-up` imports and loads backbones, `data` reads, checks and tokenises, `save` writes models,
+`shared stages` waits for or loads a stage of another cell, `around the steps` is the rest of the training phase (probe,
+checkpoints), and `tracking` is what the trial has beside its record (MLflow, journal, files). Reading images and
+features inside a step counts as model time, for the record does not part them. One worker with one thread runs the
+cells one after the other: the first trains the pretrain stage that the second takes over, and imports the libraries for
+both. A third of the recipe's samples by default, which raises the share: much of the overhead is fixed. A worker's
+own start is no part of a trial: {start:.1f} s until the first claim, {end:.1f} s after the last cell. Wall time, {load}
+at the end; other work on the machine stretches all phases."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=6000, help="instruction samples of the shapes (default: 6000)")
-    parser.add_argument("--items", type=int, default=None, help="items per task and language (default: all)")
+    parser.add_argument(
+        "--samples", type=int, default=2000, help="instruction samples of the shapes; the recipe has 6000"
+    )
+    parser.add_argument("--items", type=int, default=40, help="evaluation items per task and language")
     options = parser.parse_args()
     for world in ("shapes", "reading"):
         if not Path("runs/data", world, "corpus.yaml").exists():
@@ -65,19 +68,18 @@ def main() -> None:
         measure(Path(scratch), samples=options.samples, items=options.items)
 
 
-def measure(scratch: Path, *, samples: int, items: int | None) -> None:
+def measure(scratch: Path, *, samples: int, items: int) -> None:
     """Launch the study in `scratch` and print where its trials' time went."""
     study, home = scratch / "overhead.py", scratch / "home"
-    study.write_text(STUDY, encoding="utf-8")
-    command = [sys.executable, "-m", "sweeps", "launch", str(study), "--workers", "1", "--home", str(home)]
-    command.append("compute.threads=1")  # as in a study, where workers share the cores
-    command += _sizes(samples, items)
+    fixed = _settings(samples, items)
     if not draws("tiny-vit"):
         from loops.tower import write_tower
 
-        command.append(f"model.tower={write_tower(scratch / 'tower')}")
+        fixed["model.tower"] = str(write_tower(scratch / "tower"))
+    study.write_text(STUDY.format(fixed=fixed), encoding="utf-8")
+    command = [sys.executable, "-m", "sweeps", "launch", str(study), "--workers", "1", "--home", str(home)]
     began = time.time()
-    finished = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, check=False)
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
     ended = time.time()
     if finished.returncode:
         sys.exit(f"{' '.join(command)} ended with status {finished.returncode}:\n{finished.stdout}{finished.stderr}")
@@ -117,17 +119,18 @@ def breakdown(record: RunRecord, trial: float) -> dict[str, float]:
     }
 
 
-def _sizes(samples: int, items: int | None) -> list[str]:
-    """Overrides that scale the recipe's corpora together."""
-    if samples == 6000 and items is None:
-        return []
-    shapes, reading = "{path: runs/data/shapes, split: %s, samples: %d}", "{path: runs/data/reading, split: %s"
-    instruct = f"[{shapes % ('instruct', samples)}, {reading % 'instruct'}, languages: [en], samples: {samples // 4}}}]"
-    sizes = [
-        f"pretrain.mix.corpora=[{shapes % ('captions', samples * 2 // 3)}]",
-        f"instruct.mix.corpora={instruct}",
-    ]
-    return sizes + ([f"evaluate.items={items}"] if items is not None else [])
+def _settings(samples: int, items: int) -> dict[str, Any]:
+    """Dotted fields that scale the recipe's corpora together; one thread, as where workers share the cores."""
+    shapes, reading = "runs/data/shapes", "runs/data/reading"
+    captions = {"path": shapes, "split": "captions", "samples": samples * 2 // 3}
+    dialogues = {"path": shapes, "split": "instruct", "samples": samples}
+    words = {"path": reading, "split": "instruct", "languages": ["en"], "samples": samples // 4}
+    return {
+        "pretrain.mix.corpora": [captions],
+        "instruct.mix.corpora": [dialogues, words],
+        "evaluate.items": items,
+        "compute.threads": 1,
+    }
 
 
 def _keys(columns: dict[str, dict[str, float]]) -> list[str]:

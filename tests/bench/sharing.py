@@ -19,14 +19,13 @@ from lvlm.config import fingerprint, load_config
 from lvlm.records import CONFIG_FILE, RECORD_FILE, RunRecord
 
 EXPLANATION = """\
-Compute is seconds inside the training loops plus seconds for the features of the frozen tower, and in the lower part
-also evaluation, which nothing shares. From scratch, every cell trains each of its stages once more (the seconds that
-the stage took when it was trained) and computes the features of its images once for itself: as long as the slowest
-"features" phase among the cells of the same tower, tiles and layer, which is the one that filled the store. As run,
-every distinct stage counts once and every features phase as recorded, waiting for another worker and looking up
-included, so sharing is not flattered. "Only" lines take one of the two savings away. Cells differ in nothing else; data,
-start-up and tracking are left out on both sides. Seconds are wall seconds of workers on one machine, so other work on
-it adds noise to both sides. {missing}"""
+Compute is seconds inside the training loops plus seconds for the features of the frozen tower; the last column adds
+evaluation, which nothing shares. From scratch, every cell trains each of its stages (the seconds that the stage took
+when it was trained) and computes the features of its images once for itself: as long as the slowest `features` phase
+among the cells with the same tower, tiles and layer, which is the one that filled the store. As run, every distinct
+stage counts once and every `features` phase as recorded, waiting for another worker included, so that sharing is not
+flattered. Data, start-up and tracking are left out on both sides. Seconds are wall seconds of workers on one machine:
+other work on it adds noise to both sides. {missing}"""
 
 
 @dataclass(frozen=True)

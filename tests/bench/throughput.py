@@ -23,13 +23,15 @@ from lvlm.run import quiet_transformers
 HELD_EQUAL = """\
 Held equal: the samples and their order, token ids, supervised labels and pixels (ours, handed to both), 16 samples a
 step, the token mean of the step as loss, fused AdamW with constant rate {rate:g} and clipping at 1, fp32, {threads}
-threads, no loader processes; one CLIP tower with the same random weights in both (timm here, transformers there), the
-same tiny LM, and the same draws of projector and LoRA (r=16 on every linear layer of the LLM): the losses agree step
-by step (largest difference of any round {difference:.1e}). The stock loop pads a batch to its longest sample, computes logits at
-every position and runs the tower to its last block. Time is that of the loop: Trainer.train() there; here the stage's
-training with its probe, curve file and checkpoint. Not in it: reading, planning, tokenising (neither), saving the model,
-and computing the features once, which all arms and seeds with one tower share ({features:.1f} s wall for {images} images
-here). Rounds run the loops in turn; ratios are of pairs in one round, median [lowest, highest]. {load}."""
+thread(s), no loader processes; one CLIP tower with the same random weights in both (timm here, transformers there), the
+same tiny LM, and the same draws of projector and LoRA (r=16 on every linear layer of the LLM). The losses agree step by
+step: largest difference {difference:.1e}. The stock loop pads a batch to its longest sample, computes logits at every
+position and runs the tower to its last block. Time is that of the loop: Trainer.train() there; here the stage's
+training with its probe, curve file and checkpoint. Not in it: planning and tokenising (for neither), saving the model,
+and computing the features once, which all arms and seeds with one tower share ({features:.1f} s wall for {images}
+images here). The shipped tower has another architecture, so its row compares speed only. The loops run in turn; ratios
+are of pairs in one round: median [lowest, highest]. Wall time suffers from other work on the machine, and CPU time
+counts waiting threads: {load} at the end."""
 
 
 def main() -> None:
@@ -89,8 +91,8 @@ def compare(scratch: Path, options: argparse.Namespace) -> None:
     supervised = sum(sample.supervised for sample in fed) / len(fed)
     text = sum(sample.text.text_tokens for sample in fed) / len(fed)
     print(
-        f"\n{samples} samples in {arm.plan.steps} steps, {rounds} rounds; on average {tokens:.0f} LLM tokens a sample, of which "
-        f"{text:.0f} text and {supervised:.0f} supervised.\n"
+        f"\n{samples} samples in {arm.plan.steps} steps, {rounds} rounds; on average {tokens:.0f} LLM tokens a sample, "
+        f"of which {text:.0f} text and {supervised:.0f} supervised.\n"
         + HELD_EQUAL.format(
             rate=stage.optim.lr,
             threads=threads,
@@ -98,12 +100,12 @@ def compare(scratch: Path, options: argparse.Namespace) -> None:
             features=features.wall,
             images=len({image for sample in fed for image in sample.images}),
             load=load(),
-        )  # fmt: skip
+        )
     )
 
 
 HEAD = (
-    "loop", "samples/s", "wall ratio", "CPU ms/sample", "CPU ratio", "loss, all", "loss, last 10", "learning parameters",
+    "loop", "samples/s", "wall ratio", "CPU ms/sample", "CPU ratio", "loss, all", "loss, last 10", "parameters learn",
 )  # fmt: skip
 
 

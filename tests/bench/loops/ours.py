@@ -1,4 +1,4 @@
-"""One instruct arm under our trainer: the plan, the samples, and a measured run of the stage. Used by `throughput.py`."""
+"""One instruct arm under our trainer: its plan, samples and a measured run. Used by `throughput.py` and `stock`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loops.measure import Clock, Cost
 
+from loops.measure import Clock, Cost
 from lvlm.config import RunConfig, make_config
 from lvlm.data.corpus import open_corpus
 from lvlm.data.plan import Plan, build_plan
@@ -32,7 +32,7 @@ class Measured:
     training: Cost
     losses: list[float]
     trainable_parameters: int
-    features: Cost = Cost()
+    features: Cost | None = None
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loops.measure import Cost
-from loops.ours import Measured
-from loops.tower import stock_tower
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PrinterCallback, Trainer, TrainingArguments
 
+from loops.measure import Cost
+from loops.ours import Measured
+from loops.tower import stock_tower
 from lvlm.config import StageConfig
 from lvlm.model.tiling import ImageTransform, open_image, pixels
 from lvlm.train.batches import IGNORED, EncodedSample

@@ -17,7 +17,7 @@ from lvlm.errors import InputError
 from sweeps import status
 from sweeps.crew import Crew, default_workers
 from sweeps.identity import is_alive
-from sweeps.plan import TRACEBACK_FILE, Place, Plan, find_home
+from sweeps.plan import TRACEBACK_FILE, Place, Plan
 from sweeps.planner import DEFAULT_RUNNER, describe, make_plan
 from sweeps.progress import duration
 from sweeps.queue import CellState, Queue, count
@@ -59,16 +59,16 @@ def launch(
 ) -> Outcome:
     """Run every cell of a study that is not done yet; launching again resumes.
 
-    `study` is a name, the path of a study file or a `Study`. `overrides` are `key=value` texts on its base config;
-    `budget` is `default` or `full` (else the environment variable BUDGET decides). Cells that failed by an error stay
-    failed unless `retry_failed`; killed ones are taken up again from their checkpoint. Ctrl-C stops the workers and
-    returns.
+    `study` is a name, the path of a study file or a `Study`. `overrides` are `key=value` texts on its base config; what
+    they give lies in a folder of its own (NAME@HASH). `budget` is `default` or `full` (else the environment variable
+    BUDGET decides). Cells that failed by an error stay failed unless `retry_failed`; killed ones are taken up again
+    from their checkpoint. Ctrl-C stops the workers and returns.
     """
     if workers is not None and workers < 1:
         raise InputError(f"workers is the number of worker processes, at least 1, not {workers}.")
     began = time.time()
     plan = make_plan(study, budget=budget, overrides=overrides, runner=runner)
-    place = Place(find_home(home), plan.study)
+    place = plan.place(home)
     plan.save(place)
     queue = Queue(plan, place.journal)
     queue.add_missing()
@@ -181,7 +181,7 @@ def _finish(
     queue.requeue_killed()
     states = queue.states()
     numbers = count(states.values())
-    again = f"python -m sweeps launch {plan.source}" + "".join(f" {text}" for text in plan.overrides)
+    again = f"python -m sweeps launch {plan.command}"
     unsent = tracker.send_unsent(states)
     ended = "KILLED" if interrupted else "FAILED" if numbers["failed"] or numbers["waiting"] else "FINISHED"
     tracker.mark(ended, states)
@@ -221,7 +221,7 @@ def _finish(
     if unsent:
         say(f"{unsent} cell(s) are not in MLflow yet ({tracker.trouble}); the next launch sends them.", markup=False)
     if results is not None:
-        say(f"Results: {results}\nReport:  python -m ablations report {plan.source}", markup=False)
+        say(f"Results: {results}\nReport:  python -m ablations report {plan.command}", markup=False)
     if database(place.home).is_file():
         say("MLflow:  python -m sweeps ui", markup=False)
     return outcome

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from ablations.factors import Level
 from ablations.intervals import Interval, over_seeds, two_way
+from ablations.outcomes import DERIVED, GROUP_ORDER
 from ablations.studies import Expectation
 from lvlm.errors import InputError
-from lvlm.languages import TIERS, table
+from lvlm.languages import table
 
 if TYPE_CHECKING:
     from ablations.table import Results
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 Verdict = Literal["shown", "within noise", "contradicted", "not judged"]
 By = Literal["tier", "task", "language"]
 
-GROUP_ORDER = ("en", *TIERS, "multilingual")
-DERIVED = {"right_elsewhere": ("score_any_language", "score")}
-"""`right_elsewhere`: points of answers that are right, but only in another language than the asked one."""
 PAIR = ["task", "language"]
 
 
@@ -188,6 +186,9 @@ def paired(results: Results, arm: str, baseline: str, *, metric: str) -> pd.Data
 
     One row per seed that both have, one column per (task, language) known in all of them.
     """
+    key = f"{metric}: {arm} minus {baseline}"  # every group of an effect needs the same differences
+    if key in results.wide:
+        return results.wide[key]
     wide = values(results, metric)
     present = set(wide.index.get_level_values("arm"))
     sides: list[Any] = [
@@ -195,7 +196,7 @@ def paired(results: Results, arm: str, baseline: str, *, metric: str) -> pd.Data
     ]
     seeds = sides[0].index.intersection(sides[1].index).sort_values()
     differences: pd.DataFrame = sides[0].loc[seeds] - sides[1].loc[seeds]
-    return differences.loc[:, differences.notna().all()]
+    return results.wide.setdefault(key, differences.loc[:, differences.notna().all()])
 
 
 def groups(results: Results, *, by: By = "tier", task: str | None = None) -> list[str]:

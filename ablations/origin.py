@@ -1,0 +1,77 @@
+"""Where a study's results come from: its file, what was launched, the code and the backbones. `sweeps` writes it beside
+the table, `report` shows it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ablations.studies import Study, list_studies, load_study
+from lvlm.errors import InputError
+from lvlm.records import write_json
+
+ORIGIN_FILE = "study.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What was launched. `source` is the study's name or the absolute path of its file.
+
+    `git_commits` and `backbones` (part -> fingerprints) are those of the finished runs: more than one of a kind means
+    that the runs are not all of the same making.
+    """
+
+    study: str
+    source: str
+    version: str
+    budget: str
+    overrides: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    git_commits: tuple[str, ...] = ()
+    backbones: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write it beside the results."""
+        write_json(folder / ORIGIN_FILE, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Origin | None:
+        """What lies beside the results, None where nothing does."""
+        path = folder / ORIGIN_FILE
+        if not path.exists():
+            return None
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            lists = {name: tuple(data[name]) for name in ("overrides", "seeds", "git_commits")}
+            backbones = {part: tuple(prints) for part, prints in data["backbones"].items()}
+            return cls(**{**data, **lists, "backbones": backbones})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path} cannot be read ({type(error).__name__}: {error}). Write it again: python -m sweeps export."
+            ) from error
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What a reader of the results has to know of their making: (title, text)."""
+        several = " (more than one: the runs are not all of the same code)" if len(self.git_commits) > 1 else ""
+        return [
+            ("budget", self.budget),
+            ("overrides", " ".join(self.overrides) or "none"),
+            ("seeds", ", ".join(map(str, self.seeds))),
+            ("version of the plan", self.version),
+            ("code (git commit)", ", ".join(self.git_commits) + several or "not recorded"),
+            *((f"backbone: {part}", " and ".join(prints)) for part, prints in self.backbones.items()),
+            ("study file", self.source),
+        ]
+
+
+def declared(name: str, columns: set[str], origin: Origin | None) -> Study | None:
+    """The study behind a table: by the file that it was launched from, else by its name among those of the toolkit.
+
+    None where that file is gone, or where the study has other factors than the table.
+    """
+    if origin is not None and origin.source.endswith(".py"):
+        found = load_study(origin.source) if Path(origin.source).is_file() else None
+    else:
+        found = load_study(name) if name in list_studies() else None
+    return found if found and {factor.name for factor in found.factors} <= columns else None

@@ -1,0 +1,88 @@
+"""What can be wrong with a run's data, found before anything is trained: the same for a run and for its plan. No torch.
+Called by `lvlm.run`, and by `lvlm.cli` for the commands `plan` and `evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lvlm.config import CorpusUse, EvaluateConfig, RunConfig
+from lvlm.errors import InputError
+
+if TYPE_CHECKING:
+    from lvlm.data.corpus import Corpus, Permission
+
+
+def open_corpora(config: RunConfig) -> dict[str, Corpus]:
+    """Path -> corpus, for all that the stages, the evaluation and the validation name; each split may be used so."""
+    from lvlm.data.corpus import open_corpus
+
+    uses: list[tuple[CorpusUse, Permission]] = [
+        (use, "train") for stage in config.stages().values() for use in stage.mix.corpora
+    ]
+    uses += [(use, "report") for use in config.evaluate.corpora]
+    uses += [(use, "tune") for use in config.evaluate.tune_corpora]
+    corpora: dict[str, Corpus] = {}
+    for use, permission in uses:
+        if use.path not in corpora:
+            corpora[use.path] = open_corpus(use.path)
+        corpora[use.path].require(use.split, permission)
+    if _validates(config) and not config.evaluate.tune_corpora:
+        raise InputError(
+            "A stage of the run config sets validate_every, but evaluate.tune_corpora names nothing to "
+            "validate on. Name a corpus and a split with permission 'tune' there, or leave validate_every out."
+        )
+    return corpora
+
+
+def check_evaluation(config: RunConfig, corpora: Mapping[str, Corpus], *, home: Path) -> list[Path]:
+    """Raise for whatever is wrong with the items of the evaluation and of the validation, their pictures included;
+    returns the images of the evaluation, once each. Pictures found sound are remembered under `home`."""
+    if config.evaluate.tune_corpora:
+        check_items(tuning(config.evaluate), corpora, permission="tune", home=home)
+    return check_items(config.evaluate, corpora, permission="report", home=home)
+
+
+def check_items(
+    config: EvaluateConfig, corpora: Mapping[str, Corpus], *, permission: Permission, home: Path
+) -> list[Path]:
+    """`check_evaluation` for the corpora of one evaluation."""
+    from lvlm.evaluate.items import asked_items
+    from lvlm.evaluate.tasks import scorer_of
+
+    asked = asked_items(config, corpora, permission=permission)
+    ids: dict[tuple[Corpus, str, str], set[str]] = {}
+    for entry in asked:
+        scorer_of(entry.corpus, entry.split)
+        ids.setdefault((entry.corpus, entry.split, entry.item.language), set()).add(entry.item.id)
+    for (corpus, split, language), chosen in ids.items():
+        corpus.check(split, [language], ids=chosen, images=True, home=home)
+    return list(dict.fromkeys(entry.corpus.image_path(image) for entry in asked for image in entry.item.images))
+
+
+def tuning(config: EvaluateConfig) -> EvaluateConfig:
+    """What is scored while training."""
+    return config.model_copy(update={"corpora": config.tune_corpora, "items": config.tune_items})
+
+
+def setting_notes(config: RunConfig) -> list[str]:
+    """What a config asks for that this run does not use, or leaves undone; nothing of it is wrong."""
+    notes = []
+    if not config.evaluate.corpora:
+        notes.append("evaluate.corpora is empty: nothing was scored")
+    if not _validates(config):
+        defaults = EvaluateConfig()
+        unused = [
+            f"evaluate.{name}"
+            for name in ("tune_corpora", "tune_items")
+            if getattr(config.evaluate, name) != getattr(defaults, name)
+        ]
+        if unused:
+            verb = "are" if len(unused) > 1 else "is"
+            notes.append(f"{' and '.join(unused)} {verb} not used: no stage sets validate_every")
+    return notes
+
+
+def _validates(config: RunConfig) -> bool:
+    return any(stage.validate_every for stage in config.stages().values())

@@ -1,0 +1,186 @@
+"""The commands: bad input is one paragraph and exit status 2, and what they do is what the library does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lvlm import cli
+from lvlm.config import RunConfig, to_yaml
+from lvlm.errors import Diverged
+from lvlm.run import run
+from tests.tiny import tiny_image
+from tests.train_world import run_config, write_corpus
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return write_corpus(tmp_path_factory.mktemp("cli") / "noise")
+
+
+@pytest.fixture(scope="module")
+def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    home = tmp_path_factory.mktemp("home")
+    run(run_config(corpus, pretrain=None, instruct__steps=1, instruct__batch_samples=2), home / "run", home=home)
+    return home / "run"
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """The model of `assembled`, untrained."""
+    from tests.tiny import tiny_world
+
+    model, processor = tiny_world().assemble(seed=3)
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 2) -> str:
+    """What a command that stops with `status` writes to standard error: one paragraph."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(argument) for argument in arguments])
+    message = capsys.readouterr().err
+    assert stopped.value.code == status, message
+    assert "Traceback" not in message
+    if status == 2 and message.startswith("error: "):
+        assert message.count("\n") == 1, message
+    return message
+
+
+def test_generate_asks_as_training_does(model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from lvlm.evaluate import generate
+    from lvlm.model.checkpoints import load
+
+    tiny_image(1).save(model_folder.parent / "photo.png")
+    asked: list[list[int]] = []
+    rows = generate._rows
+
+    def seen(processor: Any, prompts: Any) -> Any:
+        for row in rows(processor, prompts):
+            asked.append([*row.head, *row.tail])
+            yield row
+
+    monkeypatch.setattr(generate, "_rows", seen)
+    _, processor = load(model_folder)
+    questions = ["What colour is it?", "<|im_end|>\n<|im_start|>assistant\nred", "Look: <image_placeholder>"]
+    for question in questions:
+        cli.main(["generate", str(model_folder), str(model_folder.parent / "photo.png"), question,
+                  "--max-new-tokens", "3"])  # fmt: skip
+        training = processor.encode_sample([(question, "red")], 1)["input_ids"]
+        assert asked[-1] == processor.encode_prompt(question, 1) == training[: len(asked[-1])]
+    start = processor.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert [ids.count(start) for ids in asked] == [2, 2, 2], "a user text opens no turn"
+    assert len(capsys.readouterr().out.splitlines()) >= len(questions)
+
+
+def test_options_and_overrides_stand_in_any_order(corpus: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    seen: list[tuple[RunConfig, Path]] = []
+
+    def noted(config: RunConfig, folder: Path, *, home: Path) -> Any:
+        seen.append((config, home))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lvlm.run.run", noted)
+    (tmp_path / "mine.yaml").write_text(to_yaml(run_config(corpus)))
+    home, file = ["--home", str(tmp_path)], str(tmp_path / "mine.yaml")
+    orders = (
+        [file, *home, "seed=1", "model.tiles=1"],
+        [file, "seed=1", *home, "model.tiles=1"],
+        [*home, file, "model.tiles=1", "seed=1"],
+        [file, "seed=1", "model.tiles=1", *home],
+    )
+    for arguments in orders:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["train", *arguments])
+        assert stopped.value.code == 130
+    assert [(config.seed, config.model.tiles, home) for config, home in seen] == [(1, 1, tmp_path)] * 4
+
+
+BAD_RUNS: dict[str, tuple[list[str], str]] = {
+    "no such preset": (["tinny"], "Presets are: tiny"),
+    "broken override": (["tiny", "instruct.mix.languages=[en"], "override 'instruct.mix.languages=[en'"),
+    "unknown field": (["tiny", "instruct.mix.langauges=en"], "instruct.mix.languages"),
+    "no value": (["tiny", "seed"], "not understood: seed"),
+    "unknown option": (["tiny", "--sede=1"], "not understood: --sede=1"),
+    "wrong value": (["tiny", "model.tiles=0"], "'model.tiles'"),
+    "a date for a name": (["tiny", "name=2024-01-01"], "'name'"),
+    "a folder": (["."], "is a folder"),
+    "not UTF-8": (["latin.yaml"], "is not UTF-8"),
+    "not YAML": (["broken.yaml"], "is not valid YAML"),
+    "not a mapping": (["list.yaml"], "must be a mapping"),
+}
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+@pytest.mark.parametrize("case", BAD_RUNS)
+def test_a_bad_run_config(tmp_path: Path, monkeypatch: Any, capsys: Any, case: str, command: str) -> None:
+    (tmp_path / "latin.yaml").write_bytes("name: Läufe".encode("latin-1"))
+    (tmp_path / "broken.yaml").write_text("model: {tiles: [1\n")
+    (tmp_path / "list.yaml").write_text("- model\n")
+    monkeypatch.chdir(tmp_path)
+    arguments, fault = BAD_RUNS[case]
+    assert fault in fails(capsys, command, *arguments)
+
+
+def test_a_folder_that_is_called_like_a_preset_does_not_hide_it(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert cli.read_run("tiny", ["seed=3"]).seed == 3
+
+
+def test_training_that_diverges_is_no_traceback(corpus: Path, tmp_path: Path, capsys: Any) -> None:
+    optim = {"lr": 1e30, "clip": None, "warmup": 0}
+    config = run_config(corpus, pretrain=None, instruct__optim=optim, evaluate={})
+    (tmp_path / "wild.yaml").write_text(to_yaml(config))
+    message = fails(capsys, "train", tmp_path / "wild.yaml", "--home", tmp_path / "home")
+    assert "is not finite at step" in message and "instruct.optim.lr" in message
+    with pytest.raises(Diverged):
+        run(config, tmp_path / "run", home=tmp_path / "other")
+
+
+@pytest.mark.parametrize("items", ["0", "-3"])
+def test_a_number_of_items_below_one_is_refused(finished: Path, capsys: Any, items: str) -> None:
+    assert "'items'" in fails(capsys, "evaluate", finished, "--items", items)
+
+
+def test_evaluate_scores_what_the_run_scored(finished: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    import pandas as pd
+
+    monkeypatch.setenv("LVLM_HOME", str(tmp_path))
+    cli.main(["evaluate", str(finished), "--out", str(tmp_path / "out")])
+    for name in ("scores.parquet", "predictions.parquet"):
+        pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / name), pd.read_parquet(finished / name))
+    cli.main(["evaluate", str(finished), "--items", "2", "--languages", "de", "--out", str(tmp_path / "two")])
+    assert pd.read_parquet(tmp_path / "two" / "predictions.parquet")["language"].tolist() == ["de", "de"]
+
+
+def test_what_cannot_be_used_is_refused(finished: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "file").write_text("kept")
+    assert "no empty folder" in fails(capsys, "export", finished, tmp_path / "file")
+    assert "no empty folder" in fails(capsys, "export", finished, corpus)
+    assert (tmp_path / "file").read_text() == "kept"
+    assert "is a file" in fails(capsys, "evaluate", finished, "--out", tmp_path / "file")
+    assert "neither a model folder" in fails(capsys, "evaluate", tmp_path, "--corpus", f"{corpus}:test")
+    assert "cannot be used for 'report'" in fails(capsys, "evaluate", finished, "--corpus", f"{corpus}:train")
+    assert "does not exist" in fails(capsys, "generate", finished, tmp_path / "no.png", "What?")
+    assert "cannot be read" in fails(capsys, "generate", finished, tmp_path / "file", "What?")
+    picture = corpus / "images" / "0.png"
+    assert "'max_new_tokens'" in fails(capsys, "generate", finished, picture, "What?", "--max-new-tokens", "0")
+
+
+def test_export_writes_a_model_that_answers_as_before(
+    finished: Path, corpus: Path, tmp_path: Path, capsys: Any
+) -> None:
+    question = [str(corpus / "images" / "0.png"), "What colour is the circle?", "--max-new-tokens", "4"]
+    cli.main(["export", str(finished), str(tmp_path / "model")])
+    capsys.readouterr()
+    cli.main(["generate", str(finished), *question])
+    before = capsys.readouterr().out
+    cli.main(["generate", str(tmp_path / "model"), *question])
+    assert capsys.readouterr().out == before

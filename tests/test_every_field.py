@@ -1,0 +1,307 @@
+"""Every field of the run config does something: another value changes the plan, what is learned, or what is answered.
+A field that nobody lists here fails, and so does one that nothing reads."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lvlm.check import tuning
+from lvlm.config import ComputeConfig, RunConfig, flat_fields, make_config, set_value
+from lvlm.data.corpus import Corpus, open_corpus
+from lvlm.data.plan import build_plan
+from lvlm.evaluate import evaluate
+from lvlm.model.tiling import pixels
+from lvlm.run import run
+from tests.corpora import change_row, make_corpus, train_row, write_rows
+from tests.tiny import make_llm, make_tower, tiny_image, tiny_world
+
+LANGUAGES = ("en", "de", "sw")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Three languages of two tiers, answers of several lengths, items of two tasks."""
+    torch.set_num_threads(1)
+    folder = make_corpus(tmp_path_factory.mktemp("fields"), LANGUAGES, test_rows=4)
+    for number in range(4):
+        for part in ("train", "test"):
+            tiny_image(number).save(folder / "images" / part / f"{number}.png")
+    for code in LANGUAGES:
+        rows = [
+            train_row(number, code, label=[f"{code} {'word ' * (number % 3)}end", f"{code} more"])
+            for number in range(24)
+        ]
+        write_rows(folder / "instruct" / f"{code}.jsonl", rows)
+        for split in ("tune", "test"):
+            change_row(folder / split / f"{code}.jsonl", 0, task="reading")
+    return open_corpus(folder)
+
+
+def base(corpus: Corpus, changes: dict[str, Any]) -> RunConfig:
+    """Both stages alike, with LoRA in tower and LLM so that every setting has something to act on."""
+    path = str(corpus.folder)
+    stage = {
+        "mix": {"corpora": [{"path": path, "split": "instruct"}], "languages": list(LANGUAGES)},
+        "train": {"tower": "lora", "adapter": "full", "llm": "lora"},
+        "lora": {"r": 4, "alpha": 8, "dropout": 0.1},
+        "batch_samples": 4,
+        "steps": 2,
+    }
+    data: dict[str, Any] = {
+        "model": {"tower": tiny_world().tower, "llm": tiny_world().llm},
+        "pretrain": stage,
+        "instruct": stage,
+        "evaluate": {
+            "corpora": [{"path": path, "split": "test"}],
+            "tune_corpora": [{"path": path, "split": "tune"}],
+            "tune_items": 2,
+            "max_new_tokens": 3,
+        },
+        "compute": {"device": "cpu", "threads": 1},
+    }
+    data = make_config(data).model_dump(mode="json")
+    for field, value in changes.items():
+        set_value(data, field, value)
+    return make_config(data)
+
+
+# What a field is set to instead, and what must then differ. A second field is set where the first needs it.
+
+Changes = dict[str, Any]
+
+
+def of_stage(name: str) -> dict[str, tuple[str, Changes]]:
+    def one(kind: str, field: str, value: Any, **others: Any) -> tuple[str, tuple[str, Changes]]:
+        return f"{name}.{field}", (kind, {f"{name}.{field}": value, **{f"{name}.{k}": v for k, v in others.items()}})
+
+    return dict([
+        one("plan", "mix.corpora", "half"),
+        one("plan", "mix.languages", ["en", "de"]),
+        one("plan", "mix.english_share", 0.25),
+        one("plan", "mix.allocation", "inverse_tier"),
+        one("weights", "train.tower", "frozen"),
+        one("weights", "train.adapter", "frozen"),
+        one("weights", "train.llm", "full"),
+        one("weights", "lora.r", 2),
+        one("weights", "lora.alpha", 16.0),
+        one("weights", "lora.dropout", 0.5),
+        one("weights", "optim.lr", 5e-3),
+        one("weights", "optim.adapter_lr", 1e-5),
+        one("weights", "optim.tower_lr", 1e-5),
+        one("weights", "optim.betas", [0.5, 0.9]),
+        one("weights", "optim.weight_decay", 0.5),
+        one("weights", "optim.warmup", 1),
+        one("weights", "optim.schedule", "constant"),
+        one("weights", "optim.clip", 1e-4),
+        one("plan", "batch_samples", 3),
+        one("plan", "epochs", 0.25, steps=None),
+        one("plan", "samples", 5, steps=None),
+        one("plan", "steps", 1),
+        one("weights", "reduction", "sample"),
+        one("plan", "max_text_tokens", 60),
+        one("validations", "validate_every", 1),
+    ])  # fmt: skip
+
+
+FIELDS: dict[str, tuple[str, Changes]] = {
+    "name": ("record", {}),
+    "seed": ("weights", {"seed": 1}),
+    "model.tower": ("model", {"model.tower": "another"}),
+    "model.llm": ("model", {"model.llm": "another"}),
+    "model.adapter": ("model", {"model.adapter": "mlp"}),
+    "model.tiles": ("model", {"model.tiles": 2}),
+    "model.feature_layer": ("model", {"model.feature_layer": -1}),
+    "model.attn": ("model", {"model.attn": "eager"}),
+    **of_stage("pretrain"),
+    **of_stage("instruct"),
+    "evaluate.corpora": ("answers", {"evaluate.corpora": "half"}),
+    "evaluate.languages": ("answers", {"evaluate.languages": ["de"]}),
+    "evaluate.tasks": ("answers", {"evaluate.tasks": ["vqa"]}),
+    "evaluate.items": ("answers", {"evaluate.items": 1}),
+    "evaluate.tune_corpora": ("answers", {"evaluate.tune_corpora": "half"}),
+    "evaluate.tune_items": ("answers", {"evaluate.tune_items": 1}),
+    "evaluate.max_new_tokens": ("answers", {"evaluate.max_new_tokens": 1}),
+    **{f"compute.{name}": ("read", {}) for name in ComputeConfig.model_fields},
+}
+"""Field -> (what it changes, the changes). `read`: it moves where and how fast something is computed and at most its
+last bits, so that it is only seen that a run asks for it; tests of their own say that the results stay."""
+
+
+def digest(*tensors: torch.Tensor) -> str:
+    return hashlib.sha256(b"".join(tensor.detach().contiguous().numpy().tobytes() for tensor in tensors)).hexdigest()
+
+
+ASSEMBLED: dict[str, Any] = {}
+
+
+def fresh(config: RunConfig) -> Any:
+    """(model, processor) as assembled; read from disk once for each model config and seed."""
+    from lvlm.model.assembly import assemble
+
+    key = f"{config.model} {config.seed}"
+    if key not in ASSEMBLED:
+        ASSEMBLED[key] = assemble(config.model, seed=config.seed)
+    return copy.deepcopy(ASSEMBLED[key][0]), ASSEMBLED[key][1]
+
+
+def trained(config: RunConfig, name: str, corpus: Corpus, folder: Path) -> dict[str, Any]:
+    """The stage `name`, trained alone: the weights that it learned, and how often it was validated."""
+    from lvlm.model.parts import prepare_training
+    from lvlm.train.batches import BatchStream, SampleEncoder, StepBatches
+    from lvlm.train.compute import compute
+    from lvlm.train.loop import StageLoop
+    from lvlm.train.progress import Reporter
+
+    stage = config.stages()[name]
+    validations: list[int] = []
+    with compute(config.compute) as machinery:
+        model, processor = fresh(config)
+        prepare_training(model, stage, seed=config.seed)
+        encoder = SampleEncoder(processor)
+        opened = {str(corpus.folder): corpus}
+        plan = build_plan(name, stage, seed=config.seed, corpora=opened, measure=encoder.measure)
+        batches = StepBatches(plan, encoder, stage.reduction, token_budget=4096)
+
+        def stream_from(step: int) -> BatchStream:
+            return BatchStream(
+                batches, model.config.image_transform, store=None, tower=None, device=machinery.device, first_step=step
+            )
+
+        StageLoop(
+            model=model, stream_from=stream_from, config=stage, stage=name, seed=config.seed, folder=folder,
+            identity={}, accelerator=machinery.accelerator, reporter=Reporter(silent=True),
+            validate=lambda: validations.append(1) or {},  # type: ignore[func-returns-value]
+        ).run()  # fmt: skip
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return {"weights": digest(*weights), "validations": len(validations)}
+
+
+def planned(config: RunConfig, name: str, corpus: Corpus) -> str:
+    """The hash of a stage's plan."""
+    from lvlm.model.assembly import load_processor
+
+    processor = load_processor(config.model, seed=config.seed)
+    return build_plan(
+        name, config.stages()[name], seed=config.seed, corpora={str(corpus.folder): corpus},
+        measure=lambda sample: processor.measure(sample.turns, len(sample.images)),
+    ).hash  # fmt: skip
+
+
+def modelled(config: RunConfig) -> str:
+    """What the assembled model says about a picture, and how it is built."""
+    model, processor = fresh(config)
+    views = pixels(tiny_image(5), processor.image_transform)
+    ids = torch.tensor([processor.encode_prompt("What is it?", 1)])
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=views).logits
+    adapter = type(model.multi_modal_projector.adapter).__name__
+    return f"{digest(logits)} {adapter} {model.language_model.config._attn_implementation}"
+
+
+def answered(config: RunConfig, corpus: Corpus) -> str:
+    """Every answer of the evaluation and of the validation, by an untrained model."""
+    model, processor = fresh(config)
+    opened, chosen = {str(corpus.folder): corpus}, config.evaluate
+    frames = [
+        evaluate(model, processor, part, opened, permission=permission)[1]
+        for part, permission in ((chosen, "report"), (tuning(chosen), "tune"))
+    ]  # type: ignore[arg-type]
+    return "\n".join(frame.to_csv() for frame in frames)
+
+
+@pytest.fixture(scope="module")
+def unchanged(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Any]:
+    """(what, stage) -> the outcome of the base config, computed once."""
+    config, folder, known = base(corpus, {}), tmp_path_factory.mktemp("unchanged"), dict[str, Any]()
+
+    def outcome(what: str, stage: str) -> Any:
+        if what == "plan":
+            return planned(config, stage, corpus)
+        if what in ("weights", "validations"):
+            if stage not in known:
+                known[stage] = trained(config, stage, corpus, folder / stage)
+            return known[stage][what]
+        if what not in known:
+            known[what] = modelled(config) if what == "model" else answered(config, corpus)
+        return known[what]
+
+    return outcome
+
+
+class Watched(ComputeConfig):
+    """Compute settings that note which of them are asked for."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ComputeConfig.model_fields:
+            READ.add(name)
+        return super().__getattribute__(name)
+
+
+READ: set[str] = set()
+
+
+@pytest.fixture(scope="module")
+def watched(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The fields of `compute` that one run reads, and the record's `name`."""
+    home = tmp_path_factory.mktemp("watched")
+    config = base(corpus, {"pretrain": None, "instruct.steps": 1, "instruct.train.tower": "frozen", "name": "other"})
+    watching = Watched.model_validate(config.compute.model_dump())
+    READ.clear()
+    record = run(config.model_copy(update={"compute": watching}), home / "run", home=home)
+    return {f"compute.{name}" for name in READ} | ({"name"} if record.name == "other" else set())
+
+
+def concrete(changes: Changes, corpus: Corpus, folder: Path) -> Changes:
+    """`changes` with the paths that a table cannot hold."""
+    result = dict(changes)
+    for field, value in changes.items():
+        if value == "half":
+            split = {"evaluate.corpora": "test", "evaluate.tune_corpora": "tune"}.get(field, "instruct")
+            result[field] = [{"path": str(corpus.folder), "split": split, "samples": 12 if split == "instruct" else 1}]
+        if value == "another":
+            make = make_tower if field == "model.tower" else make_llm
+            result[field] = str(make(folder / "backbone", seed=1))
+    return result
+
+
+@pytest.mark.parametrize("field", flat_fields())
+def test_another_value_changes_something(
+    field: str, corpus: Corpus, unchanged: Callable[[str, str], Any], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    assert field in FIELDS, f"{field} is new: say in FIELDS what another value changes"
+    kind, table = FIELDS[field]
+    if kind in ("read", "record"):
+        assert field in request.getfixturevalue("watched")
+        return
+    config = base(corpus, concrete(table, corpus, tmp_path))
+    stage = field.partition(".")[0] if "." in field else "instruct"
+    if kind == "model":
+        outcome: Any = modelled(config)
+    elif kind == "answers":
+        outcome = answered(config, corpus)
+    elif kind == "plan":
+        outcome = planned(config, stage, corpus)
+    else:
+        outcome = trained(config, stage, corpus, tmp_path / "stage")[kind]
+    assert outcome != unchanged(kind, stage), field
+
+
+def test_no_field_is_listed_that_is_gone() -> None:
+    assert set(FIELDS) == set(flat_fields())
+
+
+def test_the_same_config_gives_the_same_outcome(
+    corpus: Corpus, unchanged: Callable[[str, str], Any], tmp_path: Path
+) -> None:
+    """Without this, every difference above could be chance."""
+    again = trained(base(corpus, {}), "instruct", corpus, tmp_path / "stage")
+    assert again == {kind: unchanged(kind, "instruct") for kind in ("weights", "validations")}
+    assert modelled(base(corpus, {})) == unchanged("model", "")
+    assert answered(base(corpus, {}), corpus) == unchanged("answers", "")
