@@ -174,6 +174,7 @@ class Tracker:
             tags = {
                 "mlflow.experiment.primaryMetric.name": self.plan.primary,
                 "mlflow.note.content": self.plan.question,
+                "mlflow.experimentKind": "custom_model_development",  # opens on the runs, not on traces
             }
             return str(self._client.create_experiment(self.plan.study, artifact_location=artifacts, tags=tags))
 

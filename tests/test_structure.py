@@ -167,3 +167,18 @@ def test_the_auto_classes_know_the_model_in_any_order_of_imports(first: str) -> 
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert shown.split() == ["Lvlm", "LvlmProcessor"]
+
+
+def test_the_readme_shows_every_file_and_its_links_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = readme.split("## Where things are")[1].split("## ")[0]
+    shown, folder = set(), ""
+    for line in tree.splitlines():
+        if match := re.match(r"    (\S+/)\s", line):
+            folder = match[1]
+        elif match := re.match(r"      (\w+)\s", line):
+            shown.add(f"{folder}{match[1]}.py")
+    files = {str(path.relative_to(ROOT)) for path in modules() if not re.fullmatch(r"__\w+__", path.stem)}
+    assert shown == files
+    links = re.findall(r"\]\(([^)#]+)\)", readme)
+    assert not [link for link in links if "://" not in link and not (ROOT / link).exists()]
