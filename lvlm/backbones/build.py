@@ -118,7 +118,11 @@ def _tower(target: Path, *, seed: int, say: Say, scale: float, compiled: bool) -
     if target.exists():
         return say(f"{target.name}: already there")
     recipe = VitRecipe()
-    recipe = dataclasses.replace(recipe, pictures=max(recipe.batch, int(recipe.pictures * scale)))
+    shorter = {
+        "pictures": max(recipe.batch, int(recipe.pictures * scale)),
+        "stem_steps": max(1, int(recipe.stem_steps * scale)),
+    }
+    recipe = dataclasses.replace(recipe, **shorter)
     tower = train_vit(recipe=recipe, seed=seed, compiled=compiled, on_progress=_progress(target.name, say))
     with _finished(target) as unfinished:
         save_file(
