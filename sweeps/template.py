@@ -12,7 +12,7 @@ TEXT = '''"""What do languages and tiles do to the score?
 
 Question: does the score in other languages than English rise with the number of training languages?
 Command:  python -m sweeps launch {name}.py && python -m ablations report {name}.py
-Cost:     {cells} cells of about 35 CPU-seconds on the built-in world.
+Cost:     {cells} cells of about a minute on one core on the built-in world.
 Expected: English-only training costs score elsewhere, most where a language has few resources.
 """
 

@@ -28,7 +28,7 @@ LOW = {"en": 0.0, "T5": 0.2, "T4": 0.4, "T3": 0.5, "T2": 0.8, "T1": 1.0}
 
 
 def planted(arm: Arm, task: str, code: str) -> tuple[float, float, float]:
-    """Score, score in any language and fidelity without noise, in percent, loosely as a prototype found them."""
+    """Score, score in any language and fidelity without noise, in percent, of plausible size."""
     tier = language(code).tier
     levels = arm.levels
     score, fidelity = LEVEL[tier], 99.0

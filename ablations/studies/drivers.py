@@ -1,17 +1,16 @@
 """What drives the multilingual ability of an LVLM: its training languages, the share of English, or image tiling?
 
-    python -m sweeps launch drivers                 # 7 arms x 3 seeds, a quarter of an hour or less on 2 cores
+    python -m sweeps launch drivers                 # 7 arms x 3 seeds, about a quarter of an hour on 2 cores
     BUDGET=full python -m sweeps launch drivers     # 29 arms x 5 seeds, about an hour and a half
     python -m ablations report drivers
 
-Cost: about 35 CPU-seconds a run; runs with tiles more, as each image becomes 1 + 2 x 2 views. The pretrain stage is
-shared by all arms with the same tiles. The default design changes one factor at a time; the full one crosses all
+Cost: about a minute a run on one core; runs with tiles more, as each image becomes 1 + 2 x 2 views. The pretrain stage
+is shared by all arms with the same tiles. The default design changes one factor at a time; the full one crosses all
 languages with all shares and runs two tiles beside half of these combinations.
 
 Expected: instruction tuning in English only costs the other languages score and fidelity, most in low tiers, while many
 answers stay right in another language; each added tier improves itself; English suffers little; a higher share of
-English costs the low tiers; the best share lies inside the range (Centurio finds about 50 %; a prototype of this world
-did not); tiles help reading.
+English costs the low tiers; the best share lies inside the range (Centurio finds about 50 %); tiles help reading.
 """
 
 from ablations.designs import KeepInteraction, OneAtATime

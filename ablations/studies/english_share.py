@@ -4,10 +4,10 @@
     BUDGET=full python -m sweeps launch english_share     # the same arms, 5 seeds
     python -m ablations report english_share
 
-Cost: about 35 CPU-seconds a run; the pretrain stage is trained once per seed.
+Cost: about a minute a run on one core; the pretrain stage is trained once per seed.
 
-Expected: from 50 % upwards more English costs the low tiers most. Centurio finds the best share near 50 %; a prototype
-of this world was best at the lowest share, so the lower side of an optimum is an open question here.
+Expected: from 50 % upwards more English costs the low tiers most. Centurio finds the best share near 50 %; here
+English is also carried by the other languages' data, so the lower side of an optimum is an open question.
 """
 
 from ablations.designs import FullGrid

@@ -4,7 +4,7 @@
     BUDGET=full python -m sweeps launch number_of_languages     # the same arms, 5 seeds
     python -m ablations report number_of_languages
 
-Cost: about 35 CPU-seconds a run; the pretrain stage is trained once per seed.
+Cost: about a minute a run on one core; the pretrain stage is trained once per seed.
 
 Expected: English only costs the other languages score and fidelity, most in low tiers; each added tier improves itself
 and takes little from the tiers that were there before; English stays within a few points.

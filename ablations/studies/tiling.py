@@ -4,7 +4,8 @@
     BUDGET=full python -m sweeps launch tiling     # the same arms, 5 seeds
     python -m ablations report tiling
 
-Cost: about 35 CPU-seconds a run without tiles; with 2 x 2 tiles the tower sees five views of each image instead of one,
+Cost: about a minute a run on one core without tiles; with 2 x 2 tiles the tower sees five views
+of each image instead of one,
 which are cached once for all seeds that share a tower.
 
 Expected: small text needs the resolution, so reading gains, most in English, the language whose text is trained;

@@ -189,7 +189,8 @@ else.
 - **Vision towers**: timm VisionTransformer behind a convolutional stem, 0.9 M parameters, 48 x 48 pixels, 36 tokens.
   Colour x shape pairs that the test splits hold out were never shown to them in a picture; their stem saw single
   glyphs in every colour.
-- Five draws: another seed for the initial weights, the data and their order. Seed s of a run uses draw s modulo 5.
+- Up to five draws: another seed for the initial weights, the data and their order. Seed s of a run uses draw s modulo
+  the number shipped; the tables below say how many those are. With one draw every seed shares it.
 
 Accuracies are greedy, exact match, 100 items a cell; `retrieval r1` finds the English caption among 200;
 `tokens per word` is fertility."""
