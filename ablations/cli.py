@@ -6,72 +6,43 @@ Nothing heavy is imported before a command needs it.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; input that the user can mend ends in its message and status 2."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    # Overrides may stand after options, where argparse does not look for them.
-    options.overrides = [*getattr(options, "overrides", []), *rest]
-    if wrong := [text for text in options.overrides if text.startswith("-") or "=" not in text]:
-        parser.error(f"not understood: {' '.join(wrong)} (overrides are key=value)")
-    if rest and options.command != "report":
-        parser.error(f"not understood here: {' '.join(rest)}")
-    from lvlm.errors import InputError
-
-    try:
-        _report(options.study, options.overrides, options.home) if options.command == "report" else _list()
-    except InputError as error:
-        print(f"ablations: {error}", file=sys.stderr)
-        return 2
-    return 0
+from lvlm.commands import HOME_HELP, CommandLine, add_overrides
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m ablations",
-        description="Read what a study found: effects with intervals, and the verdict on what was expected.",
-        epilog="python -m ablations report drivers",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    return _command_line()(argv)
+
+
+def _command_line() -> CommandLine:
+    line = CommandLine(
+        "ablations",
+        "Read what a study found: effects with intervals, and the verdict on what was expected.",
+        "report drivers",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    report = commands.add_parser(
+    report = line.add(
         "report",
-        help="write a study's report (one HTML file) and print its headlines",
-        description=(
-            "Write report.html, effects.csv and verdicts.csv into HOME/studies/STUDY from the results there, "
-            "and print the headline effects."
-        ),
-        epilog="python -m ablations report drivers",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        _report,
+        "Write a study's report.html, effects.csv and verdicts.csv beside its results; print its headline effects.",
+        "report drivers",
     )
     report.add_argument(
         "study", metavar="STUDY", help="a study's name or file, or the folder that holds its results.parquet"
     )
-    report.add_argument(
-        "overrides",
-        metavar="key=value",
-        nargs="*",
-        default=[],
-        help="the settings that the study was launched with, where there were any",
-    )
-    report.add_argument(
-        "--home", metavar="DIR", help="work folder (default: the environment variable LVLM_HOME, else ./runs)"
-    )
-    commands.add_parser(
+    add_overrides(report, "the settings that the study was launched with, where there were any")
+    report.add_argument("--home", metavar="DIR", help=HOME_HELP)
+    line.add(
         "list",
-        help="list the studies that come with the toolkit",
-        description="List the studies with their questions and the number of runs of the default and the full budget.",
-        epilog="python -m ablations list",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        _list,
+        "List the studies that come with the toolkit, with their questions and numbers of runs.",
+        "list",
     )
-    return parser
+    return line
 
 
-def _list() -> None:
+def _list(_: argparse.Namespace) -> None:
     from ablations.studies import list_studies, load_study
 
     for name in list_studies():
@@ -81,11 +52,11 @@ def _list() -> None:
     print("\nRun one:  python -m sweeps launch drivers")
 
 
-def _report(study: str, overrides: Sequence[str], home: str | None) -> None:
+def _report(options: argparse.Namespace) -> None:
     from ablations.report import headlines, write_report
     from ablations.table import load_results
 
-    results = load_results(study, home=home, overrides=overrides)
+    results = load_results(options.study, home=options.home, overrides=options.overrides)
     path = write_report(results)
     print(f"Report: {path}")
     for line in headlines(results):

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from lvlm.commands import HOME_HELP, CommandLine, add_overrides
 from lvlm.config import EvaluateConfig, RunConfig, fingerprint, load_config, make_settings
 from lvlm.errors import InputError
 from lvlm.records import CONFIG_FILE, RECORD_FILE, RunRecord
@@ -16,45 +17,14 @@ from lvlm.records import CONFIG_FILE, RECORD_FILE, RunRecord
 PRESETS = Path(__file__).parent / "presets"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; bad input is one paragraph on standard error and exit status 2, Ctrl-C is 130."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    # Overrides may stand behind options (`train tiny --home x seed=1`), where argparse does not look for them.
-    overrides = [*getattr(options, "overrides", []), *rest]
-    if rest and not hasattr(options, "overrides"):
-        parser.error(f"not understood here: {' '.join(rest)}")
-    if wrong := [text for text in overrides if text.startswith("-") or "=" not in text]:
-        parser.error(f"not understood: {' '.join(wrong)} (overrides are key=value)")
-    options.overrides = overrides
-    try:
-        options.command(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    return _command_line()(argv)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m lvlm", description="Train, evaluate and use multilingual vision-language models.",
-        epilog="Try: python -m lvlm plan tiny", formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    def command(
-        name: str, action: Callable[[argparse.Namespace], None], text: str, example: str
-    ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name, help=text, description=text, epilog=f"Try: python -m lvlm {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
-        sub.set_defaults(command=action)
-        return sub
+def _command_line() -> CommandLine:
+    line = CommandLine("lvlm", "Train, evaluate and use multilingual vision-language models.", "plan tiny")
+    command = line.add
 
     train = command("train", _train, "Train and evaluate one run.", "train tiny seed=1 instruct.mix.english_share=0.25")
     plan = command(
@@ -64,12 +34,10 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "run", metavar="RUN.yaml", help="a run config, or the name of a preset (" + ", ".join(_presets()) + ")"
         )
-        sub.add_argument("overrides", nargs="*", metavar="key=value", help="any config field, dotted")
+        add_overrides(sub, "any config field, dotted")
     train.add_argument("--folder", type=Path, help="where the record goes (default: HOME/runs/NAME-SEED-FINGERPRINT)")
     for sub in (train, plan):
-        sub.add_argument(
-            "--home", type=Path, help="work folder of shared stages and features (default: $LVLM_HOME or ./runs)"
-        )
+        sub.add_argument("--home", type=Path, help=HOME_HELP)
 
     evaluate = command(
         "evaluate", _evaluate, "Score a checkpoint.", "evaluate runs/runs/my-run --tasks vqa --languages en de sw"
@@ -125,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     backbones.add_argument(
         "--scale", type=float, default=1.0, help="train this share of the full length, to try the script out"
     )
-    return parser
+    return line
 
 
 def _presets() -> list[str]:

@@ -5,41 +5,21 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from lvlm.commands import HOME_HELP, Command, CommandLine, add_overrides
 from lvlm.errors import InputError
 
 STUDY_HELP = "name of a study in ablations/studies/, or the path of a study file"
 LAUNCHED_HELP = "the settings that the study was launched with, where there were any"
-HOME_HELP = "work folder (default: $LVLM_HOME, else ./runs)"
-
-Command = Callable[[argparse.Namespace], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when all is well, 1 when cells failed or are missing, 2 on bad input, 130 after Ctrl-C."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(argv)
-    # Overrides may stand after options (`launch drivers --workers 2 model.tiles=2`), where argparse does not look for
-    # them.
-    overrides = [*getattr(options, "overrides", []), *rest]
-    if wrong := [text for text in overrides if text.startswith("-") or "=" not in text]:
-        parser.error(f"not understood: {' '.join(wrong)} (overrides are key=value)")
-    if rest and not hasattr(options, "overrides"):
-        parser.error(f"not understood here: {' '.join(rest)}")
-    options.overrides = overrides
-    command: Command = options.command
-    try:
-        return command(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return _command_line()(argv)
 
 
 def _launch(options: argparse.Namespace) -> int:
@@ -156,31 +136,19 @@ def _new(options: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m sweeps",
-        description="Run studies: plan their cells, run them on workers, watch them, read what they found.",
-        epilog="Example:\n  python -m sweeps launch drivers --workers 2",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _command_line() -> CommandLine:
+    line = CommandLine(
+        "sweeps",
+        "Run studies: plan their cells, run them on workers, watch them, read what they found.",
+        "launch drivers --workers 2",
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(name: str, command: Command, text: str, example: str, *, study: bool = True) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name,
-            help=text,
-            description=text[0].upper() + text[1:] + ".",
-            epilog=f"Example:\n  python -m sweeps {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        sub.set_defaults(command=command)
+        sub = line.add(name, command, text, example)
         if study:
             sub.add_argument("study", metavar="STUDY", help=STUDY_HELP)
-        sub.add_argument("--home", help=HOME_HELP)
+        sub.add_argument("--home", metavar="DIR", help=HOME_HELP)
         return sub
-
-    def add_overrides(sub: argparse.ArgumentParser, text: str) -> None:
-        sub.add_argument("overrides", metavar="key=value", nargs="*", help=text, default=[])
 
     def add_plan_options(sub: argparse.ArgumentParser) -> None:
         add_overrides(sub, "settings of the study's base config, dotted; their results lie in a folder of their own")
@@ -235,4 +203,4 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("new", _new, "write a commented study file to start from", "new my_study", study=False)
     sub.add_argument("name", metavar="NAME", help="name of the study and its file")
     sub.add_argument("--folder", default=".", help="where to write it (default: here)")
-    return parser
+    return line

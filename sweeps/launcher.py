@@ -4,6 +4,7 @@ launch` and from Jupyter."""
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 
 from ablations.studies import Study
+from lvlm.check import open_corpora
 from lvlm.errors import InputError
 from sweeps import status
 from sweeps.crew import Crew, default_workers
@@ -69,6 +71,8 @@ def launch(
     began = time.time()
     plan = make_plan(study, budget=budget, overrides=overrides, runner=runner)
     place = plan.place(home)
+    if runner == DEFAULT_RUNNER:
+        _check_corpora(plan)
     plan.save(place)
     queue = Queue(plan, place.journal)
     queue.add_missing()
@@ -88,6 +92,14 @@ def launch(
         crew = Crew(place, plan, workers=workers or default_workers(len(left)), since=began)
         interrupted = _work(crew, queue, console)
     return _finish(place, plan, queue, tracker, console, study=study, began=began, interrupted=interrupted)
+
+
+def _check_corpora(plan: Plan) -> None:
+    """Raise for a corpus that a cell cannot open or use, once for the whole plan and before any worker starts."""
+    parts = ("pretrain", "instruct", "evaluate")
+    different = {json.dumps([cell.config[part] for part in parts], sort_keys=True): cell for cell in plan.cells}
+    for cell in different.values():
+        open_corpora(cell.run_config())
 
 
 def _start_tracking(tracker: Tracker, queue: Queue, console: Console) -> None:
@@ -181,7 +193,7 @@ def _finish(
     queue.requeue_killed()
     states = queue.states()
     numbers = count(states.values())
-    again = f"python -m sweeps launch {plan.command}"
+    again = f"python -m sweeps launch {plan.command}{place.home_option}"
     unsent = tracker.send_unsent(states)
     ended = "KILLED" if interrupted else "FAILED" if numbers["failed"] or numbers["waiting"] else "FINISHED"
     tracker.mark(ended, states)
@@ -221,7 +233,7 @@ def _finish(
     if unsent:
         say(f"{unsent} cell(s) are not in MLflow yet ({tracker.trouble}); the next launch sends them.", markup=False)
     if results is not None:
-        say(f"Results: {results}\nReport:  python -m ablations report {plan.command}", markup=False)
+        say(f"Results: {results}\nReport:  python -m ablations report {plan.command}{place.home_option}", markup=False)
     if database(place.home).is_file():
-        say("MLflow:  python -m sweeps ui", markup=False)
+        say(f"MLflow:  python -m sweeps ui{place.home_option}", markup=False)
     return outcome

@@ -38,6 +38,11 @@ class Place:
         return self.home / "studies" / self.name
 
     @property
+    def home_option(self) -> str:
+        """What a command to paste needs to find this home: ` --home DIR`, or nothing where it is the default."""
+        return "" if self.home == find_home() else f" --home {shlex.quote(str(self.home))}"
+
+    @property
     def journal(self) -> Path:
         return self.folder / "journal.log"
 

@@ -6,10 +6,11 @@ from itertools import product
 
 import pytest
 import torch
+from peft.tuners.lora import Linear as PeftLinear
 
 from lvlm.config import LoraSettings, MixConfig, StageConfig, TrainedParts
 from lvlm.errors import InputError
-from lvlm.model.lora import linear_names, lora_layers
+from lvlm.model.lora import FusedLoraLinear, add_lora, linear_names, lora_layers
 from lvlm.model.parts import describe, prepare_training
 from tests.tiny import make_llm, tiny_image, tiny_world
 
@@ -157,3 +158,42 @@ def test_a_frozen_tower_computes_no_gradient():
     assert len(lora_layers(model.vision_tower)) == len(linear_names(model.vision_tower)) - 2 * len(
         lora_layers(model.vision_tower)
     )
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(7, 6), (2, 5, 6)])
+def test_fused_lora_gives_the_output_and_gradients_of_peft(bias, shape):
+    results = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        part = torch.nn.Sequential(torch.nn.Linear(6, 4, bias=bias)).double()
+        add_lora(part, r=3, alpha=5, dropout=0.0, seed=0)
+        part.double()
+        layer = part[0]
+        assert isinstance(layer, FusedLoraLinear)
+        torch.nn.init.normal_(layer.lora_B["default"].weight)
+        layer.base_layer.requires_grad_(False)
+        x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        assert layer._fusible(x, layer.base_layer)
+        y = layer(x) if fused else PeftLinear.forward(layer, x)
+        y.square().sum().backward()
+        results.append([y, x.grad, layer.lora_A["default"].weight.grad, layer.lora_B["default"].weight.grad])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_lora_is_not_fused_where_that_would_change_what_is_computed():
+    part = torch.nn.Sequential(torch.nn.Linear(6, 4))
+    add_lora(part, r=3, alpha=5, dropout=0.5, seed=0)
+    layer, x = part[0], torch.randn(2, 6)
+    layer.base_layer.requires_grad_(False)
+    assert not layer._fusible(x, layer.base_layer)  # dropout acts
+    layer.eval()
+    assert layer._fusible(x, layer.base_layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not layer._fusible(x, layer.base_layer)
+    layer.base_layer.requires_grad_(True)
+    assert not layer._fusible(x, layer.base_layer)  # its gradient is not computed
+    layer.base_layer.requires_grad_(False)
+    layer.merge()
+    assert not layer._fusible(x, layer.base_layer)

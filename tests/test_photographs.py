@@ -4,6 +4,7 @@ tower."""
 from __future__ import annotations
 
 import itertools
+import json
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,10 @@ import pytest
 from PIL import Image
 
 from lvlm.data.corpus import open_corpus
+from lvlm.records import CURVE_FILE
+from lvlm.run import run
 from tests.corpora import write_rows
+from tests.train_world import run_config
 
 PHOTOGRAPHS = {
     "skimage/data": (
@@ -107,3 +111,20 @@ def test_every_photograph_becomes_rgb_pixels(photographs: Path) -> None:
             assert rgb.mode == "RGB"
             assert rgb.size == (image.size[::-1] if sample.source == "rotated" else image.size)
             assert np.ptp(np.asarray(rgb)) > 60, f"{sample.source}: a photograph is neither black nor white"
+
+
+def test_a_run_trains_on_all_of_them_and_scores_them(photographs: Path, tmp_path: Path) -> None:
+    rows = [row for row in json.loads(photographs.read_text(encoding="utf-8")) if row["source"] != "line"][:20]
+    asked = [{**row, "context": row["context"][:1], "label": [""], "text_label": row["label"][0]} for row in rows]
+    items = write_rows(photographs.parent / "items.json", asked)
+    mix = {"corpora": [{"path": str(photographs), "split": "train"}], "languages": "en"}
+    config = run_config(photographs, pretrain=None, instruct__mix=mix, instruct__steps=50, instruct__batch_samples=4,
+                        instruct__optim={"lr": 1e-2}, evaluate__corpora=[{"path": str(items), "split": "test"}],
+                        evaluate__tune_corpora=[])  # fmt: skip
+    record = run(config, tmp_path / "run", home=tmp_path / "home")
+    curve = [json.loads(line) for line in (tmp_path / "run" / CURVE_FILE).read_text(encoding="utf-8").splitlines()]
+    losses = [point["loss"] for point in curve if "loss" in point]
+    assert record.budget["samples"] == record.budget["images"] == 200
+    assert record.budget["views"] == 200 * 5
+    assert all(np.isfinite(losses)) and np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert "vqa/en" in record.scores

@@ -17,6 +17,7 @@ PACKAGES = ("lvlm", "ablations", "sweeps")
 
 ORDER = [
     "errors",
+    "commands",
     "languages",
     "config",
     "records",
@@ -34,6 +35,7 @@ ORDER = [
 
 NO_TORCH = (
     "lvlm/errors",
+    "lvlm/commands",
     "lvlm/languages",
     "lvlm/config",
     "lvlm/records",
@@ -80,7 +82,7 @@ def test_imports_point_one_way(path: Path) -> None:
     if package == "ablations":
         assert not tops & ({"sweeps", "optuna", "mlflow"} | HEAVY)
         inside = {name.split(".")[1] for name in names if name.startswith("lvlm.")}
-        assert inside <= {"config", "languages", "records", "errors"}, f"{relative} imports {inside}"
+        assert inside <= {"commands", "config", "languages", "records", "errors"}, f"{relative} imports {inside}"
     if package == "sweeps":
         inside = {name.split(".")[1] for name in names if name.startswith("ablations.")}
         assert inside <= {"factors", "designs", "studies", "table"}, f"{relative} imports {inside}"

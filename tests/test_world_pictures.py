@@ -61,7 +61,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def reading(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world") / "reading"
-    sizes = {"train_per_language": 50, "tune_per_language": 12, "test_per_language": 24}
+    sizes = {"train_english": 110, "train_per_language": 100, "tune_per_language": 12, "test_per_language": 24}
     return write_reading(folder, seed=0, languages=LANGUAGES, **sizes)
 
 
@@ -261,20 +261,24 @@ def test_reading_rows_are_each_languages_own(reading: Path) -> None:
     rows = [
         row for split in ("instruct", "tune", "test") for code in LANGUAGES for row in rows_of(reading, split, code)
     ]
-    assert len({row["id"] for row in rows}) == len(rows) == len(LANGUAGES) * (50 + 12 + 24)
+    assert len({row["id"] for row in rows}) == len(rows) == len(LANGUAGES) * (100 + 12 + 24) + 10
 
 
 def test_unseen_words_stay_out_of_training(reading: Path) -> None:
     for code in LANGUAGES:
-        trained = {row["label"][0] for row in rows_of(reading, "instruct", code)}
+        shown = rows_of(reading, "instruct", code)
+        trained = {row["label"][0] for row in shown if row["source"] == "words"}
         assert trained == set(load_lexicon(code).words[:TRAINING_WORDS])
+        letters = [row["label"][0] for row in shown if row["source"] == "letters"]
+        assert len(letters) == len(shown) / 2 and len(set(letters)) > 0.7 * len(letters)
+        assert set("".join(letters)) <= set("".join(trained))
         unseen = {}
         for split in ("tune", "test"):
             rows = rows_of(reading, split, code)
             words = {
                 source: {row["text_label"] for row in rows if row["source"] == source} for source in ("seen", "unseen")
             }
-            assert words["seen"] <= trained and not words["unseen"] & trained
+            assert words["seen"] <= trained and not words["unseen"] & (trained | set(letters))
             assert sum(row["source"] == "unseen" for row in rows) == len(rows) / 2
             unseen[split] = words["unseen"]
         assert not unseen["tune"] & unseen["test"]

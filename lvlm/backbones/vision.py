@@ -46,7 +46,7 @@ class VitRecipe:
     batch: int = 8  # pictures of a step, each with a global view and two tiles
     lr: float = 1e-3
     warmup_steps: int = 200
-    stem_steps: int = 1_000
+    stem_steps: int = 1_500
     stem_batch: int = 128  # squares with a letter, and as many with a shape
     stem_lr: float = 3e-3
 

@@ -285,9 +285,9 @@ def open_corpus(folder: str | Path, *, images: str | Path | None = None) -> Corp
     if not path.exists():
         what = f"holds no {CORPUS_FILE}" if folder.exists() else "does not exist"
         raise InputError(
-            f"The corpus {folder} {what}. A corpus is a folder with a {CORPUS_FILE}, or a JSON file; `python -m lvlm "
-            f"data shapes {folder}` "
-            "writes the built-in one."
+            f"The corpus {folder} {what} (looked for from {Path.cwd()}). A corpus is a folder with a {CORPUS_FILE}, or "
+            f"a JSON file; `python -m lvlm data {'reading' if folder.name == 'reading' else 'shapes'} {folder}` writes "
+            "a built-in one."
         )
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))

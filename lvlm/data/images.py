@@ -149,6 +149,10 @@ def _shown(checks: Iterator[tuple[str, State]], count: int) -> Iterable[tuple[st
     return track(checks, total=count, description="Checking images", console=Console(stderr=True), transient=True)
 
 
+_loaded: dict[Path, tuple[tuple[int, int], dict[str, State]]] = {}
+"""What each file of verified images held when it was last read here, with the file's size and time of change."""
+
+
 class _Verified:
     """What was found sound, across processes: one line per image with path, size, time of change and content digest."""
 
@@ -160,8 +164,12 @@ class _Verified:
     def _load(self) -> dict[str, State]:
         if not self.file or not self.file.exists():
             return {}
-        rows = map(json.loads, self.file.read_text(encoding="utf-8").splitlines())
-        return {row[0]: (row[1], row[2], row[3]) for row in rows if len(row) == 4}
+        stat = self.file.stat()
+        written = (stat.st_size, stat.st_mtime_ns)
+        if self.file not in _loaded or _loaded[self.file][0] != written:
+            rows = map(json.loads, self.file.read_text(encoding="utf-8").splitlines())
+            _loaded[self.file] = written, {row[0]: (row[1], row[2], row[3]) for row in rows if len(row) == 4}
+        return _loaded[self.file][1]
 
     def digest_of(self, path: Path) -> str | None:
         """The content digest of a file that was found sound and has not been touched since."""

@@ -53,6 +53,24 @@ def words_for(lexicon: Lexicon, pool: Literal["train", "tune", "test"]) -> tuple
     return words[:TRAINING_WORDS] if pool == "train" else tuple(unseen[pool])
 
 
+def letters_for(lexicon: Lexicon, rng: np.random.Generator) -> str:
+    """Two to four letters of a language in random order, each as frequent as in its training words.
+
+    A model that saw only the training words would learn to tell those apart and never to read; a draw that is a word
+    of `tune` or `test` in any language is thrown away.
+    """
+    letters = "".join(lexicon.words[:TRAINING_WORDS])
+    while True:
+        drawn = "".join(letters[int(i)] for i in rng.integers(len(letters), size=int(rng.integers(2, 5))))
+        if drawn not in _all_words():
+            return drawn
+
+
+@cache
+def _all_words() -> frozenset[str]:
+    return frozenset(word for code in lexicon_codes() for word in load_lexicon(code).words)
+
+
 def reading_image(word: str, rng: np.random.Generator, *, language: str, size: int = 96) -> Image.Image:
     """`word` on a background and, half of the time, one or two equal shapes on the other side of the image."""
     if rng.random() >= DISTRACTOR_SHARE:

@@ -24,7 +24,7 @@ from rich.progress import Progress
 
 from lvlm.data.worlds.lexicon import Lexicon, lexicon_codes, load_lexicon
 from lvlm.data.worlds.questions import Question, questions_for
-from lvlm.data.worlds.reading import reading_image, words_for
+from lvlm.data.worlds.reading import letters_for, reading_image, words_for
 from lvlm.data.worlds.render import render
 from lvlm.data.worlds.scenes import Scene, sample_scene
 from lvlm.errors import InputError, nearest
@@ -70,7 +70,8 @@ def write_world(
         return write_reading(
             folder,
             seed=seed,
-            train_per_language=1500 if train is None else train,
+            train_english=6000 if train is None else train,
+            train_per_language=600 if train is None else train,
             tune_per_language=40 if tune is None else tune,
             test_per_language=100 if test is None else test,
             languages=languages,
@@ -133,32 +134,41 @@ def write_reading(
     folder: Path | str,
     *,
     seed: int,
-    train_per_language: int = 1500,
+    train_english: int = 6000,
+    train_per_language: int = 600,
     tune_per_language: int = 40,
     test_per_language: int = 100,
     languages: Sequence[str] | None = None,
 ) -> Path:
     """Words to be read, in the script of each language, whose items are its own: not translatable.
 
+    English has training items of its own number, as reading in one language alone takes thousands. Every second
+    training item shows letters in random order instead of a word (`source` is `letters`).
     Every second tune and test item shows a word that training never shows (`source` is `unseen`), the others a training
     word in a new image (`seen`).
     """
     lexicons = _lexicons(languages)
     sizes = {
+        "train_english": train_english,
         "train_per_language": train_per_language,
         "tune_per_language": tune_per_language,
         "test_per_language": test_per_language,
     }
     _check_numbers(seed, sizes)
-    with _written_whole(Path(folder)) as partial, _progress("reading", len(lexicons) * sum(sizes.values())) as advance:
-        splits: dict[str, Pool] = {"instruct": "train", "tune": "tune", "test": "test"}
-        for (split, pool_name), images in zip(splits.items(), sizes.values(), strict=True):
+    splits: dict[str, Pool] = {"instruct": "train", "tune": "tune", "test": "test"}
+
+    def images(pool: Pool, code: str) -> int:
+        return train_english if pool == "train" and code == "en" else sizes[f"{pool}_per_language"]
+
+    total = sum(images(pool, lexicon.code) for pool in splits.values() for lexicon in lexicons)
+    with _written_whole(Path(folder)) as partial, _progress("reading", total) as advance:
+        for split, pool_name in splits.items():
             pool = _new_pool(partial, pool_name)
             with ExitStack() as files:
                 rows = _open_rows(files, partial / split, lexicons)
                 for lexicon in lexicons:
-                    for index in range(images):
-                        word, row = _reading_row(lexicon, pool_name, index)
+                    for index in range(images(pool_name, lexicon.code)):
+                        word, row = _reading_row(lexicon, pool_name, index, seed)
                         rng = _rng(seed, f"reading/{pool_name}/{lexicon.code}", index)
                         image = reading_image(word, rng, language=lexicon.code)
                         _save(image, pool / f"{lexicon.code}-{index:05d}.png")
@@ -235,16 +245,18 @@ def _held_out_rows(
             }
 
 
-def _reading_row(lexicon: Lexicon, pool: Pool, index: int) -> tuple[str, Row]:
-    """The word of one reading item and its row; words take turns, so that each is shown equally often."""
+def _reading_row(lexicon: Lexicon, pool: Pool, index: int, seed: int) -> tuple[str, Row]:
+    """The text of one reading item and its row; words take turns, so that each is shown equally often."""
     image_id = f"{pool}/{lexicon.code}-{index:05d}.png"
     if pool == "train":
-        words, turn, source = words_for(lexicon, "train"), index, "reading"
+        words, turn, source = words_for(lexicon, "train"), index // 2, "words"
     elif index % 2:
         words, turn, source = words_for(lexicon, pool), index // 2, "unseen"
     else:
         words, turn, source = words_for(lexicon, "train"), index // 2, "seen"
     word = words[turn % len(words)]
+    if pool == "train" and index % 2:
+        word, source = letters_for(lexicon, _rng(seed, f"reading/letters/{lexicon.code}", index)), "letters"
     gold: Row = {"label": [word]} if pool == "train" else {"label": [""], "text_label": word}
     return word, {
         "id": f"reading-{pool}-{lexicon.code}-{index:05d}",
