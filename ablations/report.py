@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from ablations.notebooks import NOTEBOOKS, first_error, run_notebooks, to_html
 from ablations.outcomes import DERIVED, GROUP_ORDER, SUMMARISED
-from ablations.plots import english_against_multilingual, expected, interaction_map, one_factor_arms
-from ablations.table import REPORT_FILES, Results
+from ablations.plots import by_tier, english_against_multilingual, expected, interaction_map, one_factor_arms
+from ablations.table import PICTURE_FILE, REPORT_FILES, Results
 from lvlm.records import write_text
 
 REPORT_FILE, EFFECTS_FILE, VERDICTS_FILE = REPORT_FILES
@@ -66,7 +66,8 @@ def headlines(results: Results) -> list[str]:
 
 
 def write_report(results: Results, *, notebooks: bool = True) -> Path:
-    """Write the report into the folder of the results and return its path; beside it effects and verdicts as csv.
+    """Write the report into the folder of the results and return its path; beside it effects and verdicts as csv, and
+    one picture for each factor.
 
     Without `notebooks` only figures and tables (quicker).
     """
@@ -88,6 +89,7 @@ def write_report(results: Results, *, notebooks: bool = True) -> Path:
     head = f"<head><meta charset='utf-8'><title>{title}</title><style>{CSS}</style></head>"
     page = f"<!doctype html><html lang='en'>{head}<body>"
     _write_tables(results)
+    _write_pictures(results)
     path = results.folder / REPORT_FILE
     write_text(path, page + "\n".join(part for part in body if part) + "</body></html>\n")
     return path.resolve()
@@ -129,6 +131,15 @@ def _write_tables(results: Results) -> None:
             (results.folder / name).unlink(missing_ok=True)  # of an earlier report: it would be taken for this one's
         else:
             write_text(results.folder / name, table.to_csv(index=False))
+
+
+def _write_pictures(results: Results) -> None:
+    """`by_<factor>.png`: score and fidelity by tier along each factor, for slides; none where it has one arm so far."""
+    for factor in results.study.factors if results.study else ():
+        path = results.folder / PICTURE_FILE.format(factor.name)
+        path.unlink(missing_ok=True)  # of an earlier report
+        if len(results.margin(factor.name)) > 1:
+            by_tier(results, factor.name).savefig(path, dpi=130)
 
 
 def _expectations(results: Results) -> list[str]:

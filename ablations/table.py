@@ -28,6 +28,7 @@ BUDGET_FILE = "budget.csv"  # what every finished run was spent on: run, arm, se
 BUDGET_COLUMNS = ("samples", "llm_tokens", "images", "views", "train_seconds", "seconds")
 REPORT_FILES = ("report.html", "effects.csv", "verdicts.csv")
 """What the report of a study writes beside its table: the page, all effects, the verdicts."""
+PICTURE_FILE = "by_{}.png"  # and one picture for each factor
 PLANNED_FILE = "planned.json"  # the cells of the sweep, finished or not: run, arm, seed
 ITEMS = ("predictions.parquet", "predictions")  # per-item predictions: one file, or a folder of them
 LEADING = ("study", "arm", "seed")

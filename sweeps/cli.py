@@ -105,7 +105,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _attach(options: argparse.Namespace) -> int:
-    from ablations.table import REPORT_FILES
+    from ablations.table import PICTURE_FILE, REPORT_FILES
     from sweeps.plan import Plan, find_place
     from sweeps.tracking import Tracker
 
@@ -114,6 +114,7 @@ def _attach(options: argparse.Namespace) -> int:
     if not files:
         command = " ".join([options.study, *options.overrides])
         raise InputError(f"There is no report in {place.folder}. Write it first: python -m ablations report {command}")
+    files += sorted(place.folder.glob(PICTURE_FILE.format("*")))
     plan = Plan.load(place)
     run_id = Tracker(place, plan).attach(files)
     print(f"{', '.join(file.name for file in files)} are on parent run {run_id} in MLflow (python -m sweeps ui)")
