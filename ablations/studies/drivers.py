@@ -10,7 +10,9 @@ languages with all shares and runs two tiles beside half of these combinations.
 
 Expected: instruction tuning in English only costs the other languages score and fidelity, most in low tiers, while many
 answers stay right in another language; each added tier improves itself; English suffers little; a higher share of
-English costs the low tiers; the best share lies inside the range (Centurio finds about 50 %); tiles help reading.
+English costs the low tiers; the best share lies inside the range (Centurio finds about 50 %); tiles change questions
+about large shapes little. Whether they help reading is asked by the study `tiling`: the few words of this recipe (640)
+are not enough to learn to read.
 """
 
 from ablations.designs import KeepInteraction, OneAtATime
@@ -46,8 +48,8 @@ EXPECTATIONS = (
         metric="score", group="T1", arm={"english_share": 0.90}, direction="lower",
     ),
     Expectation(
-        claim="Tiles help reading (English, the only language whose text in images is trained)",
-        metric="score", group="reading/en", arm={"tiles": 2}, direction="higher",
+        claim="Tiles change questions about shapes little (less than 5 points either way)",
+        metric="score", group="vqa/multilingual", arm={"tiles": 2}, direction="little", margin=5.0,
     ),
     Expectation(
         claim="English-only instruction tuning lowers fidelity in other languages",
@@ -92,8 +94,8 @@ EXPECTATIONS = (
         metric="score", group="multilingual", arm={"english_share": 0.90}, direction="lower",
     ),
     Expectation(
-        claim="Tiles help reading in the other languages",
-        metric="score", group="reading/multilingual", arm={"tiles": 2}, direction="higher",
+        claim="Tiles help reading (English, the only language whose text in images is trained)",
+        metric="score", group="reading/en", arm={"tiles": 2}, direction="higher",
     ),
 )  # fmt: skip
 
