@@ -239,7 +239,9 @@ class Tracker:
         return str(record.provenance.get("model") or (stages[-1] if stages else record.folder)) + "\n"
 
     def _send_failed(self, cell: PlannedCell) -> str:
-        run_id = self._child(cell).info.run_id
+        run = self._child(cell)
+        run_id = run.info.run_id
+        self._log_params(run, cell)
         file = self.place.cell(cell.id) / TRACEBACK_FILE
         if file.exists():
             self._client.log_artifact(run_id, str(file))

@@ -1,9 +1,10 @@
 """Share of a trial's wall time that is not forward, backward or generation: data, tracking, start-up, saving.
 
     python tests/bench/overhead.py [--samples 2000]        about three minutes on a free core
+    python tests/bench/overhead.py --finished drivers      seconds: reads a study that has been run
 
 Launches a real study of two cells (English share 0.1 and 0.9 on the built-in recipe) through `python -m sweeps launch`
-in a temporary home and reads its journal and run records.
+in a temporary home and reads its journal and run records; or reads those of a finished study in the work folder.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from loops.measure import load, table
 from lvlm.data.worlds.writer import write_world
 from lvlm.model.backbones import draws
 from lvlm.records import RunRecord
-from sweeps.plan import Plan, find_place
-from sweeps.queue import Queue
+from sweeps.plan import Place, Plan, find_place
+from sweeps.queue import CellState, Queue
 
 STUDY = '''"""Two cells of the built-in recipe, for measuring what a trial spends beside its model."""
 
@@ -60,7 +61,10 @@ def main() -> None:
         "--samples", type=int, default=2000, help="instruction samples of the shapes; the recipe has 6000"
     )
     parser.add_argument("--items", type=int, default=40, help="evaluation items per task and language")
+    parser.add_argument("--finished", metavar="STUDY", help="read this study in $LVLM_HOME or ./runs; runs nothing")
     options = parser.parse_args()
+    if options.finished:
+        return read_finished(options.finished)
     for world in ("shapes", "reading"):
         if not Path("runs/data", world, "corpus.yaml").exists():
             write_world(world, Path("runs/data", world), seed=0)
@@ -83,14 +87,7 @@ def measure(scratch: Path, *, samples: int, items: int) -> None:
     ended = time.time()
     if finished.returncode:
         sys.exit(f"{' '.join(command)} ended with status {finished.returncode}:\n{finished.stdout}{finished.stderr}")
-    place = find_place(study, home)
-    plan = Plan.load(place)
-    states = Queue(plan, place.journal).states()
-    trials = {
-        cell.arm: (RunRecord.load(place.cell(cell.id)), states[cell.id].finished - states[cell.id].started)
-        for cell in sorted(plan.cells, key=lambda cell: states[cell.id].started or 0.0)
-    }
-    columns = {arm: breakdown(record, trial) for arm, (record, trial) in trials.items()}
+    states, columns = trials(find_place(study, home))
     columns["both"] = {key: sum(column.get(key, 0.0) for column in columns.values()) for key in _keys(columns)}
     rows = [[key, *(_cell(column, key) for column in columns.values())] for key in _keys(columns)]
     shares = [f"{100 * column['overhead'] / column['trial']:.1f} %" for column in columns.values()]
@@ -98,6 +95,31 @@ def measure(scratch: Path, *, samples: int, items: int) -> None:
     start = min(state.started for state in states.values()) - began
     end = ended - max(state.finished for state in states.values())
     print("\n" + EXPLANATION.format(start=start, end=end, load=load()))
+
+
+def read_finished(study: str) -> None:
+    """Print the sums over all finished trials of a study, and the range of their shares."""
+    _, columns = trials(find_place(study))
+    total = {key: sum(column.get(key, 0.0) for column in columns.values()) for key in _keys(columns)}
+    print(table(["seconds (share)", f"{len(columns)} trials"], [[key, _cell(total, key)] for key in total]))
+    shares = sorted(100 * column["overhead"] / column["trial"] for column in columns.values())
+    print(f"overhead of single trials: median {shares[len(shares) // 2]:.1f} %, {shares[0]:.1f} to {shares[-1]:.1f} %")
+
+
+def trials(place: Place) -> tuple[dict[str, CellState], dict[str, dict[str, float]]]:
+    """The journal's states, and the breakdown of every finished trial by `arm, seed`, in the order of their start."""
+    plan = Plan.load(place)
+    states = Queue(plan, place.journal).states()
+    done = [cell for cell in plan.cells if states[cell.id].state == "done"]
+    done.sort(key=lambda cell: states[cell.id].started or 0.0)
+    columns = {}
+    for cell in done:
+        state = states[cell.id]
+        assert state.started is not None and state.finished is not None
+        columns[f"{cell.arm}, seed {cell.seed}"] = breakdown(
+            RunRecord.load(place.cell(cell.id)), state.finished - state.started
+        )
+    return states, columns
 
 
 def breakdown(record: RunRecord, trial: float) -> dict[str, float]:
