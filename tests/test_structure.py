@@ -117,6 +117,14 @@ def test_constraints_cover_every_dependency() -> None:
     assert not {name.lower() for name in project()} - pinned
 
 
+def test_what_the_packages_import_is_declared() -> None:
+    tops = {name.split(".")[0] for path in modules() for name in imports(path)}
+    declared = {name.lower() for name in project()}
+    others = {"PIL": "pillow", "yaml": "pyyaml"}
+    third_party = tops - set(sys.stdlib_module_names) - set(PACKAGES)
+    assert not {others.get(name, name) for name in third_party} - declared
+
+
 def test_conda_environment_says_the_same() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]

@@ -3,6 +3,7 @@ they leave behind."""
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -17,10 +18,12 @@ from typing import Any
 import pandas as pd
 import pytest
 from optuna.trial import TrialState
+from rich.console import Console
 
 import sweeps.crew
 from ablations.table import load_results
 from lvlm.records import RunRecord
+from sweeps import cli
 from sweeps.identity import is_alive
 from sweeps.journal import Journal
 from sweeps.launcher import Outcome, launch
@@ -179,6 +182,7 @@ def test_a_failure_keeps_its_traceback_and_the_rest_goes_on(
     states = Queue(make_plan(study, runner=RUNNER), Place(home, "fake").journal).states()
     assert states[failed[0].id].error == "ValueError: no such tiles: 2"
     assert sorted(run.info.status for run in runs_of(home)) == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
+    assert {run.data.params["tiles"] for run in runs_of(home) if run.info.status == "FAILED"} == {"2"}
 
     monkeypatch.setenv("FAKE_FAIL", "")
     begun = len(calls(home))
@@ -201,6 +205,38 @@ def work_alone(home: Path, study: Any, *, overrides: Sequence[str] = (), retry_f
         queue.requeue_failed()
     Worker(plan, place).work()
     return launch(study, workers=1, home=home, runner=RUNNER, overrides=overrides)
+
+
+def test_a_terminal_shows_one_table_that_is_drawn_again(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100, highlight=False, soft_wrap=True)
+    monkeypatch.setattr("sweeps.launcher.Console", lambda **_: console)
+    study = fake_study(seeds=(0,))
+    assert launch(study, workers=1, home=home, runner=RUNNER).is_complete
+    shown = screen.getvalue()
+    arms = make_plan(study, runner=RUNNER).arms
+    assert "fake: 0 of 4 cells done" in shown and "fake: 4 of 4 cells done" in shown
+    assert shown.count(arms[0]) > 2 and "\x1b[" in shown and "◐" in shown  # drawn over the last one, with what runs
+    assert "4 of 4 cells done, 0 failed" in shown
+
+    capfd.readouterr()
+    assert cli.main(["status", "fake", "--watch", "--every", "0.01", "--home", str(home)]) == 0
+    assert "fake: 4 of 4 cells done" in capfd.readouterr().out
+
+
+def test_watching_ends_when_nothing_is_left_to_run(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    study = fake_study(seeds=(0,))
+    plan = make_plan(study, runner=RUNNER)
+    place = plan.place(home)
+    plan.save(place)
+    Queue(plan, place.journal).add_missing()
+    worker = threading.Timer(0.3, Worker(plan, place).work)
+    worker.start()
+    assert cli.main(["status", "fake", "--watch", "--every", "0.05", "--home", str(home)]) == 0
+    worker.join()
+    assert "fake: 4 of 4 cells done" in capfd.readouterr().out
 
 
 def test_three_failures_in_a_row_stop_the_sweep_with_a_clear_message(

@@ -11,7 +11,7 @@ languages with all shares and runs two tiles beside half of these combinations.
 Expected: instruction tuning in English only costs the other languages score and fidelity, most in low tiers, while many
 answers stay right in another language; each added tier improves itself; English suffers little; a higher share of
 English costs the low tiers; the best share lies inside the range (Centurio finds about 50 %); tiles change questions
-about large shapes little. Whether they help reading is asked by the study `tiling`: the few words of this recipe (640)
+about large shapes little. Whether they help reading is asked by the study `tiling`: the few words of this recipe (500)
 are not enough to learn to read.
 """
 

@@ -50,7 +50,7 @@ else is overhead: `start-up` imports and loads backbones, `data` reads, checks a
 checkpoints), and `tracking` is what the trial has beside its record (MLflow, journal, files). Reading images and
 features inside a step counts as model time, for the record does not part them. One worker with one thread runs the
 cells one after the other: the first trains the pretrain stage that the second takes over, and imports the libraries for
-both. A third of the recipe's samples by default, which raises the share: much of the overhead is fixed. A worker's
+both. Two thirds of the recipe's samples by default, which raises the share: much of the overhead is fixed. A worker's
 own start is no part of a trial: {start:.1f} s until the first claim, {end:.1f} s after the last cell. Wall time, {load}
 at the end; other work on the machine stretches all phases."""
 
@@ -58,7 +58,7 @@ at the end; other work on the machine stretches all phases."""
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--samples", type=int, default=2000, help="instruction samples of the shapes; the recipe has 6000"
+        "--samples", type=int, default=2000, help="instruction samples of the shapes; the recipe has 3000"
     )
     parser.add_argument("--items", type=int, default=40, help="evaluation items per task and language")
     parser.add_argument("--finished", metavar="STUDY", help="read this study in $LVLM_HOME or ./runs; runs nothing")
