@@ -18,8 +18,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 study: setup
-	@test -e runs/data/shapes/corpus.yaml || $(BIN)/python -m lvlm data shapes runs/data/shapes
-	@test -e runs/data/reading/corpus.yaml || $(BIN)/python -m lvlm data reading runs/data/reading
+	@$(BIN)/python -m lvlm data shapes runs/data/shapes
+	@test $(STUDY) != tiling || $(BIN)/python -m lvlm data reading runs/data/reading
 	@status=0; $(BIN)/python -m sweeps launch $(STUDY) --workers $(WORKERS) --budget $(BUDGET) || status=$$?; \
 	if test -e runs/studies/$(STUDY)/results.parquet; then \
 		$(BIN)/python -m ablations report $(STUDY) && $(BIN)/python -m sweeps attach $(STUDY); \

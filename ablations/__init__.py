@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ablations.contrasts import Effect, effects
+    from ablations.contrasts import Effect, effects, interaction, main_effect
     from ablations.designs import FullGrid, KeepInteraction, OneAtATime
     from ablations.factors import Factor
     from ablations.studies import Arm, Cell, Expectation, Study, list_studies, load_study
@@ -27,9 +27,11 @@ __all__ = [
     "Results",
     "Study",
     "effects",
+    "interaction",
     "list_studies",
     "load_results",
     "load_study",
+    "main_effect",
 ]
 
 # No name here is also that of a module of this package: importing that module would put it in the name's place.
@@ -37,7 +39,7 @@ _HOME = {
     **dict.fromkeys(("FullGrid", "KeepInteraction", "OneAtATime"), "designs"),
     **dict.fromkeys(("Arm", "Cell", "Expectation", "Study", "list_studies", "load_study"), "studies"),
     **dict.fromkeys(("Results", "load_results"), "table"),
-    **dict.fromkeys(("Effect", "effects"), "contrasts"),
+    **dict.fromkeys(("Effect", "effects", "interaction", "main_effect"), "contrasts"),
     "Factor": "factors",
 }
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 Verdict = Literal["shown", "within noise", "contradicted", "not judged"]
 By = Literal["tier", "task", "language"]
 
+Change = tuple[str, Level, Level]
+"""(factor, level, level that it is compared with)."""
+
 PAIR = ["task", "language"]
 
 
@@ -35,7 +40,8 @@ class Effect:
 
     `low` and `high` bound it for seeds and languages like these (95 %); `noise_units` is `points` over the standard
     deviation of the paired difference between seeds. `verdict` is about a change in any direction, or about the
-    direction that an expectation declared.
+    direction that an expectation declared. `n_combinations` counts the combinations of other factors that a main
+    effect or an interaction is the mean of.
     """
 
     metric: str
@@ -52,14 +58,16 @@ class Effect:
     verdict: Verdict
     method: str
     reason: str = ""
+    n_combinations: int = 1
 
     def text(self) -> str:
-        """`-12.3 points [-15.0, -9.6], 3 seeds: shown`."""
+        """`-12.3 points [-15.0, -9.6], 3 seeds: shown`; a verdict that needs its reason has it in brackets."""
         if np.isnan(self.points):
             return f"not measured ({self.reason})"
         bounds = f"[{self.low:+.1f}, {self.high:+.1f}]" if np.isfinite(self.low) else f"no interval: {self.reason}"
         seeds = f"{self.n_seeds} seed{'s' if self.n_seeds != 1 else ''}"
-        return f"{self.points:+.1f} points {bounds}, {seeds}: {self.verdict}"
+        why = f" ({self.reason})" if self.reason and np.isfinite(self.low) else ""
+        return f"{self.points:+.1f} points {bounds}, {seeds}: {self.verdict}{why}"
 
 
 def effects(
@@ -99,32 +107,28 @@ def effect(
 ) -> Effect:
     """One effect; with `than_group`, how much larger it is in `group` than in `than_group`."""
     first, second = results.label(arm), results.label(baseline)
-    name = group if than_group is None else f"{group} minus {than_group}"
     wide = paired(results, first, second, metric=metric)
-    blocks = [_by_language(wide, one) for one in (group, than_group) if one is not None]
-    if any(block.size == 0 for block in blocks):
-        reason = _why_empty(results, (first, second), wide)
-        nan = float("nan")
-        return Effect(metric, name, first, second, nan, nan, nan, nan, 0, 0, nan, "not judged", "", reason)
-    interval = two_way(blocks[0], minus=blocks[1] if than_group is not None else None)
-    by_seed = blocks[0].mean(axis=1) - (blocks[1].mean(axis=1) if than_group is not None else 0.0)
-    noise = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else float("nan")
-    return Effect(
-        metric=metric,
-        group=name,
-        arm=first,
-        baseline=second,
-        points=interval.estimate,
-        low=interval.low,
-        high=interval.high,
-        df=interval.df,
-        n_seeds=interval.n_seeds,
-        n_languages=interval.n_languages,
-        noise_units=interval.estimate / noise if noise > 1e-9 else float("nan"),
-        verdict=_verdict(interval, None, None),
-        method=interval.method,
-        reason=interval.reason,
-    )
+    found = _measured(wide, metric=metric, group=group, than_group=than_group, arm=first, baseline=second)
+    return found if not np.isnan(found.points) else replace(found, reason=_why_empty(results, (first, second), wide))
+
+
+def main_effect(results: Results, factor: str, level: Level, against: Level, *, metric: str, group: str) -> Effect:
+    """What a level of a factor changes against another one, whatever the other factors are.
+
+    The mean of the paired differences over all combinations of the other factors in which both arms have runs, and its
+    interval as for a single pair. It uses the seeds that all these arms have. An arm to which a factor does not apply
+    stands beside every level of it: English only, which has no share of English, is compared with each share.
+    """
+    return _over_combinations(results, [(factor, level, against)], metric=metric, group=group)
+
+
+def interaction(results: Results, first: Change, second: Change, *, metric: str, group: str) -> Effect:
+    """How much larger the effect of the first change is with the second one than without it.
+
+    `first` and `second` are (factor, level, against). The difference of differences, over all combinations of the
+    remaining factors in which all four arms have runs; 0 where the two effects add up.
+    """
+    return _over_combinations(results, [first, second], metric=metric, group=group)
 
 
 def verdicts(results: Results) -> list[tuple[Expectation, Effect]]:
@@ -150,7 +154,10 @@ def judge(found: Effect, expected: Expectation) -> Effect:
     if np.isnan(found.points):
         return found
     bounds = Interval(found.points, found.low, found.high, found.df, found.n_seeds, found.n_languages, found.method)
-    return replace(found, verdict=_verdict(bounds, expected.direction, expected.margin))
+    verdict, reason = _verdict(bounds, expected.direction, expected.margin), found.reason
+    if expected.direction == "little" and verdict == "within noise":
+        reason = f"the interval crosses the margin of ±{expected.margin:g} points"
+    return replace(found, verdict=verdict, reason=reason)
 
 
 def level(results: Results, arm: str | Mapping[str, Level] | None, *, metric: str, group: str) -> Interval:
@@ -240,6 +247,92 @@ def in_group(columns: pd.MultiIndex, group: str) -> NDArray[np.bool_]:
     return np.asarray(of_task & np.array(member, dtype=bool))
 
 
+def _measured(
+    wide: pd.DataFrame, *, metric: str, group: str, arm: str, baseline: str, than_group: str | None = None
+) -> Effect:
+    """The effect in differences of one row per seed and one column per (task, language); NaN where a group is empty."""
+    name = group if than_group is None else f"{group} minus {than_group}"
+    blocks = [_by_language(wide, one) for one in (group, than_group) if one is not None]
+    if any(block.size == 0 for block in blocks):
+        nan = float("nan")
+        return Effect(metric, name, arm, baseline, nan, nan, nan, nan, 0, 0, nan, "not judged", "")
+    interval = two_way(blocks[0], minus=blocks[1] if than_group is not None else None)
+    by_seed = blocks[0].mean(axis=1) - (blocks[1].mean(axis=1) if than_group is not None else 0.0)
+    noise = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else float("nan")
+    return Effect(
+        metric=metric,
+        group=name,
+        arm=arm,
+        baseline=baseline,
+        points=interval.estimate,
+        low=interval.low,
+        high=interval.high,
+        df=interval.df,
+        n_seeds=interval.n_seeds,
+        n_languages=interval.n_languages,
+        noise_units=interval.estimate / noise if noise > 1e-9 else float("nan"),
+        verdict=_verdict(interval, None, None),
+        method=interval.method,
+        reason=interval.reason,
+    )
+
+
+def _over_combinations(results: Results, changes: Sequence[Change], *, metric: str, group: str) -> Effect:
+    """Mean over the combinations of all other factors of one difference, or of one difference of differences."""
+    sets = _arms_beside(results, changes)
+    key = f"{metric}: {changes!r}"  # as in `paired`
+    wide = results.wide[key] if key in results.wide else results.wide.setdefault(key, _mean(results, sets, metric))
+    known = {factor.name: factor for factor in results.study.factors} if results.study else {}
+    arm, baseline = (" · ".join(known[change[0]].label(change[side]) for change in changes) for side in (1, 2))
+    found = replace(_measured(wide, metric=metric, group=group, arm=arm, baseline=baseline), n_combinations=len(sets))
+    if not np.isnan(found.points):
+        return found
+    if not sets:
+        return replace(found, reason="no combination of the other factors has runs of all arms yet")
+    return replace(found, reason="no seed with all arms yet" if wide.index.empty else "no known value in this group")
+
+
+def _mean(results: Results, sets: Sequence[tuple[str, ...]], metric: str) -> pd.DataFrame:
+    """The mean over sets of arms of first minus second, or of (first minus third) minus (second minus fourth).
+
+    One row per seed that all arms have, one column per (task, language) known in all of them.
+    """
+    parts = []
+    for arms in sets:
+        half = len(arms) // 2  # the first half has the level of the first change, the second half what it is against
+        for sign, one, other in zip((1, -1), arms[:half], arms[half:], strict=False):
+            parts.append((sign, paired(results, one, other, metric=metric)))
+    if not parts:
+        return pd.DataFrame(columns=pd.MultiIndex.from_tuples([], names=PAIR))
+    seeds = reduce(pd.Index.intersection, (frame.index for _, frame in parts)).sort_values()
+    columns = reduce(lambda left, right: left[left.isin(right)], (frame.columns for _, frame in parts))
+    total = sum(sign * frame.loc[seeds, columns].to_numpy(dtype=float) for sign, frame in parts)
+    return pd.DataFrame(total / len(sets), index=seeds, columns=columns)
+
+
+def _arms_beside(results: Results, changes: Sequence[Change]) -> list[tuple[str, ...]]:
+    """Labels of the arms at each corner of the changes (level, level), (level, against), (against, level), (against,
+    against), in every combination of the other factors where all have runs; each set of arms once."""
+    study = results.study
+    if study is None:
+        raise InputError(f"The study of {results.folder} is not known here: its factors are needed to combine arms.")
+    names = [name for name, _, _ in changes]
+    if len(set(names)) < len(names):
+        raise InputError(f"An interaction is that of two different factors, not of '{names[0]}' with itself.")
+    if same := [name for name, level, against in changes if level == against]:
+        raise InputError(f"Factor '{same[0]}': give two different levels to compare.")
+    others = [factor for factor in study.factors if factor.name not in names]
+    corners = list(product(*(((name, level), (name, against)) for name, level, against in changes)))
+    beside = list(product(*([(factor.name, level) for level in factor.levels] for factor in others)))
+    every = [tuple(study.arm(dict((*levels, *corner))).label for corner in corners) for levels in beside]
+    different = [arms for arms in every if len(set(arms)) == len(corners)]
+    if not different:
+        given = " and ".join(f"{name} ({level!r} against {against!r})" for name, level, against in changes)
+        raise InputError(f"There is nothing to compare: one factor does not apply beside the other in {given}.")
+    present = set(results.table["arm"].unique())
+    return [arms for arms in dict.fromkeys(different) if present.issuperset(arms)]
+
+
 def _by_language(wide: pd.DataFrame, group: str) -> NDArray[np.float64]:
     """Matrix (seeds, languages) whose mean is the unweighted mean over all (task, language) pairs of the group.
 
@@ -290,23 +383,24 @@ def as_matrix(found: Sequence[Effect], results: Results) -> pd.DataFrame:
     """
     cells: dict[str, dict[str, str]] = {}
     for one in found:
-        cells.setdefault(results.short_label(one.arm), {})[one.group] = _cell(one)
+        cells.setdefault(results.short_label(one.arm), {})[one.group] = cell(one)
     return pd.DataFrame.from_dict(cells, orient="index")
 
 
 def verdict_table(judged: Sequence[tuple[Expectation, Effect]]) -> pd.DataFrame:
-    """Expectations with effect, interval, noise units and verdict, one row each."""
+    """Expectations with effect, interval, noise units, verdict and, where it needs one, its reason; one row each."""
     rows = [
         {
             "expected": expected.claim,
             "metric": found.metric,
             "group": found.group,
             "points": "–" if np.isnan(found.points) else f"{found.points:+.1f}",
-            "95 % interval": _bounds(found) if np.isfinite(found.low) else found.reason,
+            "95 % interval": _bounds(found) if np.isfinite(found.low) else "–",
             "seeds": found.n_seeds,
             "languages": found.n_languages,
             "in seed sd": "–" if np.isnan(found.noise_units) else f"{found.noise_units:+.1f}",
             "verdict": found.verdict,
+            "reason": found.reason,
         }
         for expected, found in judged
     ]
@@ -317,7 +411,8 @@ def _bounds(one: Effect) -> str:
     return f"[{one.low:+.1f}, {one.high:+.1f}]"
 
 
-def _cell(one: Effect) -> str:
+def cell(one: Effect) -> str:
+    """`-12.3 [-15.0, -9.6] *`; `*` where the interval excludes 0."""
     if np.isnan(one.points):
         return "–"
     if not np.isfinite(one.low):

@@ -68,8 +68,8 @@ class KeepInteraction(Design):
 
     Every combination of the two kept factors is run at the baseline of the others. Each other level of each other
     factor is run beside one `of`-th of these combinations, spread so that every level of the kept factors takes part:
-    its effect is a mean of pairs of arms that differ in nothing else. Confounded are the interactions with the factors
-    outside `keep`.
+    its effect is a mean of pairs of arms that differ in nothing else (`contrasts.main_effect`; the interaction that is
+    kept: `contrasts.interaction`). Confounded are the interactions with the factors outside `keep`.
     """
 
     keep: tuple[str, str]

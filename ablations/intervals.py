@@ -78,25 +78,6 @@ def over_seeds(values: ArrayLike, *, level: float = LEVEL) -> Interval:
     return two_way(np.asarray(values, dtype=float)[:, None], level=level)
 
 
-def test_set_noise(
-    first: ArrayLike, second: ArrayLike, *, seed: int, draws: int = 2000, level: float = LEVEL
-) -> Interval:
-    """Difference of two runs on the same items, by a paired percentile bootstrap over items.
-
-    It says how much another draw of test items would change the difference between these two trained models, and
-    nothing about training them again.
-    """
-    differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
-    if differences.ndim != 1 or len(differences) < 2 or not np.isfinite(differences).all():
-        raise ValueError("two equally long rows of at least two finite item scores are needed")
-    generator = np.random.default_rng(seed)
-    means = np.array(
-        [differences[generator.integers(len(differences), size=len(differences))].mean() for _ in range(draws)]
-    )
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(differences.mean()), float(low), float(high), np.nan, 1, 1, "test-set noise only")
-
-
 def _matrix(values: ArrayLike) -> NDArray[np.float64]:
     matrix = np.asarray(values, dtype=float)
     if matrix.ndim != 2 or matrix.size == 0:

@@ -18,8 +18,8 @@ ORIGIN_FILE = "study.json"
 class Origin:
     """What was launched. `source` is the study's name or the absolute path of its file.
 
-    `git_commits` and `backbones` (part -> fingerprints) are those of the finished runs: more than one of a kind means
-    that the runs are not all of the same making.
+    `git_commits` and `backbones` (part -> fingerprints) are those of the finished runs. More than one commit means that
+    the runs are not all of the same code; several fingerprints of a part are normal, as seed s uses draw s.
     """
 
     study: str
@@ -60,9 +60,18 @@ class Origin:
             ("seeds", ", ".join(map(str, self.seeds))),
             ("version of the plan", self.version),
             ("code (git commit)", ", ".join(self.git_commits) + several or "not recorded"),
-            *((f"backbone: {part}", " and ".join(prints)) for part, prints in self.backbones.items()),
+            *((f"backbone: {part}", self._draws(prints)) for part, prints in self.backbones.items()),
             ("study file", self.source),
         ]
+
+    def _draws(self, prints: tuple[str, ...]) -> str:
+        """How many draws of a backbone the runs use, and their fingerprints; runs to come may add to them."""
+        draws, seeds = len(prints), len(self.seeds)
+        if draws < 2:
+            said = "one draw" + (" shared by all seeds" if seeds > 1 else "")
+        else:
+            said = f"{draws} draws" + (", one per seed" if draws == seeds else f" over {seeds} seeds")
+        return f"{said}: {', '.join(prints)}"
 
 
 def declared(name: str, columns: set[str], origin: Origin | None) -> Study | None:

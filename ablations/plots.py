@@ -16,7 +16,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 
 from ablations.contrasts import Effect, effect, groups, level
 from ablations.factors import Factor, Level
@@ -30,6 +30,8 @@ COLOURS = dict(
     zip(GROUP_ORDER, ("#222222", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"), strict=True)
 )
 MARKERS = dict(zip(GROUP_ORDER, ("o", "s", "D", "^", "v", "P", "*"), strict=True))
+VERDICT_COLOURS = {"shown": "#009E73", "within noise": "#888888", "contradicted": "#D55E00", "not judged": "#CCCCCC"}
+MARGIN_COLOUR = "#dfe9f2"
 NAMES = {"en": "English", "multilingual": "multilingual"}
 METRIC_LABELS = {
     "score": "score (%)",
@@ -186,23 +188,27 @@ def english_against_multilingual(
 
 
 def expected(results: Results) -> Figure:
-    """Every expectation of the study with its effect and interval, coloured by verdict."""
+    """Every expectation of the study with its effect and interval, coloured by verdict.
+
+    Behind the interval of one that expects little change lies its margin: there the verdict is about the band, not 0.
+    """
     judged = results.verdicts()
     if not judged:
         raise InputError(f"Study '{results.name}' declares no expectations, or its file is not known here.")
-    colours = {"shown": "#009E73", "within noise": "#888888", "contradicted": "#D55E00", "not judged": "#CCCCCC"}
     with plt.rc_context(STYLE | {"axes.grid.axis": "x"}):
         figure, ax = plt.subplots(figsize=(9.6, 1.3 + 0.34 * len(judged)), layout="constrained")
-        for row, (_, found) in enumerate(judged):
+        for row, (expectation, found) in enumerate(judged):
+            if (margin := expectation.margin) is not None:
+                ax.barh(row, 2 * margin, left=-margin, height=0.72, color=MARGIN_COLOUR, zorder=0)
             if np.isfinite(found.low):
                 ax.plot(
                     [found.low, found.high],
                     [row, row],
-                    color=colours[found.verdict],
+                    color=VERDICT_COLOURS[found.verdict],
                     linewidth=2,
                     solid_capstyle="butt",
                 )
-            ax.plot(found.points, row, marker="o", color=colours[found.verdict], markersize=6)
+            ax.plot(found.points, row, marker="o", color=VERDICT_COLOURS[found.verdict], markersize=6)
         ax.axvline(0, color="#222222", linewidth=0.9)
         ax.set_yticks(range(len(judged)), [_wrapped(expectation.claim) for expectation, _ in judged], fontsize=8)
         ax.set_ylim(len(judged) - 0.4, -0.6)
@@ -210,10 +216,14 @@ def expected(results: Results) -> Figure:
             xlabel="difference (points), with 95 % interval", title=f"What the study expected: {_seeds(results, None)}"
         )
         handles = [
-            Line2D([], [], marker="o", linestyle="-", color=colour, label=word) for word, colour in colours.items()
+            Line2D([], [], marker="o", linestyle="-", color=colour, label=word)
+            for word, colour in VERDICT_COLOURS.items()
         ]
         seen = {found.verdict for _, found in judged}
-        figure.legend(handles=[one for one in handles if one.get_label() in seen], loc="outside lower right", ncols=4)
+        shown: list[Any] = [one for one in handles if one.get_label() in seen]
+        if any(expectation.margin is not None for expectation, _ in judged):
+            shown.append(Patch(color=MARGIN_COLOUR, label="margin for little change"))
+        figure.legend(handles=shown, loc="outside lower right", ncols=5)
     plt.close(figure)  # the caller shows it; left open, Jupyter would show it twice
     return figure
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ablations.contrasts import Effect, cell, interaction, main_effect
+from ablations.factors import Factor, Level
 from ablations.notebooks import NOTEBOOKS, first_error, run_notebooks, to_html
 from ablations.outcomes import DERIVED, GROUP_ORDER, SUMMARISED
 from ablations.plots import by_tier, english_against_multilingual, expected, interaction_map, one_factor_arms
@@ -28,9 +32,12 @@ languages like these (two-way random effects, Satterthwaite's degrees of freedom
 such as English, it is a t interval over seeds. The unit of replication is the training run; languages are repeated
 measures inside it. <em>Shown</em>: the interval lies on the expected side of zero (or within the stated margin).
 <em>Contradicted</em>: it lies on the other side. <em>Within noise</em>: neither. <em>Not judged</em>: there are fewer
-than two seeds with both arms. <em>In seed sd</em>: the effect over the standard deviation of the paired difference
-between seeds. Each interval stands for itself; nothing is adjusted for their number. Verdicts speak of the world, the
-backbones and the budget of this study.
+than two seeds with both arms. Where little change is expected the margin stands for zero: <em>shown</em> if the whole
+interval lies within it, <em>contradicted</em> if the whole interval lies outside, and <em>within noise</em> if the
+interval crosses the margin, whether or not it holds zero: these data do not tell a small change from a larger one. The
+figure shows the margin as a light band. <em>In seed sd</em>: the effect over the standard deviation of the paired
+difference between seeds. Each interval stands for itself; nothing is adjusted for their number. Verdicts speak of the
+world, the backbones and the budget of this study.
 """
 
 CSS = """
@@ -79,6 +86,7 @@ def write_report(results: Results, *, notebooks: bool = True) -> Path:
         _unfinished(results),
         *_expectations(results),
         *_effects(results),
+        *_combined(results),
         *_reliability(results),
         *_budget(results),
         *(_notebooks(results) if notebooks and results.study else []),
@@ -157,7 +165,7 @@ def _expectations(results: Results) -> list[str]:
         *(f"<p class='headline'>{html.escape(line)}</p>" for line in headlines(results)),
         "<h2>What was expected, and what came out</h2>",
         _image(expected(results), "Expected effects with intervals"),
-        _table(table),
+        f"<div class='wide'>{_table(table)}</div>",
         "<h3>Not shown by these data</h3>",
         f"<ul>{''.join(open_ends)}</ul>" if open_ends else "<p>Nothing: every expectation was shown.</p>",
     ]
@@ -192,6 +200,71 @@ def _effects(results: Results) -> list[str]:
                 f"<div class='wide'>{_table(frame.rename_axis('arm').reset_index())}</div>"
             )
     return parts
+
+
+def _combined(results: Results) -> list[str]:
+    """Main effects, and the interaction of languages and English share, where arms differ in more than one factor."""
+    study = results.study
+    if study is None or not _crosses_factors(results):
+        return []
+    lowest = [tier for tier in reversed(GROUP_ORDER) if tier in set(results.table["tier"])][:1]
+    names = list(dict.fromkeys(["en", *lowest, *(["multilingual"] if lowest != ["en"] else [])]))
+    known = {factor.name: factor for factor in study.factors}
+    changes = {
+        name: [(name, level, study.baseline[name]) for level in factor.levels if level != study.baseline[name]]
+        for name, factor in known.items()
+    }
+    alone = {
+        _said(known, change): [main_effect(results, *change, metric="score", group=name) for name in names]
+        for own in changes.values()
+        for change in own
+    }
+    parts = [
+        "<h2>Main effects and interactions</h2>",
+        "<p>Score, in points. A main effect is the mean difference between arms that differ in this factor alone, over "
+        "all combinations of the other factors in which both have runs; an arm to which a factor does not apply stands "
+        "beside all of its levels. <code>*</code>: the 95 % interval excludes 0.</p>",
+        f"<div class='wide'>{_table(_combinations('main effect', alone))}</div>",
+    ]
+    if not {"languages", "english_share"} <= set(known):
+        return parts
+    together = {
+        f"{_said(known, one)}; {_said(known, other)}": [
+            interaction(results, one, other, metric="score", group=name) for name in names
+        ]
+        for one, other in product(changes["languages"], changes["english_share"])
+        if known["english_share"].applies({**study.baseline, "languages": one[1]})
+    }
+    return [
+        *parts,
+        "<p>An interaction is how much larger the effect of the first change is with the second one than without it: 0 "
+        "where the two add up.</p>",
+        f"<div class='wide'>{_table(_combinations('interaction', together))}</div>",
+    ]
+
+
+def _crosses_factors(results: Results) -> bool:
+    """Whether an arm with results differs from the baseline in more than one factor that applies to it."""
+    assert results.study is not None
+    arms, base = results.arms(), results.study.baseline
+    changed = [[bool(pd.notna(one)) and one != base[name] for one in arms[name]] for name in base]
+    return any(sum(row) > 1 for row in zip(*changed, strict=True))
+
+
+def _said(known: Mapping[str, Factor], change: tuple[str, Level, Level]) -> str:
+    name, level, against = change
+    return f"{known[name].label(level)} instead of {known[name].label(against)}"
+
+
+def _combinations(title: str, rows: Mapping[str, Sequence[Effect]]) -> pd.DataFrame:
+    """One row per change, with the number of combinations that it is a mean of; none for those without any."""
+    return pd.DataFrame(
+        [
+            {title: said, "combinations": found[0].n_combinations, **{one.group: cell(one) for one in found}}
+            for said, found in rows.items()
+            if found[0].n_combinations
+        ]
+    )
 
 
 def _reliability(results: Results) -> list[str]:

@@ -21,7 +21,7 @@ from lvlm.languages import language
 from lvlm.records import METRICS, SCORE_COLUMNS, write_text
 
 if TYPE_CHECKING:
-    from ablations.contrasts import Effect
+    from ablations.contrasts import Change, Effect
 
 RESULTS_FILE = "results.parquet"
 BUDGET_FILE = "budget.csv"  # what every finished run was spent on: run, arm, seed and `BUDGET_COLUMNS`
@@ -117,8 +117,14 @@ class Results:
 
     @property
     def launch(self) -> str:
-        """The study as the commands take it: its name or file, then its overrides."""
-        return shlex.join([self.origin.source, *self.origin.overrides]) if self.origin else self.name
+        """The arguments of `sweeps launch` that go on with this study: its name or file, overrides, budget and home."""
+        if self.origin is None:
+            return self.name
+        budget = [] if self.origin.budget == "default" else ["--budget", self.origin.budget]
+        home = self.folder.resolve().parent.parent
+        default = Path(os.environ.get("LVLM_HOME", "runs")).expanduser().resolve()
+        elsewhere = [] if home == default else ["--home", str(home)]
+        return shlex.join([self.origin.source, *self.origin.overrides, *budget, *elsewhere])
 
     def budget(self) -> pd.DataFrame:
         """What an arm costs: `BUDGET_COLUMNS`, means over its finished runs; empty where that is not recorded."""
@@ -215,6 +221,18 @@ class Results:
         from ablations.contrasts import as_matrix, effects
 
         return as_matrix(effects(self, **options), self)
+
+    def main_effect(self, factor: str, level: Level, against: Level, *, metric: str = "score", group: str) -> Effect:
+        """One level against another, averaged over the other factors: see `ablations.contrasts.main_effect`."""
+        from ablations.contrasts import main_effect
+
+        return main_effect(self, factor, level, against, metric=metric, group=group)
+
+    def interaction(self, first: Change, second: Change, *, metric: str = "score", group: str) -> Effect:
+        """How much larger one effect is beside another: see `ablations.contrasts.interaction`."""
+        from ablations.contrasts import interaction
+
+        return interaction(self, first, second, metric=metric, group=group)
 
     def verdicts(self, *, factor: str | None = None) -> list[tuple[Expectation, Effect]]:
         """Every expectation of the study (about one factor) with the effect that decides it and its verdict."""

@@ -3,7 +3,7 @@ Called by `lvlm.run`, and by `lvlm.cli` for the commands `plan` and `evaluate`."
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,23 +16,36 @@ if TYPE_CHECKING:
 
 def open_corpora(config: RunConfig) -> dict[str, Corpus]:
     """Path -> corpus, for all that the stages, the evaluation and the validation name; each split may be used so."""
-    from lvlm.data.corpus import open_corpus
-
     uses: list[tuple[CorpusUse, Permission]] = [
         (use, "train") for stage in config.stages().values() for use in stage.mix.corpora
     ]
     uses += [(use, "report") for use in config.evaluate.corpora]
     uses += [(use, "tune") for use in config.evaluate.tune_corpora]
-    corpora: dict[str, Corpus] = {}
+    corpora = open_used(use for use, _ in uses)
     for use, permission in uses:
-        if use.path not in corpora:
-            corpora[use.path] = open_corpus(use.path)
         corpora[use.path].require(use.split, permission)
     if _validates(config) and not config.evaluate.tune_corpora:
         raise InputError(
             "A stage of the run config sets validate_every, but evaluate.tune_corpora names nothing to "
             "validate on. Name a corpus and a split with permission 'tune' there, or leave validate_every out."
         )
+    return corpora
+
+
+def open_used(uses: Iterable[CorpusUse]) -> dict[str, Corpus]:
+    """Path -> corpus, each opened once with the images that its uses name; they must agree on those."""
+    from lvlm.data.corpus import open_corpus
+
+    corpora: dict[str, Corpus] = {}
+    images: dict[str, str | None] = {}
+    for use in uses:
+        if use.path not in corpora:
+            corpora[use.path], images[use.path] = open_corpus(use.path, images=use.images), use.images
+        if images[use.path] != use.images:
+            raise InputError(
+                f"The corpus {use.path} is used with images={images[use.path]} in one place and images={use.images} "
+                "in another. Give it the same folder wherever it is named."
+            )
     return corpora
 
 

@@ -5,14 +5,22 @@ command needs it.
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lvlm.commands import HOME_HELP, CommandLine, add_overrides
 from lvlm.config import EvaluateConfig, RunConfig, fingerprint, load_config, make_settings
 from lvlm.errors import InputError
 from lvlm.records import CONFIG_FILE, RECORD_FILE, RunRecord
+
+if TYPE_CHECKING:
+    from lvlm.model.lvlm import Lvlm
+    from lvlm.model.processor import LvlmProcessor
+    from lvlm.train.features import ImageFeatures
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -61,6 +69,8 @@ def _command_line() -> CommandLine:
     generate.add_argument("image", type=Path)
     generate.add_argument("prompt", help="the question, in any language")
     generate.add_argument("--max-new-tokens", type=int, default=128)
+    for sub in (evaluate, generate):
+        sub.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: that of the run, else auto")
 
     export = command(
         "export", _export, "Merge LoRA and write a model folder for transformers.", "export runs/runs/my-run my-model"
@@ -163,17 +173,43 @@ def _model_folder(checkpoint: Path) -> Path:
     return checkpoint
 
 
+def _recorded(checkpoint: Path) -> RunConfig | None:
+    """The config of a run's folder; a bare model folder has none."""
+    return load_config(checkpoint / CONFIG_FILE) if (checkpoint / CONFIG_FILE).exists() else None
+
+
+@contextmanager
+def _ready(
+    folder: Path, recorded: RunConfig | None, *, device: str | None
+) -> Iterator[tuple[Lvlm, LvlmProcessor, ImageFeatures]]:
+    """(model, processor, image features) where and how the run computed, inside its autocast; without a run the
+    compute settings are the defaults."""
+    from lvlm.model.checkpoints import load
+    from lvlm.run import quiet_transformers
+    from lvlm.train.compute import compute
+    from lvlm.train.features import TowerFeatures
+
+    config = recorded or RunConfig()
+    settings = config.compute.model_copy(update={"device": device} if device else {})
+    with compute(settings) as machinery, quiet_transformers():
+        model, processor = load(folder, attn=config.model.attn)
+        model.to(machinery.device)
+        features = TowerFeatures(
+            model, device=machinery.device, precision=machinery.precision, workers=settings.loader_workers
+        )
+        with machinery.accelerator.autocast():
+            yield model, processor, features
+
+
 def _evaluate(options: argparse.Namespace) -> None:
-    from lvlm.check import check_items
-    from lvlm.data.corpus import open_corpus
+    from lvlm.check import check_items, open_used
     from lvlm.evaluate import evaluate
     from lvlm.evaluate.tiers import left_out, summarise
-    from lvlm.model.checkpoints import load
     from lvlm.run import default_home
+    from lvlm.train.progress import Reporter
 
-    changes: dict[str, object] = {}
-    if (options.checkpoint / CONFIG_FILE).exists():
-        changes = load_config(options.checkpoint / CONFIG_FILE).evaluate.model_dump()
+    recorded = _recorded(options.checkpoint)
+    changes = recorded.evaluate.model_dump() if recorded else {}
     if options.corpus:
         pairs = [text.partition(":") for text in options.corpus]
         changes["corpora"] = [{"path": path, "split": split or "test"} for path, _, split in pairs]
@@ -192,10 +228,21 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.out and options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out} is a file; name a folder for the two tables.")
     folder = _model_folder(options.checkpoint)
-    corpora = {use.path: open_corpus(use.path) for use in config.corpora}
+    corpora = open_used(config.corpora)
     check_items(config, corpora, permission="report", home=default_home())
-    model, processor = load(folder)
-    scores, predictions = evaluate(model, processor, config, corpora, permission="report", on_progress=_dots)
+    batch_size = (recorded or RunConfig()).compute.evaluate_batch
+    ready = _ready(folder, recorded, device=options.device)
+    with ready as (model, processor, features), Reporter().evaluation() as progress:
+        scores, predictions = evaluate(
+            model,
+            processor,
+            config,
+            corpora,
+            permission="report",
+            features=features,
+            batch_size=batch_size,
+            on_progress=progress,
+        )
     for name, value in summarise(scores).items():
         print(f"{name:32s} {value:6.1f}")
     for note in [*scores.attrs["notes"], *left_out(scores)]:
@@ -205,11 +252,6 @@ def _evaluate(options: argparse.Namespace) -> None:
         scores.to_parquet(options.out / "scores.parquet", index=False)
         predictions.to_parquet(options.out / "predictions.parquet", index=False)
         print(f"written: {options.out}")
-
-
-def _dots(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{done} of {total} items", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -224,10 +266,10 @@ def _generate(options: argparse.Namespace) -> None:
     folder = _model_folder(options.checkpoint)
 
     from lvlm.evaluate.generate import Prompt, generate_answers
-    from lvlm.model.checkpoints import load
 
-    model, processor = load(folder)
-    (answer,) = generate_answers(model, processor, [Prompt(options.prompt, (options.image,))], max_new_tokens=limit)
+    prompt = Prompt(options.prompt, (options.image,))
+    with _ready(folder, _recorded(options.checkpoint), device=options.device) as (model, processor, features):
+        (answer,) = generate_answers(model, processor, [prompt], max_new_tokens=limit, features=features)
     print(answer)
 
 
@@ -237,13 +279,23 @@ def _export(options: argparse.Namespace) -> None:
     if options.folder.exists() and not (options.folder.is_dir() and not any(options.folder.iterdir())):
         raise InputError(f"{options.folder} exists and is no empty folder; name a new one.")
     model, processor = load(_model_folder(options.checkpoint))
-    merge_and_save(model, processor, options.folder)
+    folder = options.folder.resolve()
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by an export that was killed
+    try:
+        merge_and_save(model, processor, partial)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     print(f"written: {options.folder} (import lvlm, then AutoModelForCausalLM.from_pretrained reads it)")
 
 
 def _data(options: argparse.Namespace) -> None:
-    from lvlm.data.worlds.writer import write_world
+    from lvlm.data.worlds.writer import is_written, write_world
 
+    own = (options.seed, options.train, options.languages) == (0, None, None)
+    if own and is_written(options.name, options.folder):
+        return print(f"already there: {options.folder}")
     folder = write_world(
         options.name, options.folder, seed=options.seed, train=options.train, languages=options.languages
     )

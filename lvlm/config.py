@@ -19,7 +19,8 @@ from lvlm.errors import InputError, nearest
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Part = Literal["frozen", "lora", "full"]
 Switch = Annotated[
-    Literal["auto", "on", "off"], BeforeValidator(lambda value: {True: "on", False: "off"}.get(value, value))
+    Literal["auto", "on", "off"],
+    BeforeValidator(lambda value: ("on" if value else "off") if isinstance(value, bool) else value),
 ]
 """YAML reads a bare `on` or `off` as a truth value."""
 
@@ -65,9 +66,13 @@ class CorpusUse(Settings):
     path: str
     split: str
     languages: tuple[str, ...] | None = None
-    """Only for corpora that are not translatable: which of their languages take part; None is all."""
+    """Which of the corpus's languages take part; None is all. An evaluation takes it for every corpus, a mix only for
+    those that are not translatable: the others are divided by `MixConfig.languages`."""
     samples: Annotated[int, Field(ge=1)] | None = None
     """How many sample ids, drawn once in an order that only the corpus determines; None is all."""
+    images: str | None = None
+    """The folder that image paths start from, where images lie apart from the corpus; None is where
+    `lvlm.data.corpus.open_corpus` looks."""
 
 
 class MixConfig(Settings):
@@ -121,7 +126,8 @@ class OptimConfig(Settings):
 
 
 class StageConfig(Settings):
-    """One stage of training: its data, what learns, and for how long (exactly one of epochs, samples, steps)."""
+    """One stage of training: its data, what learns, and for how long: one of epochs, samples and steps, or one epoch
+    where none of them is given."""
 
     mix: MixConfig
     train: TrainedParts = TrainedParts()
@@ -143,7 +149,7 @@ class StageConfig(Settings):
     def _one_duration(self) -> Self:
         given = [name for name in ("epochs", "samples", "steps") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"give exactly one of epochs, samples, steps; given: {', '.join(given)}")
+            raise ValueError(f"give only one of epochs, samples, steps; given: {', '.join(given)}")
         return self
 
     @model_validator(mode="after")
@@ -193,6 +199,12 @@ class ComputeConfig(Settings):
     """Seconds between checkpoints of an unfinished stage; None is one minute."""
 
 
+FREE_COMPUTE = ("micro_batch_tokens", "loader_workers", "feature_cache", "evaluate_batch", "checkpoint_every")
+"""Compute settings about memory and speed: they move no more than the last bits of a result, so they are no part of a
+cell's identity, and an unfinished run may be resumed with other values of them. The exception is `micro_batch_tokens`
+where LoRA has dropout, whose masks are drawn for each micro-batch: `lvlm.run` refuses to resume that."""
+
+
 class RunConfig(Settings):
     """One run, from data to scores."""
 
@@ -223,7 +235,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except UnicodeDecodeError as error:
         raise InputError(f"The run config {path} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"The run config {path} is not valid YAML: {_one_line(error)}.") from error
+        raise InputError(f"The run config {path} is not valid YAML: {one_line(error)}.") from error
     if not isinstance(data, dict):
         raise InputError(f"The run config {path} must be a mapping of settings, not {type(data).__name__}.")
     return make_config(override(data, overrides), where=str(path))
@@ -251,7 +263,8 @@ def _fault(item: Any, model: type[BaseModel]) -> str:
     return f"'{field}': {message}" + ("" if isinstance(item["input"], dict) else f" (given: {item['input']!r})")
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The message of an error of another library, fit for one paragraph."""
     return " ".join(str(error).split())
 
 
@@ -311,7 +324,7 @@ def override(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
         try:
             parsed = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError) as error:
-            raise InputError(f"The override '{text}': its value is not valid YAML: {_one_line(error)}.") from error
+            raise InputError(f"The override '{text}': its value is not valid YAML: {one_line(error)}.") from error
         set_value(result, key.strip(), parsed)
     return result
 

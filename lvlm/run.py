@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvlm.check import check_evaluation, open_corpora, setting_notes, tuning
-from lvlm.config import RunConfig, fingerprint, load_config, to_yaml
+from lvlm.config import FREE_COMPUTE, RunConfig, fingerprint, load_config, to_yaml
 from lvlm.errors import InputError
 from lvlm.provenance import Phases, git_commit, machine, versions
 from lvlm.records import (
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from lvlm.train.features import ImageFeatures
     from lvlm.train.progress import Reporter
     from lvlm.train.stages import Stage
-
-FREE_ON_RESUME = ("micro_batch_tokens", "loader_workers", "feature_cache", "evaluate_batch", "checkpoint_every")
-"""Compute settings that an unfinished run may be resumed with other values of: they move no more than the last bits."""
 
 
 def default_home() -> Path:
@@ -103,15 +100,15 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def check_same_config(folder: Path, config: RunConfig) -> list[str]:
-    """Raise, with a diff, if `folder` holds a run of another configuration; returns what differs among the settings
-    that may."""
+    """Raise, with a diff, if `folder` holds a run of another configuration, or an unfinished one whose dropout would
+    go on with other masks; returns what differs among the settings that may."""
     path = folder / CONFIG_FILE
     if not path.exists():
         return []
     found, wanted = load_config(path).model_dump(mode="json"), config.model_dump(mode="json")
     found.pop("name"), wanted.pop("name")  # a label, which changes nothing
     allowed: dict[str, Any] = {}
-    for name in FREE_ON_RESUME:
+    for name in FREE_COMPUTE:
         before, now = found["compute"].pop(name), wanted["compute"].pop(name)
         if before != now:
             allowed[name] = f"resumed with compute.{name}: {before!r} -> {now!r}"
@@ -121,6 +118,13 @@ def check_same_config(folder: Path, config: RunConfig) -> list[str]:
             f"The run folder {folder} was started with another configuration and cannot be resumed with this one. "
             f"There -> here: {'; '.join(lines)}. "
             "Use the old configuration or another folder; only compute settings about memory and speed may change."
+        )
+    dropping = [name for name, stage in config.stages().items() if stage.lora.dropout > 0]
+    if "micro_batch_tokens" in allowed and dropping and not (folder / RECORD_FILE).exists():
+        raise InputError(
+            f"The run folder {folder} cannot be {allowed['micro_batch_tokens']}: lora.dropout is above 0 in "
+            f"{' and '.join(dropping)}, and its masks are drawn for each micro-batch, so that more than the last bits "
+            "would change. Use the old value or another folder."
         )
     return list(allowed.values())
 
@@ -158,6 +162,7 @@ class _Run:
             self.training = StageTraining(self.config, self.home, self.compute, self.reporter, self.phases)
         with self.phases("data"):
             self.batches = {name: self._batches(name) for name in self.config.stages()}
+            self.reporter.samples = {name: len(batches.plan.order) for name, batches in self.batches.items()}
             self.evaluation_images = check_evaluation(self.config, self.corpora, home=self.home)
         for name in self.config.stages():
             self._train(name)
@@ -229,7 +234,7 @@ class _Run:
             )
             if not trained_here:
                 self.reporter.say(f"{name}: taken from {stage.folder}")
-                self.model, self.processor = load(stage.model_folder)
+                self.model, self.processor = load(stage.model_folder, attn=self.config.model.attn)
                 self.model.to(self.compute.device)
         self.stages[name], self.results[name] = stage, {**result, "trained_here": trained_here}
 
@@ -266,7 +271,7 @@ class _Run:
         from lvlm.evaluate import evaluate
 
         self.model.to(self.compute.device)
-        with self.compute.accelerator.autocast():
+        with self.compute.accelerator.autocast(), self.reporter.evaluation() as progress:
             return evaluate(
                 self.model,
                 self.processor,
@@ -275,9 +280,7 @@ class _Run:
                 permission=permission,
                 features=features,
                 batch_size=self.config.compute.evaluate_batch,
-                on_progress=lambda done, total: self.reporter.tell(
-                    "evaluate", stage="evaluate", done=done, total=total
-                ),
+                on_progress=progress,
             )
 
     def _record(self, scores: pd.DataFrame, predictions: pd.DataFrame, notes: list[str]) -> RunRecord:
@@ -310,6 +313,7 @@ class _Run:
                 "machine": machine(),
                 **self.compute.describe(),
                 "backbones": self.backbones,
+                "corpora": {path: corpus.stamp() for path, corpus in self.corpora.items()},
                 "model": str(list(self.stages.values())[-1].model_folder) if self.stages else None,
                 "plan_hashes": hashes,
                 "seconds": seconds,

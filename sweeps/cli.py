@@ -148,7 +148,8 @@ def _command_line() -> CommandLine:
         sub = line.add(name, command, text, example)
         if study:
             sub.add_argument("study", metavar="STUDY", help=STUDY_HELP)
-        sub.add_argument("--home", metavar="DIR", help=HOME_HELP)
+        if name != "new":
+            sub.add_argument("--home", metavar="DIR", help=HOME_HELP)
         return sub
 
     def add_plan_options(sub: argparse.ArgumentParser) -> None:

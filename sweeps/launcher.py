@@ -16,13 +16,14 @@ from rich.live import Live
 from ablations.studies import Study
 from lvlm.check import open_corpora
 from lvlm.errors import InputError
+from lvlm.records import RunRecord
 from sweeps import status
 from sweeps.crew import Crew, default_workers
 from sweeps.identity import is_alive
 from sweeps.plan import TRACEBACK_FILE, Place, Plan
 from sweeps.planner import DEFAULT_RUNNER, describe, make_plan
 from sweeps.progress import duration
-from sweeps.queue import CellState, Queue, count
+from sweeps.queue import MAX_ATTEMPTS, CellState, Queue, count
 from sweeps.read import export
 from sweeps.tracking import Tracker, database
 from sweeps.worker import FAILURES_IN_A_ROW
@@ -72,7 +73,7 @@ def launch(
     plan = make_plan(study, budget=budget, overrides=overrides, runner=runner)
     place = plan.place(home)
     if runner == DEFAULT_RUNNER:
-        _check_corpora(plan)
+        _check_making(plan, place)
     plan.save(place)
     queue = Queue(plan, place.journal)
     queue.add_missing()
@@ -94,12 +95,40 @@ def launch(
     return _finish(place, plan, queue, tracker, console, study=study, began=began, interrupted=interrupted)
 
 
-def _check_corpora(plan: Plan) -> None:
-    """Raise for a corpus that a cell cannot open or use, once for the whole plan and before any worker starts."""
-    parts = ("pretrain", "instruct", "evaluate")
-    different = {json.dumps([cell.config[part] for part in parts], sort_keys=True): cell for cell in plan.cells}
-    for cell in different.values():
-        open_corpora(cell.run_config())
+def _check_making(plan: Plan, place: Place) -> None:
+    """Raise for a corpus that a cell to run cannot open or use, and for finished cells that were made of other
+    backbones or corpora than are here now: a cell is known by its config, which names them and not what is in them.
+
+    Once for the whole plan, before any worker starts.
+    """
+    from lvlm.model.backbones import backbone_digests
+
+    opened: dict[str, dict[str, str]] = {}
+    digests: dict[str, dict[str, str]] = {}
+    others = []
+    for cell in plan.cells:
+        recorded = RunRecord.load(place.cell(cell.id)) if place.is_recorded(cell.id) else None
+        config = cell.run_config()
+        data = json.dumps([cell.config[part] for part in ("pretrain", "instruct", "evaluate")], sort_keys=True)
+        try:
+            if data not in opened:
+                opened[data] = {path: corpus.stamp() for path, corpus in open_corpora(config).items()}
+        except InputError:
+            if recorded is None:
+                raise
+            continue  # nothing is left to train on it: its results stand for themselves
+        model = f"{config.model.tower} {config.model.llm} {config.seed}"
+        if model not in digests:
+            digests[model] = backbone_digests(config.model, seed=config.seed)
+        now = {"backbones": digests[model], "corpora": opened[data]}
+        if recorded and any(recorded.provenance.get(key, value) != value for key, value in now.items()):
+            others.append(cell.id)
+    if others:
+        raise InputError(
+            f"{len(others)} finished cells in {place.folder} were made of other backbones or corpora than are here "
+            "now, so their results cannot stand in one table with new ones. Launch into another work folder "
+            "(--home DIR), or remove that one."
+        )
 
 
 def _start_tracking(tracker: Tracker, queue: Queue, console: Console) -> None:
@@ -190,10 +219,10 @@ def _finish(
     interrupted: bool,
 ) -> Outcome:
     queue.reap()
-    queue.requeue_killed()
+    queue.requeue_killed(limit=MAX_ATTEMPTS)
     states = queue.states()
     numbers = count(states.values())
-    again = f"python -m sweeps launch {plan.command}{place.home_option}"
+    again = plan.launch_command + place.home_option
     unsent = tracker.send_unsent(states)
     ended = "KILLED" if interrupted else "FAILED" if numbers["failed"] or numbers["waiting"] else "FINISHED"
     tracker.mark(ended, states)

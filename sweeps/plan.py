@@ -111,6 +111,12 @@ class Plan:
         """The study as the commands take it: its name or file, then its overrides."""
         return shlex.join([self.source, *self.overrides])
 
+    @property
+    def launch_command(self) -> str:
+        """What to paste to go on with this plan; a home other than the default comes behind it."""
+        budget = "" if self.budget == "default" else f" --budget {self.budget}"
+        return f"python -m sweeps launch {self.command}{budget}"
+
     def place(self, home: str | Path | None = None) -> Place:
         """Where this plan is carried out."""
         return Place(find_home(home), _folder_name(self.study, self.overrides))

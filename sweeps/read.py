@@ -38,7 +38,7 @@ def export(place: Place, plan: Plan, *, study: Study | None = None) -> Export:
         raise InputError(
             f"Study '{plan.study}' has the factors {', '.join(names)} now, "
             f"but {', '.join(plan.factors)} when it was launched. "
-            f"Launch it again: python -m sweeps launch {plan.command}"
+            f"Launch it again: {plan.launch_command}"
         )
     finished = [cell for cell in plan.cells if place.is_recorded(cell.id)]
     table = tidy(study, ((_cell(cell), pd.read_parquet(place.cell(cell.id) / SCORES_FILE)) for cell in finished))

@@ -5,6 +5,7 @@ Nothing is trained.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from ablations.table import tidy, write_results
 from lvlm.languages import language
 
 LANGUAGES = ("en", "de", "fr", "ar", "ru", "tr", "fi", "el", "he", "ka", "sw", "ht", "is", "eo", "jv", "no")
-TASKS = ("caption", "reading", "vqa")
+TASKS = {"shapes": ("caption", "vqa"), "reading": ("reading",)}
+"""Built-in corpus -> its tasks."""
 LEVEL = {"en": 95.0, "T5": 90.0, "T4": 85.0, "T3": 78.0, "T2": 66.0, "T1": 50.0}
 TRAINED = {
     "en": (),
@@ -48,7 +50,14 @@ def planted(arm: Arm, task: str, code: str) -> tuple[float, float, float]:
     return score, max(any_language, score), fidelity
 
 
-def scores(arm: Arm, seed: int, *, noise: float = 1.0) -> pd.DataFrame:
+def tasks_of(study: Study) -> tuple[str, ...]:
+    """The tasks that the study's own evaluation asks, in all languages."""
+    corpora = study.base_data["evaluate"]["corpora"]
+    assert not any(use.get("languages") for use in corpora), "the made-up scores are in all languages"
+    return tuple(sorted(task for use in corpora for task in TASKS[Path(use["path"]).name]))
+
+
+def scores(arm: Arm, seed: int, *, tasks: Sequence[str] = TASKS["shapes"], noise: float = 1.0) -> pd.DataFrame:
     """The `scores.parquet` of one run.
 
     The planted values, a seed draw that all arms share, and noise of the run and the language.
@@ -59,7 +68,7 @@ def scores(arm: Arm, seed: int, *, noise: float = 1.0) -> pd.DataFrame:
     of_run = own.normal(0, 0.6 * noise)
     rows = []
     for number, code in enumerate(LANGUAGES):
-        for task in TASKS:
+        for task in tasks:
             score, any_language, fidelity = planted(arm, task, code)
             moved = shared[number] + of_run + own.normal(0, noise)
             for metric, value in (
@@ -79,6 +88,7 @@ def write_study(
     """Write the results of the first `runs` cells of a study under `home`, as a sweep would."""
     study = load_study(name)
     cells = study.cells(budget)  # type: ignore[arg-type]
-    done = [(cell, scores(cell.arm, cell.seed, noise=noise)) for cell in cells[:runs]]
+    tasks = tasks_of(study)
+    done = [(cell, scores(cell.arm, cell.seed, tasks=tasks, noise=noise)) for cell in cells[:runs]]
     write_results(home / "studies" / name, tidy(study, done), planned=cells)
     return study

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,11 @@ import pytest
 import torch
 
 from lvlm import cli
-from lvlm.config import RunConfig, to_yaml
-from lvlm.errors import Diverged
+from lvlm.check import open_corpora, open_used
+from lvlm.config import CorpusUse, RunConfig, load_config, to_yaml
+from lvlm.errors import Diverged, InputError
 from lvlm.run import run
+from tests.corpora import test_row, train_row, write_rows
 from tests.tiny import tiny_image
 from tests.train_world import run_config, write_corpus
 
@@ -114,6 +119,7 @@ BAD_RUNS: dict[str, tuple[list[str], str]] = {
     "no value": (["tiny", "seed"], "not understood: seed"),
     "unknown option": (["tiny", "--sede=1"], "not understood: --sede=1"),
     "wrong value": (["tiny", "model.tiles=0"], "'model.tiles'"),
+    "a list for a switch": (["tiny", "compute.feature_cache=[1]"], "'compute.feature_cache'"),
     "a date for a name": (["tiny", "name=2024-01-01"], "'name'"),
     "a folder": (["."], "is a folder"),
     "not UTF-8": (["latin.yaml"], "is not UTF-8"),
@@ -165,6 +171,101 @@ def test_evaluate_scores_what_the_run_scored(finished: Path, tmp_path: Path, mon
     assert pd.read_parquet(tmp_path / "two" / "predictions.parquet")["language"].tolist() == ["de", "de"]
 
 
+@pytest.mark.parametrize("command", ["evaluate", "generate"])
+def test_a_model_computes_as_its_run_did(
+    finished: Path, model_folder: Path, corpus: Path, tmp_path: Path, monkeypatch: Any, command: str
+) -> None:
+    """Where, how exactly and in which batches: as the run's config says, or as the defaults do for a bare model."""
+    from lvlm.train.compute import Compute
+
+    asked: list[dict[str, Any]] = []
+
+    def seen(model: Any, *_: Any, **values: Any) -> Any:
+        asked.append({
+            "device": model.device.type,
+            "attn": model.language_model.config._attn_implementation,
+            "autocast": torch.is_autocast_enabled("cpu"),
+            "precision": values["features"].precision,
+            "batch": values.get("batch_size"),
+        })  # fmt: skip
+        raise KeyboardInterrupt
+
+    def computes(checkpoint: Path, *options: str) -> dict[str, Any]:
+        what = ["--corpus", f"{corpus}:test"] if command == "evaluate" else [str(corpus / "images" / "0.png"), "What?"]
+        assert status_of([command, str(checkpoint), *what, *options]) == 130
+        return asked.pop()
+
+    monkeypatch.setattr("lvlm.evaluate.evaluate", seen)
+    monkeypatch.setattr("lvlm.evaluate.generate.generate_answers", seen)
+    shutil.copytree(finished, tmp_path / "run")
+    change = ["compute.precision=bf16", "compute.evaluate_batch=3", "model.attn=eager", "compute.device=cuda"]
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(load_config(finished / "config.yaml", change)))
+    batch = {"evaluate": (3, 64), "generate": (None, None)}[command]
+    if not torch.cuda.is_available():
+        place = [str(corpus / "images" / "0.png"), "What?"] if command == "generate" else []
+        assert status_of([command, str(tmp_path / "run"), *place]) == 2, "the run's device is asked for"
+    expected = {"device": "cpu", "attn": "eager", "autocast": True, "precision": "bf16", "batch": batch[0]}
+    assert computes(tmp_path / "run", "--device", "cpu") == expected
+    plain = {"device": "cpu", "attn": "sdpa", "autocast": False, "precision": "fp32", "batch": batch[1]}
+    assert computes(model_folder, "--device", "cpu") == plain
+    monkeypatch.setattr(Compute, "device", torch.device("meta"))
+    assert computes(model_folder)["device"] == "meta", "the model goes where the run computed"
+
+
+BACKBONES: dict[str, tuple[str, str]] = {
+    "plan": ("model.llm=no/such/name", "The language model 'no/such/name' cannot be loaded"),
+    "train": ("model.tower=local-dir:/no/such/folder", "cannot build the tower 'local-dir:/no/such/folder'"),
+}
+
+
+@pytest.mark.parametrize("command", BACKBONES)
+def test_a_backbone_that_is_not_there(corpus: Path, tmp_path: Path, capsys: Any, command: str) -> None:
+    change, fault = BACKBONES[command]
+    (tmp_path / "run.yaml").write_text(to_yaml(run_config(corpus)))
+    assert fault in fails(capsys, command, tmp_path / "run.yaml", change, "--home", tmp_path / "home")
+
+
+def test_a_tower_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    from lvlm.model.tower import load_tower
+
+    def offline(*_: Any, **__: Any) -> Any:
+        raise FileNotFoundError("An error happened.\nCheck your connection.")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(InputError, match=r"tower 'vit_so400m': An error happened\. Check your"):
+        load_tower("vit_so400m", feature_layer=-2)
+
+
+def test_a_bare_file_with_its_images_elsewhere(tmp_path: Path, capsys: Any) -> None:
+    """Centurio keeps the pictures of each source in a folder apart from its training file."""
+    for part in ("train", "test"):
+        (tmp_path / "pictures" / part).mkdir(parents=True)
+        for number in range(4):
+            tiny_image(number).save(tmp_path / "pictures" / part / f"{number}.png")
+    uses = {}
+    for name, row in (("train", train_row), ("test", test_row)):
+        path = write_rows(tmp_path / "text" / f"{name}.json", [row(number, "en") for number in range(6)])
+        uses[name] = {"path": str(path), "split": name, "images": str(tmp_path / "pictures")}
+
+    def planned(train: dict[str, str], test: dict[str, str]) -> RunConfig:
+        mix = {"corpora": [train], "languages": "all"}
+        config = run_config(tmp_path, pretrain=None, instruct__mix=mix, evaluate={"corpora": [test]})
+        (tmp_path / "run.yaml").write_text(to_yaml(config))
+        return config
+
+    command = ["plan", str(tmp_path / "run.yaml"), "--home", str(tmp_path / "home")]
+    config = planned(uses["train"], uses["test"])
+    assert cli.main(command) == 0, capsys.readouterr().err
+    assert "evaluation: 4 images, all sound" in capsys.readouterr().out
+    assert open_corpora(config)[uses["train"]["path"]].image_path("train/0.png").is_relative_to(tmp_path / "pictures")
+    planned({**uses["train"], "images": str(tmp_path)}, uses["test"])
+    assert "train/0.png does not exist" in fails(capsys, *command)
+    with pytest.raises(InputError, match="in one place and images=None"):
+        open_used([CorpusUse(**uses["test"]), CorpusUse(path=uses["test"]["path"], split="test")])
+
+
 def test_what_cannot_be_used_is_refused(finished: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "file").write_text("kept")
     assert "no empty folder" in fails(capsys, "export", finished, tmp_path / "file")
@@ -189,3 +290,21 @@ def test_export_writes_a_model_that_answers_as_before(
     before = capsys.readouterr().out
     cli.main(["generate", str(tmp_path / "model"), *question])
     assert capsys.readouterr().out == before
+
+
+def test_an_export_that_is_killed_leaves_nothing_in_the_way(finished: Path, tmp_path: Path) -> None:
+    child = os.fork()
+    if not child:
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                from lvlm.model.processor import LvlmProcessor
+
+                patch.setattr(LvlmProcessor, "save_pretrained", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+                cli.main(["export", str(finished), str(tmp_path / "model")])
+        finally:
+            os._exit(1)  # reached only if nothing killed it
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    assert not (tmp_path / "model").exists() and [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    (tmp_path / "model").mkdir()  # an empty folder may be there
+    assert cli.main(["export", str(finished), str(tmp_path / "model")]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["model"] and (tmp_path / "model" / "config.json").exists()

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from ablations.contrasts import effect, effects, groups, judge, level, paired
+from ablations.contrasts import effect, effects, groups, interaction, judge, level, main_effect, paired
 from ablations.studies import Expectation
 from ablations.table import load_results
 from lvlm.errors import InputError
@@ -20,11 +20,25 @@ ENGLISH_ONLY = {"languages": "en"}
 def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     write_study(home, "drivers")
+    write_study(home, "tiling")
     return home
 
 
 @pytest.fixture
 def results(home):
+    return load_results("drivers", home=home)
+
+
+@pytest.fixture
+def tiling(home):
+    return load_results("tiling", home=home)
+
+
+@pytest.fixture(scope="module")
+def crossed(tmp_path_factory):
+    """The full budget of the drivers: languages x shares, and tiles beside half of the combinations; 5 seeds."""
+    home = tmp_path_factory.mktemp("full")
+    write_study(home, "drivers", budget="full")
     return load_results("drivers", home=home)
 
 
@@ -41,7 +55,7 @@ def test_a_tier_is_the_unweighted_mean_over_its_task_language_pairs(results):
     for group, rows in (
         ("T1", "tier == 'T1'"),
         ("multilingual", "language != 'en'"),
-        ("reading/T2", "tier == 'T2' and task == 'reading'"),
+        ("caption/T2", "tier == 'T2' and task == 'caption'"),
     ):
         expected = english.query(rows)["value"].mean() - base.query(rows)["value"].mean()
         one = rewrite(results, lambda whole: whole[whole["seed"] == 1])
@@ -56,7 +70,7 @@ def test_english_is_never_inside_t5(results):
     for group, moves in (("en", 50.0), ("T5", 0.0), ("multilingual", 0.0)):
         before = effect(results, ENGLISH_ONLY, metric="score", group=group).points
         assert effect(shifted, ENGLISH_ONLY, metric="score", group=group).points - before == pytest.approx(moves)
-    assert wide.shape == (3, 48)
+    assert wide.shape == (3, 32)
 
 
 def test_unequal_tasks_keep_the_mean_over_pairs(results):
@@ -113,7 +127,7 @@ def test_an_unknown_value_leaves_its_pair_out_in_all_seeds(results):
         lambda t: t.assign(value=t["value"].mask((t["language"] == "jv") & (t["task"] == "vqa") & (t["seed"] == 1))),
     )
     wide = paired(hole, hole.label(ENGLISH_ONLY), hole.baseline, metric="score")
-    assert ("vqa", "jv") not in wide.columns and wide.shape == (3, 47)
+    assert ("vqa", "jv") not in wide.columns and wide.shape == (3, 31)
     assert np.isfinite(effect(hole, ENGLISH_ONLY, metric="score", group="T1").points)
 
 
@@ -121,19 +135,26 @@ def test_planted_effects_are_found_and_null_effects_are_not(results):
     verdicts = {expectation.claim: found for expectation, found in results.verdicts()}
     assert len(verdicts) == len(results.study.expectations)
     shown = [claim for claim, found in verdicts.items() if found.verdict == "shown"]
-    assert any("lowers the score" in claim for claim in shown) and any(
-        "Tiles help reading (English" in claim for claim in shown
-    )
-    assert any("another language" in claim for claim in shown) and any(
-        "more in T1 than in T5" in claim for claim in shown
-    )
-    assert verdicts["Tiles help reading in the other languages"].verdict == "within noise"
-    reading = verdicts["Tiles help reading (English, the only language whose text in images is trained)"]
-    assert reading.low < 25 < reading.high and (reading.n_languages, reading.n_seeds, reading.method) == (
-        1,
-        3,
-        "t over seeds",
-    )
+    for words in ("lowers the score", "another language", "more in T1 than in T5", "A share of 90 % English costs the"):
+        assert any(words in claim for claim in shown), words
+    assert effect(results, {"tiles": 2}, metric="score", group="vqa/multilingual").verdict == "within noise"
+
+
+def test_the_tiling_study_finds_its_planted_gain_in_english_reading_alone(tiling):
+    english, others, shapes = (found for _, found in tiling.verdicts())
+    assert (english.group, others.group) == ("reading/en", "reading/multilingual")
+    assert english.verdict == "shown" and english.low < 25 < english.high
+    assert (english.n_languages, english.n_seeds, english.method) == (1, 3, "t over seeds")
+    assert others.verdict == "within noise" and others.low < 0 < others.high
+    assert shapes.low < 0 < shapes.high, "nothing is planted there"
+    assert "the margin of ±5 points" in shapes.reason, "one language and three seeds are too few for five points"
+
+
+def test_reading_is_asked_by_the_tiling_study_alone(results, tiling):
+    assert set(results.table["task"]) == {"caption", "vqa"}
+    assert set(tiling.table["task"]) == {"caption", "vqa", "reading"}
+    with pytest.raises(InputError, match="There is no task 'reading'"):
+        groups(results, task="reading")
 
 
 def test_right_elsewhere_is_the_gap_between_the_two_scores(results):
@@ -161,6 +182,19 @@ def test_verdicts_follow_the_interval_and_the_expected_direction(results):
     assert verdict("little", 2.5, 4, 2) == "contradicted"
 
 
+def test_little_change_within_noise_says_that_the_interval_crosses_the_margin(results):
+    from dataclasses import replace
+
+    found = replace(effect(results, ENGLISH_ONLY, metric="score", group="T1"), points=1.5, low=0.5, high=2.5)
+    given = {"claim": "c", "metric": "score", "group": "T1", "arm": ENGLISH_ONLY, "direction": "little"}
+    crosses, inside = (judge(found, Expectation(**given, margin=margin)) for margin in (2.0, 3.0))
+    assert crosses.reason == "the interval crosses the margin of ±2 points"
+    assert crosses.text().endswith("within noise (the interval crosses the margin of ±2 points)")
+    assert inside.reason == "" and inside.text().endswith("3 seeds: shown")
+    higher = judge(replace(found, low=-1.0), Expectation(**{**given, "direction": "higher"}))
+    assert higher.verdict == "within noise" and higher.reason == ""
+
+
 def test_noise_units_are_points_over_the_sd_between_seeds(results):
     found = effect(results, ENGLISH_ONLY, metric="score", group="T1")
     wide = paired(results, results.label(ENGLISH_ONLY), results.baseline, metric="score")
@@ -174,7 +208,7 @@ def test_groups_and_levels(results):
     assert groups(results) == ["en", "T5", "T4", "T3", "T2", "T1", "multilingual"]
     assert groups(results, by="task")[:2] == ["caption/en", "caption/multilingual"]
     assert len(groups(results, by="language")) == 16
-    assert len(effects(results, by="task")) == 6 * 6
+    assert len(effects(results, by="task")) == 6 * 4
     mean = level(results, None, metric="score", group="T1")
     rows = results.table.query("arm == @results.baseline and metric == 'score' and tier == 'T1'")
     assert mean.estimate == pytest.approx(rows["value"].mean()) and mean.n_seeds == 3
@@ -190,4 +224,86 @@ def test_tables_for_reading_hold_the_numbers(results):
     assert isinstance(matrix, pd.DataFrame) and matrix.shape == (6, 7)
     found = effect(results, {"english_share": 0.9}, metric="score", group="T1")
     assert matrix.loc["90% English", "T1"].startswith(f"{found.points:+.1f} [{found.low:+.1f}, {found.high:+.1f}]")
-    assert results.verdict_table(factor="tiles").shape == (2, 9)
+    assert results.verdict_table(factor="tiles").shape == (1, 10)
+
+
+# --- arms that cross factors ------------------------------------------------------------------------------------------
+
+
+def with_gain(results, where):
+    """The results with scores 8 points higher in the rows of the table that `where` finds."""
+    return rewrite(results, lambda t: t.assign(value=t["value"] + 8.0 * (where(t) & (t["metric"] == "score"))))
+
+
+def test_a_main_effect_is_the_mean_over_pairs_that_differ_in_nothing_else(crossed):
+    found = main_effect(crossed, "tiles", 2, 1, metric="score", group="T1")
+    rows = crossed.table.query("metric == 'score' and tier == 'T1'").fillna({"english_share": 0.0})
+    by_arm = rows.groupby(["languages", "english_share", "tiles"])["value"].mean().unstack("tiles").dropna()
+    assert found.n_combinations == len(by_arm) == len([arm for arm in crossed.arms().index if "2 x 2" in arm])
+    assert found.points == pytest.approx((by_arm[2] - by_arm[1]).mean())
+    assert (found.arm, found.baseline, found.n_seeds, found.n_languages) == ("2 x 2 tiles", "no tiles", 5, 3)
+
+
+def test_main_effects_find_what_is_planted_and_nothing_where_nothing_is(crossed):
+    share = main_effect(crossed, "english_share", 0.9, 0.5, metric="score", group="T1")
+    assert share.verdict == "shown" and share.low < -12 < share.high, "12 points, beside all languages"
+    alone = effect(crossed, {"english_share": 0.9}, metric="score", group="T1")
+    assert share.high - share.low < alone.high - alone.low, "the mean of several pairs is known better than one"
+    for group in ("en", "T1", "multilingual"):
+        assert main_effect(crossed, "tiles", 2, 1, metric="score", group=group).verdict == "within noise"
+    gains = with_gain(crossed, lambda t: t["tiles"] == 2)
+    tiles = main_effect(gains, "tiles", 2, 1, metric="score", group="multilingual")
+    assert tiles.verdict == "shown" and tiles.low < 8 < tiles.high
+
+
+def test_an_arm_to_which_a_factor_does_not_apply_stands_beside_all_its_levels(crossed):
+    found = main_effect(crossed, "languages", "en", "all", metric="score", group="T5")
+    table = crossed.table.query("metric == 'score' and tier == 'T5'")
+    mean = table.groupby("arm")["value"].mean()
+    pairs = [
+        (f"English only · {tiles}", arm)
+        for arm in crossed.arms().index
+        for tiles in ("no tiles", "2 x 2 tiles")
+        if arm.startswith("all languages") and arm.endswith(tiles)
+    ]
+    assert found.n_combinations == len(pairs) > 6
+    assert found.points == pytest.approx(np.mean([mean[one] - mean[other] for one, other in pairs]))
+
+
+def test_an_interaction_is_the_difference_of_differences(crossed):
+    first, second = ("languages", "T5", "all"), ("english_share", 0.9, 0.5)
+    none = interaction(crossed, first, second, metric="score", group="T1")
+    assert none.verdict == "within noise" and none.low < 0 < none.high, "share and languages add up"
+    assert (none.arm, none.baseline) == ("T5 · 90% English", "all languages · 50% English")
+    both = with_gain(crossed, lambda t: (t["languages"] == "T5") & (t["english_share"] == 0.9))
+    found = interaction(both, first, second, metric="score", group="T1")
+    assert found.verdict == "shown" and found.low < 8 < found.high
+    assert found.points == pytest.approx(none.points + 8)
+    swapped = interaction(both, second, first, metric="score", group="T1")
+    assert (swapped.points, swapped.low) == pytest.approx((found.points, found.low))
+    rows = both.table.query("metric == 'score' and tier == 'T1' and tiles == 1")
+    mean = rows.groupby(["languages", "english_share"])["value"].mean()
+    by_hand = mean["T5", 0.9] - mean["all", 0.9] - mean["T5", 0.5] + mean["all", 0.5]
+    one_tile = rewrite(both, lambda t: t[t["tiles"] == 1])
+    assert interaction(one_tile, first, second, metric="score", group="T1").points == pytest.approx(by_hand)
+
+
+def test_main_effects_and_interactions_say_what_they_lack(results, crossed):
+    of = {"metric": "score", "group": "T1"}
+    first, second = ("languages", "T5", "all"), ("english_share", 0.9, 0.5)
+    found = interaction(results, first, second, **of)
+    assert np.isnan(found.points) and (found.n_combinations, found.verdict) == (0, "not judged")
+    assert found.reason == "no combination of the other factors has runs of all arms yet"
+    single = main_effect(rewrite(crossed, lambda t: t[t["seed"] == 0]), *second, **of)
+    assert np.isfinite(single.points) and single.reason == "one seed"
+    uneven = rewrite(crossed, lambda t: t[(t["seed"] == 1) == (t["tiles"] == 2)])
+    assert main_effect(uneven, "tiles", 2, 1, **of).reason == "no seed with all arms yet"
+    for call, message in (
+        (lambda: interaction(crossed, ("languages", "en", "all"), second, **of), "does not apply"),
+        (lambda: interaction(crossed, second, second, **of), "two different factors"),
+        (lambda: main_effect(crossed, "tiles", 2, 2, **of), "two different levels"),
+        (lambda: main_effect(crossed, "tile", 2, 1, **of), "'tile' is not a factor"),
+        (lambda: main_effect(crossed, "tiles", 3, 1, **of), "3 is not a level"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()

@@ -59,7 +59,7 @@ def test_features_do_not_depend_on_loader_processes(model: Any, images: list[Pat
     assert torch.equal(tower_of(model, workers=2)(images), tower_of(model)(images))
 
 
-def test_the_key_is_that_of_weights_transform_tiles_and_precision(model: Any) -> None:
+def test_the_key_is_that_of_weights_transform_tiles_precision_and_device(model: Any) -> None:
     keys = {tower_of(model).key(), tower_of(model, precision="bf16").key()}
     assert len(keys) == 2
     assert tower_of(tiny_world().assemble(tiles=2, seed=3)[0]).key() in keys, "the seed of the adapter does not matter"
@@ -71,7 +71,8 @@ def test_the_key_is_that_of_weights_transform_tiles_and_precision(model: Any) ->
     with torch.no_grad():
         next(iter(other.vision_tower.parameters())).view(-1)[0] += 1e-3
     keys.add(tower_of(other).key())
-    assert len(keys) == 5
+    keys.add(TowerFeatures(model, device=torch.device("cuda"), precision="fp32").key())  # nothing runs there
+    assert len(keys) == 6
 
 
 def test_a_changed_image_is_computed_again(model: Any, images: list[Path], tmp_path: Path) -> None:

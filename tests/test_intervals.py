@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ablations.intervals import over_seeds, test_set_noise, two_way
-
-test_set_noise.__test__ = False  # a function of the library, not a test
+from ablations.intervals import over_seeds, two_way
 
 
 def by_the_book(d):
@@ -125,14 +123,3 @@ def test_a_contrast_of_two_groups_of_languages_covers():
         found = two_way(groups[0], minus=groups[1])
         inside += found.low <= 2.0 <= found.high
     assert 0.93 <= inside / studies <= 0.995
-
-
-def test_item_noise_is_labelled_seeded_and_close_to_theory():
-    generator = np.random.default_rng(1)
-    first, second = generator.random(400), generator.random(400)
-    found = test_set_noise(first, second, seed=0)
-    assert found.method == "test-set noise only"
-    half = 1.96 * np.std(first - second, ddof=1) / 20
-    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
-    assert test_set_noise(first, second, seed=0).low == found.low
-    assert test_set_noise(first, second, seed=1).low != found.low

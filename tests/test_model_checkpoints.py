@@ -203,6 +203,19 @@ def test_a_lora_that_is_gone_is_refused(folders, tmp_path):
         load(tmp_path)
 
 
+def test_attention_is_that_which_was_asked_for(tmp_path):
+    """No model folder keeps it, and the two differ in the last bits."""
+    model, processor = tiny_world().assemble(attn="eager")
+    folder = saved(tmp_path / "model", model, processor)
+    batch = batch_for(model, processor)
+    eager, sdpa = load(folder, attn="eager")[0], load(folder, attn="sdpa")[0]
+    for loaded, name in ((eager, "eager"), (sdpa, "sdpa")):
+        assert loaded.language_model.config._attn_implementation == name
+    with torch.no_grad():
+        assert torch.equal(eager(**batch).logits, model(**batch).logits)
+        assert not torch.equal(sdpa(**batch).logits, model(**batch).logits)
+
+
 def test_training_goes_on_from_a_saved_model(folders):
     """A second stage on a loaded model learns the same tensors as one on the model that was never saved."""
     model, processor = load(folders / "lora")

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from lvlm.data.corpus import open_corpus
+from lvlm.model.tiling import to_rgb
 from lvlm.records import CURVE_FILE
 from lvlm.run import run
 from tests.corpora import write_rows
@@ -103,11 +104,10 @@ def test_the_corpus_checks_clean(photographs: Path) -> None:
 
 
 def test_every_photograph_becomes_rgb_pixels(photographs: Path) -> None:
-    tiling = pytest.importorskip("lvlm.model.tiling")
     corpus = open_corpus(photographs)
     for sample in corpus.samples("train", "en"):
         with Image.open(corpus.image_path(sample.images[0])) as image:
-            rgb = tiling.to_rgb(image)
+            rgb = to_rgb(image)
             assert rgb.mode == "RGB"
             assert rgb.size == (image.size[::-1] if sample.source == "rotated" else image.size)
             assert np.ptp(np.asarray(rgb)) > 60, f"{sample.source}: a photograph is neither black nor white"

@@ -179,11 +179,23 @@ def test_whole_turns_are_cut_and_counted_by_language(tmp_path: Path) -> None:
     assert {len(plan.sample(entry).turns) for entry in german} == {2}
     assert {len(plan.sample(entry).turns) for entry in plan.order if entry.language == "en"} == {3}
     assert all((plan.text_tokens(entry) or 0) <= 30 for entry in plan.order)
-    cuts = plan.ledger.by_language()
-    assert set(cuts) == {"de"} and (cuts["de"].samples, cuts["de"].turns) == (20, 20)
-    assert {row["source"] for row in plan.ledger.rows()} == {"even", "odd"}
+    cuts = plan.ledger.rows()
+    assert {row["language"] for row in cuts} == {"de"} and {row["source"] for row in cuts} == {"even", "odd"}
+    assert (sum(row["samples"] for row in cuts), sum(row["turns"] for row in cuts)) == (20, 20)
     assert sum(row["cut_turns"] for row in plan.summary()["mix"]) == 20
     assert not make_plan(folder, max_text_tokens=100).ledger.rows()
+
+
+def test_cuts_count_as_often_as_their_samples_are_seen(tmp_path: Path) -> None:
+    folder = make_corpus(tmp_path, ("en",), rows=8, turns=3)  # a turn: 5 + 3 words, so that one turn of each is cut
+    plan = make_plan(folder, max_text_tokens=20, epochs=2.5)
+    mix = plan.summary()["mix"]
+    for source in ("even", "odd"):
+        seen = sum(plan.sample(entry).source == source for entry in plan.order)
+        (row,) = [row for row in mix if row["source"] == source]
+        assert (row["samples"], row["cut_samples"], row["cut_turns"]) == (seen, seen, seen)
+    assert sum(row["cut_turns"] for row in mix) == 20
+    assert sum(row["turns"] for row in plan.ledger.rows()) == 8
 
 
 def test_images_of_dropped_turns_go_with_them(tmp_path: Path) -> None:

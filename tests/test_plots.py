@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -9,6 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from ablations import plots
 from ablations.contrasts import effect, level
@@ -71,14 +74,43 @@ def test_the_interaction_map_leaves_blank_what_was_not_run(results):
     assert sum("baseline" in text for text in texts) == 1
 
 
-def test_expected_marks_each_verdict(results):
+def test_expected_draws_each_interval_in_the_colour_of_its_verdict(results, monkeypatch):
+    judged = results.verdicts()
+    words = ["shown", "within noise", "contradicted", "not judged"]
+    every = [
+        (expectation, replace(found, verdict=words[row % 4], low=np.nan if row % 4 == 3 else found.low))
+        for row, (expectation, found) in enumerate(judged)
+    ]
+    monkeypatch.setattr(type(results), "verdicts", lambda self: every)
     figure = plots.expected(results)
-    assert len(figure.axes[0].get_yticklabels()) == len(results.study.expectations)
+    (ax,) = figure.axes
+    assert [text.get_text().replace("\n", " ") for text in ax.get_yticklabels()] == [one.claim for one, _ in every]
+    points = {int(line.get_ydata()[0]): line for line in ax.lines if line.get_marker() == "o"}
+    spans = {int(line.get_ydata()[0]): line for line in ax.lines if line.get_linewidth() == 2}
+    assert len(set(plots.VERDICT_COLOURS.values())) == 4
+    for row, (_, found) in enumerate(every):
+        colour = plots.VERDICT_COLOURS[found.verdict]
+        assert points[row].get_color() == colour and points[row].get_xdata()[0] == found.points
+        if np.isfinite(found.low):
+            assert spans[row].get_color() == colour and list(spans[row].get_xdata()) == [found.low, found.high]
+        else:
+            assert row not in spans
+    handles = {handle.get_label(): handle for handle in figure.legends[0].legend_handles}
+    assert {word: handles[word].get_color() for word in words} == plots.VERDICT_COLOURS
+
+
+def test_expected_draws_the_margin_behind_what_should_change_little(results):
+    (ax,) = plots.expected(results).axes
+    bands = {round(patch.get_y() + patch.get_height() / 2): patch for patch in ax.patches}
+    margins = {row: one.margin for row, one in enumerate(results.study.expectations) if one.margin is not None}
+    assert margins and {row: (band.get_x(), band.get_width()) for row, band in bands.items()} == {
+        row: (-margin, 2 * margin) for row, margin in margins.items()
+    }
+    assert all(band.get_zorder() < min(line.get_zorder() for line in ax.lines) for band in bands.values())
+    assert to_hex(next(iter(bands.values())).get_facecolor()) == plots.MARGIN_COLOUR
 
 
 def test_a_factor_without_two_arms_is_an_error_and_no_figure_stays_open(results):
-    from dataclasses import replace
-
     one = replace(results, table=results.table[results.table["tiles"] == 1], wide={})
     with pytest.raises(InputError, match=r"Only 1 arm\(s\)"):
         plots.by_tier(one, "tiles")

@@ -15,8 +15,10 @@ import pytest
 matplotlib.use("Agg")
 
 from ablations import cli
+from ablations.contrasts import interaction, main_effect
 from ablations.notebooks import NOTEBOOKS, read_notebook
-from ablations.report import headlines, write_report
+from ablations.origin import Origin
+from ablations.report import _combined, headlines, write_report
 from ablations.studies import Arm
 from ablations.table import load_results
 from lvlm.records import RunRecord
@@ -75,7 +77,7 @@ def test_the_command_prints_where_the_report_is_and_how_to_open_mlflow(home, cap
     assert (
         "report.html" in printed and "python -m sweeps ui" in printed and "5 of 21 planned runs are missing" in printed
     )
-    assert printed.count("points") == 3
+    assert printed.count(" points [") == 3
 
 
 def own_study(home, *, overrides=()):
@@ -142,6 +144,65 @@ def test_effects_and_verdicts_are_tables_beside_the_report(home, written):
     found = every[(every["metric"] == "fidelity") & ~every["group"].str.contains("/")]
     assert found["points"].tolist() == pytest.approx(expected["points"].tolist(), nan_ok=True)
     assert {"right_elsewhere", "score"} <= set(every["metric"])
+
+
+def test_the_report_leaves_one_picture_for_each_factor_with_two_arms(tmp_path):
+    write_study(tmp_path, "drivers", runs=3)  # the baseline and two more groups of languages
+    results = load_results("drivers", home=tmp_path)
+    for name in ("languages", "english_share", "tiles"):
+        (results.folder / f"by_{name}.png").write_text("stale")
+    write_report(results, notebooks=False)
+    (picture,) = results.folder.glob("by_*.png")
+    assert picture.name == "by_languages.png" and picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_main_effects_and_interactions_stand_only_where_arms_cross_factors(tmp_path, written):
+    title = "<h2>Main effects and interactions</h2>"
+    assert title not in written.read_text("utf-8"), "the default budget changes one factor at a time"
+    write_study(tmp_path, "drivers", budget="full")
+    results = load_results("drivers", home=tmp_path)
+    page = "".join(_combined(results))
+    assert title in page and page.count("<table") == 2
+    heads = re.findall("<th>(.*?)</th>", page)
+    assert heads == [*("main effect", "combinations", "en", "T1", "multilingual"), *("interaction", *heads[1:5])]
+    assert page.count("<tr>") == 3 + 5 + 1 + 2 * 5, "levels of three factors; two more groups of languages x shares"
+    for found, said in (
+        (main_effect(results, "tiles", 2, 1, metric="score", group="T1"), "2 x 2 tiles instead of no tiles"),
+        (
+            interaction(results, ("languages", "T5", "all"), ("english_share", 0.9, 0.5), metric="score", group="T1"),
+            "T5 instead of all languages; 90% English instead of 50% English",
+        ),
+    ):
+        row = next(row for row in page.split("<tr>") if f"<td>{said}</td>" in row)
+        assert f"<td>{found.n_combinations}</td>" in row and f"{found.points:+.1f} [{found.low:+.1f}" in row
+
+
+def test_an_interval_that_crosses_its_margin_is_said_so(tmp_path):
+    write_study(tmp_path, "tiling")
+    results = load_results("tiling", home=tmp_path)
+    page = write_report(results, notebooks=False).read_text("utf-8")
+    said = "the interval crosses the margin of ±5 points"
+    assert f"<td class='v-noise'>within noise</td>\n      <td>{said}</td>" in page and f"within noise ({said})" in page
+    assert "interval crosses the margin" in page[page.index("<h2>How to read the numbers</h2>") :].replace("\n", " ")
+    judged = pd.read_csv(results.folder / "verdicts.csv").set_index("group")
+    assert judged.loc["vqa/en", "reason"] == said
+
+
+@pytest.mark.parametrize(
+    ("seeds", "prints", "said"),
+    [
+        ((0, 1, 2), ("aa",), "one draw shared by all seeds: aa"),
+        ((0, 1, 2), ("aa", "bb", "cc"), "3 draws, one per seed: aa, bb, cc"),
+        ((0, 1, 2, 3, 4), ("aa", "bb", "cc"), "3 draws over 5 seeds: aa, bb, cc"),
+        ((0,), ("aa",), "one draw: aa"),
+    ],
+)
+def test_the_origin_says_which_seeds_share_a_backbone(seeds, prints, said):
+    given = {"study": "mine", "source": "mine", "version": "1", "budget": "default"}
+    origin = Origin(**given, seeds=seeds, git_commits=("c0", "ffee"), backbones={"llm": prints})
+    lines = dict(origin.lines())
+    assert lines["backbone: llm"] == said and "not all of the same" not in lines["backbone: llm"]
+    assert "the runs are not all of the same code" in lines["code (git commit)"]
 
 
 def test_a_notebook_that_fails_is_a_warning_in_the_report(home, monkeypatch):

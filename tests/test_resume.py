@@ -15,13 +15,15 @@ from typing import Any
 import pytest
 import torch
 
-from lvlm.config import RunConfig
+from lvlm.config import RunConfig, to_yaml
 from lvlm.errors import InputError
-from lvlm.run import run
+from lvlm.records import CONFIG_FILE, RECORD_FILE, write_text
+from lvlm.run import check_same_config, run
 from lvlm.train import loop, resume, stages
 from lvlm.train.batches import BatchStream
 from lvlm.train.loop import StageLoop
 from lvlm.train.stages import Stage
+from tests.tiny import tiny_world
 from tests.train_world import run_config, write_corpus
 
 TIMES = ("seconds", "tokens_per_second")
@@ -30,6 +32,7 @@ TIMES = ("seconds", "tokens_per_second")
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
+    tiny_world()  # before a child is forked, which would make one of its own
     return write_corpus(tmp_path_factory.mktemp("resume") / "noise")
 
 
@@ -208,8 +211,26 @@ def test_another_configuration_is_refused_with_a_diff(corpus: Path, tmp_path: Pa
     with pytest.raises(InputError, match=r"instruct\.optim\.lr: 0\.001 -> 0\.0005"):
         run(RunConfig.model_validate(other), tmp_path / "run", home=tmp_path / "home")
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    record = run(config_of(corpus, micro_batch_tokens=2000), tmp_path / "run", home=tmp_path / "home")
-    assert "resumed with compute.micro_batch_tokens: 300 -> 2000" in record.notes
+    with pytest.raises(InputError, match=r"micro_batch_tokens: 300 -> 2000: lora\.dropout is above 0 in instruct"):
+        run(config_of(corpus, micro_batch_tokens=2000), tmp_path / "run", home=tmp_path / "home")
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    record = run(config_of(corpus, evaluate_batch=3), tmp_path / "run", home=tmp_path / "home")
+    assert "resumed with compute.evaluate_batch: 64 -> 3" in record.notes
+
+
+def test_other_micro_batches_are_refused_only_where_dropout_would_go_on(corpus: Path, tmp_path: Path) -> None:
+    def config(dropout: float, tokens: int) -> RunConfig:
+        return run_config(corpus, instruct__lora={"r": 4, "dropout": dropout}, compute={"micro_batch_tokens": tokens})
+
+    noted = ["resumed with compute.micro_batch_tokens: 300 -> 2000"]
+    for name, dropout in (("with", 0.1), ("without", 0.0)):
+        write_text(tmp_path / name / CONFIG_FILE, to_yaml(config(dropout, 300)))
+    assert check_same_config(tmp_path / "without", config(0.0, 2000)) == noted
+    assert check_same_config(tmp_path / "with", config(0.1, 300)) == []
+    with pytest.raises(InputError, match=r"lora\.dropout is above 0 in instruct"):
+        check_same_config(tmp_path / "with", config(0.1, 2000))
+    (tmp_path / "with" / RECORD_FILE).write_text("{}")  # finished: nothing goes on
+    assert check_same_config(tmp_path / "with", config(0.1, 2000)) == noted
 
 
 def test_a_checkpoint_of_other_parameters_is_refused(tmp_path: Path) -> None:

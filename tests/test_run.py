@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 
 from lvlm.config import RunConfig, load_config
 from lvlm.errors import Diverged, InputError
 from lvlm.records import PREDICTION_COLUMNS, SCORE_COLUMNS, RunRecord
 from lvlm.run import run
-from lvlm.train import locks
+from lvlm.train import locks, progress
 from tests.tiny import tiny_image
 from tests.train_world import run_config, write_corpus
 
@@ -214,6 +218,71 @@ def test_a_lock_names_its_owner_and_waits(tmp_path: Path) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1, "the second one waits and hears of the first"
     with locks.file_lock(path, purpose="third"):
         pass
+
+
+def test_a_stage_from_the_cache_keeps_its_attention(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lvlm.train.train import StageTraining
+
+    seen: list[str] = []
+    train = StageTraining.__call__
+
+    def noted(self: StageTraining, stage: Any, **values: Any) -> Any:
+        seen.append(values["model"].language_model.config._attn_implementation)
+        return train(self, stage, **values)
+
+    monkeypatch.setattr(StageTraining, "__call__", noted)
+    short = {"pretrain__steps": 1, "instruct__steps": 1, "evaluate": {}, "model__attn": "eager"}
+    config = run_config(corpus, **short)
+    first = config.model_copy(update={"instruct": None})
+    run(first, tmp_path / "first", home=tmp_path / "home")
+    record = run(config, tmp_path / "second", home=tmp_path / "home")
+    assert record.provenance["stages_trained_here"] == ["instruct"] and seen == ["eager", "eager"]
+
+
+def test_a_log_says_how_far_the_run_is(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    config = run_config(corpus, pretrain=None, instruct__steps=2, instruct__batch_samples=2)
+    run(config, tmp_path / "run", home=tmp_path / "home")
+    said = capsys.readouterr().err
+    assert re.search(r"instruct: 2 of 4 samples, step 1 of 2, loss [\d.]+, [\d,]+ tokens/s, 0:00:\d\d left", said)
+    assert re.search(r"evaluate: 8 of 8 items, 0:00:00 left", said)
+
+
+def test_lines_come_now_and_then_bars_on_a_terminal_and_nothing_where_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def shown(*, terminal: bool, silent: bool = False) -> str:
+        """What a reader sees of a stage of a minute with a validation in it."""
+        reporter = progress.Reporter(silent=silent)
+        reporter.samples = {"instruct": 600}
+        text = io.StringIO()
+        reporter.console = Console(file=text, force_terminal=terminal, quiet=silent, width=200)
+        with reporter.bar("instruct", 60):
+            for step in range(1, 61):
+                clock[0] += 1
+                reporter.advance(step, "steps")
+                reporter.tell("step", stage="instruct", step=step, samples=10 * step, loss=2.0, steps=60,
+                              tokens_per_second=5000.0, seconds_left=60.0 - step)  # fmt: skip
+            with reporter.evaluation() as evaluated:
+                clock[0] += 30
+                evaluated(3, 4)
+                assert reporter._bar
+                reporter._bar.progress.refresh()  # a terminal would see it within a tenth of a second
+        return text.getvalue()
+
+    assert shown(terminal=False).splitlines() == [
+        "instruct: 300 of 600 samples, step 30 of 60, loss 2.000, 5,000 tokens/s, 0:00:30 left",
+        "instruct: 600 of 600 samples, step 60 of 60, loss 2.000, 5,000 tokens/s, 0:00:00 left",
+        "evaluate: 3 of 4 items, 0:00:10 left",
+    ]
+    bars = shown(terminal=True)
+    assert "60/60" in bars and "3/4" in bars and "tokens/s" not in bars
+    assert shown(terminal=False, silent=True) == shown(terminal=True, silent=True) == ""
 
 
 def test_training_lowers_the_loss(corpus: Path, tmp_path: Path) -> None:

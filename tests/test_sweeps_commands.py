@@ -122,7 +122,8 @@ def test_attach_takes_what_the_report_wrote(tmp_path: Path, monkeypatch: pytest.
 def test_bad_input_is_one_paragraph_and_status_2(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*arguments, "--home", str(tmp_path)]) == 2
+    where = "--folder" if arguments[0] == "new" else "--home"
+    assert main([*arguments, where, str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said
 

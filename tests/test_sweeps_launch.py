@@ -3,6 +3,7 @@ they leave behind."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
@@ -22,17 +23,20 @@ from rich.console import Console
 
 import sweeps.crew
 from ablations.table import load_results
+from lvlm.config import RunConfig
+from lvlm.errors import InputError
+from lvlm.model.backbones import backbone_digests
 from lvlm.records import RunRecord
 from sweeps import cli
 from sweeps.identity import is_alive
 from sweeps.journal import Journal
-from sweeps.launcher import Outcome, launch
+from sweeps.launcher import Outcome, _check_making, launch
 from sweeps.plan import Place, find_place
 from sweeps.planner import make_plan
 from sweeps.queue import Queue
 from sweeps.tracking import connect, database
 from sweeps.worker import Worker
-from tests.sweeps_fakes import CALLS, RUNNER, fake_study
+from tests.sweeps_fakes import CALLS, RUNNER, fake_study, write_run
 
 KILLS = 4
 
@@ -329,12 +333,75 @@ def test_ctrl_c_stops_the_workers_and_the_next_launch_goes_on(
         target=_when, args=(lambda: list(workers_of(home)), lambda: signal.raise_signal(signal.SIGINT))
     )
     timer.start()
-    outcome = launch(study, workers=1, home=home, runner=RUNNER)
+    outcome = launch(study, workers=1, budget="full", home=home, runner=RUNNER)
     timer.join()
     assert outcome.interrupted and outcome.done == 0 and list(workers_of(home)) == []
-    assert "Go on with:\n  python -m sweeps launch fake" in capfd.readouterr().out
+    again = f"python -m sweeps launch fake --budget full --home {home}"
+    assert f"Go on with:\n  {again}\n" in capfd.readouterr().out
     monkeypatch.setenv("FAKE_SECONDS", "0")
     assert work_alone(home, study).is_complete
+
+
+def test_a_command_to_paste_names_budget_and_home_only_where_they_are_not_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BUDGET", raising=False)
+    monkeypatch.setenv("LVLM_HOME", str(tmp_path))
+    study, changed = fake_study(), ["instruct.optim.lr=0.5"]
+    assert make_plan(study).launch_command == "python -m sweeps launch fake"
+    plan = make_plan(study, budget="full", overrides=changed)
+    assert plan.launch_command == "python -m sweeps launch fake instruct.optim.lr=0.5 --budget full"
+    assert plan.place().home_option == plan.place(tmp_path).home_option == ""
+    assert plan.place(tmp_path / "my runs").home_option == f" --home '{tmp_path}/my runs'"
+    monkeypatch.delenv("LVLM_HOME")
+    assert plan.place(tmp_path).home_option == f" --home {tmp_path}"
+
+
+def test_a_missing_corpus_fails_before_any_worker_and_before_the_plan_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("sweeps.launcher.Crew", lambda *given, **options: started.append(given))
+    monkeypatch.chdir(tmp_path)  # where no `shapes` lies
+    with pytest.raises(InputError, match="The corpus shapes does not exist"):
+        launch(fake_study(seeds=(0,)), workers=1, home=tmp_path / "home")
+    assert not started and not (tmp_path / "home").exists()
+
+
+def test_a_corpus_is_checked_for_every_arm_that_differs_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[RunConfig] = []
+
+    def note(config: RunConfig) -> dict[str, Any]:
+        opened.append(config)
+        return {}
+
+    monkeypatch.setattr("sweeps.launcher.open_corpora", note)
+    _check_making(make_plan(fake_study()), Place(tmp_path, "fake"))
+    checked = sorted(str(config.instruct.mix.languages) for config in opened)
+    assert checked == ["all", "en"], "arms that differ in tiles or seed alone share their corpora"
+
+
+def test_finished_cells_of_other_backbones_or_corpora_are_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stamped:
+        def stamp(self) -> str:
+            return "now"
+
+    monkeypatch.setattr("sweeps.launcher.open_corpora", lambda config: {"shapes": Stamped()})
+    plan, place = make_plan(fake_study()), Place(tmp_path, "fake")
+    cell = plan.cells[0]
+    record = write_run(cell.run_config(), place.cell(cell.id))
+    digests = backbone_digests(cell.run_config().model, seed=cell.seed)
+    for made, fits in (
+        ({"backbones": digests, "corpora": {"shapes": "now"}}, True),
+        ({"backbones": {**digests, "llm": "another"}, "corpora": {"shapes": "now"}}, False),
+        ({"backbones": digests, "corpora": {"shapes": "before"}}, False),
+    ):
+        record.provenance.update(made)
+        record.save(place.cell(cell.id))
+        with contextlib.nullcontext() if fits else pytest.raises(InputError, match="1 finished cells in"):
+            _check_making(plan, place)
 
 
 def _when(condition: Callable[[], Any], action: Callable[[], None]) -> None:
@@ -346,7 +413,6 @@ def _when(condition: Callable[[], Any], action: Callable[[], None]) -> None:
 
 def test_a_metric_per_language_only_while_the_run_has_few_names(tmp_path: Path) -> None:
     from sweeps.metrics import MAX_KEYS, language_scores
-    from tests.sweeps_fakes import write_run
 
     cell = make_plan(fake_study()).cells[0]
     many = tuple(f"l{number}" for number in range(MAX_KEYS))

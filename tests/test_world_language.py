@@ -12,7 +12,7 @@ import pytest
 import yaml
 from fontTools.ttLib import TTFont
 
-from lvlm.data.worlds.lexicon import FOLDER, WORD, lexicon_codes, load_lexicon, read_attributes, read_lexicon
+from lvlm.data.worlds.lexicon import FOLDER, lexicon_codes, load_lexicon, read_lexicon
 from lvlm.data.worlds.questions import KINDS, Question, questions_for
 from lvlm.data.worlds.scenes import (
     COLOURS,
@@ -27,6 +27,7 @@ from lvlm.data.worlds.scenes import (
     sample_scene,
 )
 from lvlm.errors import InputError
+from lvlm.evaluate.metrics import AttributeReader, words
 from lvlm.languages import table
 
 CODES = lexicon_codes()
@@ -112,27 +113,30 @@ def test_impossible_scenes_are_refused() -> None:
 @every_language
 def test_attributes_read_off_a_group_are_the_groups(code: str) -> None:
     lexicon = load_lexicon(code)
+    reader = AttributeReader.of(lexicon.attributes)
     for group in every_group():
-        found = read_attributes(lexicon.caption(Scene((group,))), lexicon.attributes)
-        assert len(found) == len(set(found)) and set(found) == group.attributes, (group, found)
+        found = reader.read(lexicon.caption(Scene((group,))))
+        assert found == Counter(group.attributes), (group, found)
 
 
 @every_language
 def test_attributes_read_off_a_caption_come_group_by_group(code: str) -> None:
     lexicon = load_lexicon(code)
+    reader = AttributeReader.of(lexicon.attributes)
     for scene in scenes(200, groups=3):
         caption = lexicon.caption(scene)
-        found = read_attributes(caption[:1].title() + caption[1:] + ".", lexicon.attributes)
-        for group in scene.groups:
-            said, found = found[: len(group.attributes)], found[len(group.attributes) :]
-            assert set(said) == group.attributes
-        assert not found
+        said: Counter[str] = Counter()
+        for number, group in enumerate(scene.groups, start=1):
+            said.update(group.attributes)
+            begun = lexicon.caption(Scene(scene.groups[:number]))
+            assert caption.startswith(begun) and reader.read(begun) == said
+        assert reader.read(caption[:1].title() + caption[1:] + ".") == said
 
 
 def test_the_longest_surface_wins_on_whole_words() -> None:
-    surfaces = {"sky": "shape:moon", "sky blue": "colour:blue", "blue": "colour:purple"}
-    assert read_attributes("Sky-BLUE sky; bluer, blue!", surfaces) == ("colour:blue", "shape:moon", "colour:purple")
-    assert read_attributes("", surfaces) == read_attributes("blue", {}) == ()
+    reader = AttributeReader.of({"sky": "shape:moon", "sky blue": "colour:blue", "blue": "colour:purple"})
+    assert reader.read("Sky BLUE sky; bluer, blue!") == Counter(["colour:blue", "shape:moon", "colour:purple"])
+    assert reader.read("") == AttributeReader.of({}).read("blue") == Counter()
 
 
 @every_language
@@ -182,10 +186,8 @@ def test_surfaces_name_one_attribute_and_all_attributes_have_one(code: str) -> N
     lexicon = load_lexicon(code)
     expected = {f"{kind}:{name}" for kind, names in VALUES.items() for name in names}
     assert set(lexicon.attributes.values()) == expected - {"count:1", "exists:yes", "exists:no"}
-    words: dict[tuple[str, ...], str] = {}
-    for surface, attribute in lexicon.attributes.items():
-        assert surface == surface.lower() and WORD.findall(surface)
-        assert words.setdefault(tuple(WORD.findall(surface)), attribute) == attribute
+    assert AttributeReader.of(lexicon.attributes).by_words, "one attribute behind each surface, or an error"
+    assert all(surface == surface.lower() for surface in lexicon.attributes)
 
 
 @every_language
@@ -201,7 +203,7 @@ def test_answers_differ_within_an_attribute(code: str) -> None:
 @every_language
 def test_reading_words_are_not_the_worlds_own(code: str) -> None:
     lexicon = load_lexicon(code)
-    own = {word for surface in lexicon.attributes for word in WORD.findall(surface)}
+    own = {word for surface in lexicon.attributes for word in words(surface)}
     own |= {lexicon.answer(Question("count", False, "count:1"))}
     assert not own & set(lexicon.words)
     assert len(lexicon.words) >= 60 and len(set(lexicon.words)) == len(lexicon.words)

@@ -11,8 +11,8 @@ languages with all shares and runs two tiles beside half of these combinations.
 Expected: instruction tuning in English only costs the other languages score and fidelity, most in low tiers, while many
 answers stay right in another language; each added tier improves itself; English suffers little; a higher share of
 English costs the low tiers; the best share lies inside the range (Centurio finds about 50 %); tiles change questions
-about large shapes little. Whether they help reading is asked by the study `tiling`: the few words of this recipe (500)
-are not enough to learn to read.
+about large shapes little. Whether they help reading is asked by the study `tiling`, as reading takes thousands of
+pictures of words and a recipe of its own.
 """
 
 from ablations.designs import KeepInteraction, OneAtATime
@@ -92,10 +92,6 @@ EXPECTATIONS = (
     Expectation(
         claim="An interior optimum, upper side: 90 % English is worse than 50 %",
         metric="score", group="multilingual", arm={"english_share": 0.90}, direction="lower",
-    ),
-    Expectation(
-        claim="Tiles help reading (English, the only language whose text in images is trained)",
-        metric="score", group="reading/en", arm={"tiles": 2}, direction="higher",
     ),
 )  # fmt: skip
 

@@ -8,7 +8,7 @@ Cost: two to three minutes a run on one core; with 2 x 2 tiles the tower sees fi
 which are cached once for all arms and seeds that share a tower.
 
 Recipe: reading takes thousands of pictures of words, so this study trains mostly on those: 6,000 in English, seen
-twice, beside 800 dialogues. The recipe of the other studies has 500 and leaves reading on the floor.
+twice, beside 800 dialogues.
 
 Expected: small text needs the resolution, so reading gains, most in English, the language whose text is trained;
 questions about large shapes gain little. Centurio has no tiling ablation to compare with.

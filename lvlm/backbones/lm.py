@@ -7,7 +7,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from lvlm.backbones.text import TextWorld, Turns
-from lvlm.backbones.tokenizer import ASSISTANT, END, PAD, USER
+from lvlm.backbones.tokenizer import ASSISTANT, END, USER
 
 IGNORED_WEIGHT = 0.03  # loss weight of tokens that are not an answer: reading the prompt is worth a little
 
@@ -26,9 +25,10 @@ IGNORED_WEIGHT = 0.03  # loss weight of tokens that are not an answer: reading t
 class LmRecipe:
     """Sizes and hyper-parameters, the same for every draw."""
 
-    documents: int = 100_000
+    documents: int = 120_000
     batch: int = 16
-    lr: float = 1.5e-3
+    lr: float = 1.5e-3  # AdamW: embeddings and norms
+    matrix_lr: float = 8e-3  # Muon: the matrices of the layers, which learn rare languages several times sooner with it
     warmup_steps: int = 200
     hidden: int = 128
     layers: int = 4
@@ -125,9 +125,17 @@ def train_lm(
     model = new_model(tokenizer, recipe=recipe, seed=seed)
     model.train()
     loss_of = torch.compile(weighted_loss, dynamic=True) if compiled else weighted_loss
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    matrices = [weight for layer in model.model.layers for weight in layer.parameters() if weight.ndim == 2]
+    others = [weight for weight in model.parameters() if all(weight is not matrix for matrix in matrices)]
+    optimizers = [
+        torch.optim.AdamW(others, lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
+        torch.optim.Muon(matrices, lr=recipe.matrix_lr, weight_decay=0.01),
+    ]
     steps = recipe.documents // recipe.batch
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, steps, recipe.warmup_steps))
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, steps, recipe.warmup_steps))
+        for optimizer in optimizers
+    ]
     started, step, running = time.monotonic(), 0, 0.0
     text_rng = np.random.default_rng(stream(seed, "documents"))
     order_rng = np.random.default_rng(stream(seed, "order"))
@@ -139,9 +147,10 @@ def train_lm(
             loss: Any = loss_of(model, ids, weights)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            schedule.step()
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                schedule.step()
             step += 1
             running = 0.98 * running + 0.02 * loss.item() if step > 1 else loss.item()
             if on_progress and step % 200 == 0:
@@ -165,13 +174,3 @@ def _cosine(step: int, steps: int, warmup: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def save_half(model: torch.nn.Module, folder: Path) -> None:
-    """Write a model in half precision with its config."""
-    import copy
-
-    copy.deepcopy(model).half().save_pretrained(folder)  # type: ignore[operator]
-
-
-__all__ = ["PAD", "Document", "LmRecipe", "batches", "encode", "new_model", "save_half", "train_lm"]

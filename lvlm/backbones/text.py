@@ -15,6 +15,7 @@ import numpy as np
 
 from lvlm.data.worlds.lexicon import Lexicon, lexicon_codes, load_lexicon
 from lvlm.data.worlds.questions import Question, questions_for
+from lvlm.data.worlds.reading import TRAINING_WORDS
 from lvlm.data.worlds.scenes import COLOURS, HELD_OUT, SHAPES, Scene, sample_scene
 from lvlm.languages import language
 
@@ -33,7 +34,7 @@ GROUPS_PROBABILITY = {1: 0.45, 2: 0.35, 3: 0.20}
 longest to learn.
 """
 
-KINDS = {"spelling": 0.14, "describe": 0.18, "exists": 0.26, "questions": 0.42}
+KINDS = {"spelling": 0.15, "describe": 0.20, "exists": 0.20, "questions": 0.45}
 """Share of each kind of document."""
 
 TURNS = 6
@@ -76,7 +77,7 @@ class TextWorld:
         turns: Turns = []
         for _ in range(3):
             if rng.random() < 0.5:
-                word = lexicon.words[int(rng.integers(45))]
+                word = lexicon.words[int(rng.integers(TRAINING_WORDS))]
             else:
                 word = "".join(letters[int(i)] for i in rng.integers(len(letters), size=int(rng.integers(3, 6))))
             turns.append((f"{' '.join(word)}\n{lexicon.read_request}", word))
@@ -102,7 +103,7 @@ def _exists(scene: Scene, rng: np.random.Generator) -> list[Question]:
         pair, answer = group.pair, "exists:yes"
         if rng.random() < 0.5:
             answer = "exists:no"
-            while pair in scene.pairs or (pair in HELD_OUT and not scene.pairs & HELD_OUT):
+            while pair in scene.pairs or pair in HELD_OUT:
                 other = COLOURS[int(rng.integers(len(COLOURS)))], SHAPES[int(rng.integers(len(SHAPES)))]
                 kind = rng.random()
                 pair = other if kind < 0.6 else (group.colour, other[1]) if kind < 0.8 else (other[0], group.shape)

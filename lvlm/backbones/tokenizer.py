@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
@@ -15,11 +14,12 @@ VOCABULARY = 1500
 PAD, USER, ASSISTANT, END, IMAGE = "<pad>", "<|user|>", "<|assistant|>", "<|end|>", "<image_placeholder>"
 SPECIAL = (PAD, USER, ASSISTANT, END, IMAGE)
 CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}<|user|>{{ message['content'] }}<|end|>"
+    "{% set waiting = namespace(text='') %}{% for message in messages %}"  # a system text opens the next user turn
+    "{% if message['role'] == 'system' %}{% set waiting.text = message['content'] ~ '\\n' %}"
+    "{% elif message['role'] == 'user' %}<|user|>{{ waiting.text }}{{ message['content'] }}<|end|>"
+    "{% set waiting.text = '' %}"
     "{% elif message['role'] == 'assistant' %}<|assistant|>"
     "{% generation %}{{ message['content'] }}<|end|>{% endgeneration %}"
-    "{% elif message['role'] == 'system' %}{{ raise_exception('The tiny models know no system turn.') }}"
     "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
@@ -57,8 +57,3 @@ def _bare(model: BPE) -> Tokenizer:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", left=1)]
     )
     return tokenizer
-
-
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write the tokenizer's files into `folder`."""
-    tokenizer.save_pretrained(str(folder))

@@ -290,7 +290,7 @@ def probe(
     """Accuracy of ridge classifiers on single tokens of the features that the adapter gets, on pictures of their own.
 
     Keys such as `global/colour`, `tile/letter`: over tokens that show something; `global` views have half the
-    resolution.
+    resolution. `tile/letter a` is one letter's share, for every letter that the held pictures show ten times.
     """
     fitted, held = (_features(tower, np.random.default_rng([seed, part]), pictures, feature_layer) for part in (1, 2))
     result = {}
@@ -302,6 +302,10 @@ def probe(
             gram = x.T @ x + 1e-2 * len(x) * torch.eye(x.shape[1]) / x.shape[1]
             guess = (x_test @ torch.linalg.solve(gram, x.T @ targets)).argmax(1)
             result[f"{view}/{name}"] = float((guess == y_test).float().mean())
+            if (view, name) == ("tile", "letter"):
+                for number, letter in enumerate(letters(), start=1):
+                    if (shown := y_test == number).sum() >= 10:
+                        result[f"tile/letter {letter}"] = float((guess[shown] == number).float().mean())
     return result
 
 

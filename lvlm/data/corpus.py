@@ -183,6 +183,14 @@ class Corpus:
         """Identifies the content of the files read for these languages (not the pictures)."""
         return fingerprint([[code, self.rows(split, code).digest] for code in in_table_order(languages)])
 
+    def stamp(self) -> str:
+        """Tells one making of the corpus from another without reading it: by corpus.yaml, its files and their sizes."""
+        if self._file:
+            return fingerprint([self._file.name, self._file.stat().st_size])
+        files = [self._language_file(split, code) for split in self.splits for code in self.languages_of(split)]
+        entry = (self.folder / CORPUS_FILE).read_text(encoding="utf-8")
+        return fingerprint([entry, *([path.name, path.stat().st_size] for path in files)])
+
     def train_rows(self, split: str, language: str) -> Rows:
         """`rows` of a split that holds training conversations."""
         return self._of_kind(split, language, "train")

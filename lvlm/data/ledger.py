@@ -30,15 +30,6 @@ class Ledger:
         cut.turns += turns
         cut.images += images
 
-    def by_language(self) -> dict[str, Cut]:
-        """The cuts of each language, over corpora and sources."""
-        result: dict[str, Cut] = defaultdict(Cut)
-        for (_, code, _), cut in self.cuts.items():
-            result[code].samples += cut.samples
-            result[code].turns += cut.turns
-            result[code].images += cut.images
-        return dict(result)
-
     def rows(self) -> list[dict[str, Any]]:
         """One mapping per corpus, language and source, for plan.json."""
         return [

@@ -121,9 +121,10 @@ class Plan:
                 if self._text_tokens is not None and self._supervised_tokens is not None:
                     tally.text_tokens = int((self._text_tokens[mine].astype(np.int64) * weight).sum())
                     tally.supervised_tokens = int((self._supervised_tokens[mine].astype(np.int64) * weight).sum())
-                if self._cuts:
-                    dropped = [self._cuts[number][1] for number in mine.tolist() if number in self._cuts]
-                    tally.cut_samples, tally.cut_turns = len(dropped), sum(dropped)
+                for number, times_seen in zip(mine.tolist(), weight.tolist(), strict=True):
+                    if cut := self._cuts.get(number):
+                        tally.cut_samples += times_seen
+                        tally.cut_turns += cut[1] * times_seen
                 result.append(tally)
         return result
 
@@ -171,7 +172,8 @@ class Plan:
         )
         cut = sum(cut.turns for cut in self.ledger.cuts.values())
         foot = (
-            f"cut: {cut:,} turns of {sum(cut.samples for cut in self.ledger.cuts.values()):,} samples"
+            f"cut: {cut:,} turns of {sum(cut.samples for cut in self.ledger.cuts.values()):,} samples, "
+            "each counted once"
             if cut
             else "cut: nothing"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ from tokenizers import AddedToken
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lvlm.config import ModelConfig
+from lvlm.config import ModelConfig, one_line
 from lvlm.errors import InputError
 from lvlm.model.adapters import initialise_adapter
 from lvlm.model.backbones import resolve, tokenizer_source
@@ -49,25 +51,41 @@ def _assemble(model_config: ModelConfig, *, seed: int) -> tuple[Lvlm, LvlmProces
 
 def load_llm(source: str, *, attn: str) -> tuple[Any, Any]:
     """(causal LM in float32, tokenizer) whose vocabulary has the image placeholder."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(source))
+    tokenizer = load_tokenizer(source)
+    with _named(source):
         llm = AutoModelForCausalLM.from_pretrained(
             source, dtype=torch.float32, attn_implementation=attn, use_safetensors=True
         )
-    except (OSError, ValueError) as error:
-        raise InputError(f"The language model '{source}' cannot be loaded: {error}") from error
-    add_placeholder(llm, tokenizer)
+    _make_room(llm, len(tokenizer))
     return llm, tokenizer
 
 
-def add_placeholder(llm: Any, tokenizer: Any) -> None:
-    """Add `<image_placeholder>` where the tokenizer lacks it, and rows to the embeddings only where none are spare."""
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer of a resolved LLM, with `<image_placeholder>` added where it lacks it."""
+    with _named(source):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(source))
     if tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER) in (None, tokenizer.unk_token_id):
         tokenizer.add_tokens([AddedToken(IMAGE_PLACEHOLDER, special=True, normalized=False)], special_tokens=True)
+    return tokenizer
+
+
+@contextmanager
+def _named(source: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"The language model '{source}' cannot be loaded: {one_line(error).rstrip('.')}. "
+            "Give a shipped one (tiny-lm, tiny-lm-clean), a local folder, or a hub name that can be reached."
+        ) from error
+
+
+def _make_room(llm: Any, vocabulary: int) -> None:
+    """Add rows to the embeddings for `vocabulary` tokens, where none are spare."""
     rows = llm.get_input_embeddings().num_embeddings
-    if len(tokenizer) <= rows:
+    if vocabulary <= rows:
         return
-    llm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    llm.resize_token_embeddings(vocabulary, mean_resizing=False)
     # New rows start at the mean of the old ones: a random row would be a token that no training has ever pushed down.
     for layer in (llm.get_input_embeddings(), llm.get_output_embeddings()):
         _fill_with_mean(layer, rows)
@@ -124,9 +142,7 @@ def load_processor(model_config: ModelConfig, *, seed: int) -> LvlmProcessor:
     """The processor of a run's LLM alone, for counting text tokens: no weights are read, so it cannot prepare
     images.
     """
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(resolve(model_config.llm, seed=seed)))
-    if tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER) in (None, tokenizer.unk_token_id):
-        tokenizer.add_tokens([AddedToken(IMAGE_PLACEHOLDER, special=True, normalized=False)], special_tokens=True)
+    tokenizer = load_tokenizer(resolve(model_config.llm, seed=seed))
     return LvlmProcessor(
         tokenizer, image_size=1, mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="bicubic", tiles=1, image_tokens=1
     )

@@ -33,15 +33,18 @@ def parts(model: Lvlm) -> dict[str, nn.Module]:
 PREFIXES = {"tower": "vision_tower.", "adapter": "multi_modal_projector.", "llm": "language_model."}
 
 
-def load(path: str | Path) -> tuple[Lvlm, LvlmProcessor]:
-    """(model, processor) of a saved model, ready to generate."""
+def load(path: str | Path, *, attn: str | None = None) -> tuple[Lvlm, LvlmProcessor]:
+    """(model, processor) of a saved model, ready to generate.
+
+    `attn` is `ModelConfig.attn`, which no model folder keeps; None leaves the choice to transformers.
+    """
     from lvlm.model.lvlm import Lvlm
     from lvlm.model.processor import LvlmProcessor
 
     folder = Path(path)
     if not (folder / "config.json").exists():
         raise InputError(f"{folder} holds no config.json. Give the folder of a saved model.")
-    model: Lvlm = Lvlm.from_pretrained(folder)
+    model: Lvlm = Lvlm.from_pretrained(folder, **({} if attn is None else {"attn_implementation": attn}))
     return model.eval(), LvlmProcessor.from_pretrained(folder)
 
 

@@ -32,11 +32,6 @@ class ImageTransform:
     interpolation: str
     tiles: int
 
-    @property
-    def views(self) -> int:
-        """Views of one image: the global one and, with tiles, n x n crops."""
-        return 1 if self.tiles == 1 else 1 + self.tiles**2
-
 
 def open_image(path: str | Path) -> Image.Image:
     """Read an image file whole; a missing, truncated or unknown file is an `InputError` that names it."""

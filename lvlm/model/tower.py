@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lvlm.config import one_line
 from lvlm.errors import InputError
 
 WEIGHTS_FILE = "model.safetensors"
@@ -123,9 +124,10 @@ def _load_strictly(model: nn.Module, path: Path) -> None:
 def _from_timm(name: str) -> tuple[nn.Module, dict[str, Any]]:
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0)
-    except RuntimeError as error:
+    except (RuntimeError, OSError, ValueError) as error:  # an unknown name, no network and no copy here, a bad hub name
         raise InputError(
-            f"timm cannot build the tower '{name}': {error} Give a folder or a name from timm.list_pretrained()."
+            f"timm cannot build the tower '{name}': {one_line(error).rstrip('.')}. Give a folder, or a name from "
+            "timm.list_pretrained() whose weights are in the cache or can be downloaded."
         ) from error
     data = timm.data.resolve_model_data_config(model)
     architecture = model.pretrained_cfg.get("architecture", name)

@@ -70,15 +70,16 @@ class TowerFeatures:
         return torch.cat(parts)
 
     def key(self) -> str:
-        """Identifies everything that the numbers depend on: weights of the tower, transform, tiles, layer and
-        precision."""
+        """Identifies everything that the numbers depend on: weights of the tower, transform, tiles, layer, precision
+        and the type of device, whose last bits differ."""
         config = self.model.config
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.vision_tower.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         settings = {"tower": config.tower, "tiles": config.tiles, "layer": config.feature_layer}
-        return fingerprint({"weights": digest.hexdigest(), "precision": self.precision, "format": 1, **settings})
+        compute = {"precision": self.precision, "device": self.device.type}
+        return fingerprint({"weights": digest.hexdigest(), "format": 1, **compute, **settings})
 
 
 class FeatureStore:

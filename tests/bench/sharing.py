@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from pathlib import Path
 from loops.measure import table
 
 from lvlm.config import fingerprint, load_config
-from lvlm.records import CONFIG_FILE, RECORD_FILE, RunRecord
+from lvlm.errors import InputError
+from lvlm.records import CONFIG_FILE, RunRecord
+from sweeps.plan import Place, Plan
 
 EXPLANATION = """\
 Compute is seconds inside the training loops plus seconds for the features of the frozen tower; the last column adds
@@ -45,13 +48,22 @@ def main() -> None:
     parser.add_argument("study", type=Path, nargs="?", default=Path("runs/studies/drivers"))
     parser.add_argument("--home", type=Path, default=None, help="work folder of the study (default: two above it)")
     options = parser.parse_args()
-    home = options.home or options.study.parent.parent
-    folders = sorted(path.parent for path in options.study.glob(f"cells/*/{RECORD_FILE}"))
+    study = options.study.resolve()
+    place = Place(study.parent.parent, study.name)
+    try:
+        folders, planned = finished(place)
+    except InputError as error:
+        sys.exit(str(error))
     if not folders:
-        print(f"{options.study} holds no finished cell. Launch the study first: python -m sweeps launch drivers")
-        return
-    planned = len(list((options.study / "cells").iterdir()))
-    report(compute_of(folders, home=home), unfinished=planned - len(folders))
+        sys.exit(f"{study} holds no finished cell yet, of {planned} planned.")
+    report(compute_of(folders, home=options.home or place.home), unfinished=planned - len(folders))
+
+
+def finished(place: Place) -> tuple[list[Path], int]:
+    """Run folders of the finished cells of the latest launch, and how many cells it planned; folders of cells that an
+    earlier plan had are left out."""
+    plan = Plan.load(place)
+    return [place.cell(cell.id) for cell in plan.cells if place.is_recorded(cell.id)], len(plan.cells)
 
 
 def compute_of(folders: Sequence[Path], *, home: Path) -> Compute:

@@ -2,10 +2,9 @@
 Called by `writer` for every text of the built-in world and by `reading` for its words.
 """
 
-import re
 import unicodedata
 from collections.abc import Hashable, Mapping
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal
@@ -18,7 +17,6 @@ from lvlm.data.worlds.scenes import COLOURS, PLACES, SHAPES, SIZES, Group, Scene
 from lvlm.errors import InputError, nearest
 
 FOLDER = Path(__file__).parent / "lexicons"
-WORD = re.compile(r"[^\W_]+")
 VOWELS = "aeiou"
 
 Text = Annotated[str, Field(min_length=1)]
@@ -270,29 +268,6 @@ def _agree(adjective: Adjective, agreement: str) -> str:
 
 def _citation(adjective: Adjective) -> str:
     return adjective if isinstance(adjective, str) else adjective["answer"]
-
-
-@lru_cache(maxsize=64)
-def _surface_words(attributes: tuple[tuple[str, str], ...]) -> tuple[dict[tuple[str, ...], str], int]:
-    """Surface forms as tuples of words, and the number of words of the longest."""
-    surfaces = {tuple(WORD.findall(surface)): attribute for surface, attribute in attributes}
-    return surfaces, max(map(len, surfaces), default=0)
-
-
-def read_attributes(text: str, attributes: Mapping[str, str]) -> tuple[str, ...]:
-    """Attribute ids in the order of the text; at each word the longest listed surface form wins, case is ignored."""
-    surfaces, longest = _surface_words(tuple(attributes.items()))
-    words = WORD.findall(unicodedata.normalize("NFC", text).lower())
-    found: list[str] = []
-    i = 0
-    while i < len(words):
-        for length in range(min(longest, len(words) - i), 0, -1):
-            if (attribute := surfaces.get(tuple(words[i : i + length]))) is not None:
-                found.append(attribute)
-                i += length - 1
-                break
-        i += 1
-    return tuple(found)
 
 
 class _TextLoader(yaml.BaseLoader):

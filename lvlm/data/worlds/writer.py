@@ -31,6 +31,18 @@ from lvlm.errors import InputError, nearest
 from lvlm.languages import in_table_order
 
 WORLDS = ("shapes", "reading")
+VERSION = 2
+"""Of what the worlds write; raised when the same seed and sizes give other files than before."""
+OWN_SIZES = {
+    "shapes": {"train_images": 4000, "tune_images": 150, "test_images": 300},
+    "reading": {
+        "train_english": 6000,
+        "train_per_language": 300,
+        "tune_per_language": 40,
+        "test_per_language": 100,
+    },
+}
+"""How many images each world has unless told otherwise."""
 DIALOGUE_TURNS = 3
 CAPTION_TURN_SHARE = 0.15  # of the training dialogues one turn asks for a caption
 CAPTION_EVERY = 3  # one in so many tune and test images also has a caption item
@@ -57,25 +69,12 @@ def write_world(
     `train`, `tune` and `test` count images, for `reading` images per language; None is the world's own size. An unknown
     name or language, an impossible number or a folder that holds something is an `InputError`.
     """
-    if name == "shapes":
-        return write_shapes(
-            folder,
-            seed=seed,
-            train_images=4000 if train is None else train,
-            tune_images=150 if tune is None else tune,
-            test_images=300 if test is None else test,
-            languages=languages,
-        )
-    if name == "reading":
-        return write_reading(
-            folder,
-            seed=seed,
-            train_english=6000 if train is None else train,
-            train_per_language=300 if train is None else train,
-            tune_per_language=40 if tune is None else tune,
-            test_per_language=100 if test is None else test,
-            languages=languages,
-        )
+    given = {"train": train, "tune": tune, "test": test}
+    if name in WORLDS:
+        sizes = {
+            key: own if (wish := given[key.partition("_")[0]]) is None else wish for key, own in OWN_SIZES[name].items()
+        }
+        return (write_shapes if name == "shapes" else write_reading)(folder, seed=seed, languages=languages, **sizes)
     raise InputError(f"There is no built-in corpus '{name}'. The built-in corpora are: {nearest(name, list(WORLDS))}.")
 
 
@@ -83,9 +82,9 @@ def write_shapes(
     folder: Path | str,
     *,
     seed: int,
-    train_images: int = 4000,
-    tune_images: int = 150,
-    test_images: int = 300,
+    train_images: int = OWN_SIZES["shapes"]["train_images"],
+    tune_images: int = OWN_SIZES["shapes"]["tune_images"],
+    test_images: int = OWN_SIZES["shapes"]["test_images"],
     languages: Sequence[str] | None = None,
 ) -> Path:
     """Scenes with captions, dialogues and questions; the same ids in the same order in every language.
@@ -134,10 +133,10 @@ def write_reading(
     folder: Path | str,
     *,
     seed: int,
-    train_english: int = 6000,
-    train_per_language: int = 300,
-    tune_per_language: int = 40,
-    test_per_language: int = 100,
+    train_english: int = OWN_SIZES["reading"]["train_english"],
+    train_per_language: int = OWN_SIZES["reading"]["train_per_language"],
+    tune_per_language: int = OWN_SIZES["reading"]["tune_per_language"],
+    test_per_language: int = OWN_SIZES["reading"]["test_per_language"],
     languages: Sequence[str] | None = None,
 ) -> Path:
     """Words to be read, in the script of each language, whose items are its own: not translatable.
@@ -348,9 +347,33 @@ def _write_corpus_file(
         content["attributes"] = "attributes.json"
     content["splits"] = {split: {"permission": permission} for split, permission in splits.items()}
     content["seed"] = seed
-    made = ", ".join(f"{key} {value}" for key, value in sizes.items())
-    content["note"] = f"Written by the built-in {name} world with seed {seed}: {made}."
+    content["note"] = _made(name, seed, sizes)
     _write(folder / "corpus.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
+
+
+def is_written(name: str, folder: Path | str) -> bool:
+    """Whether `folder` holds the built-in corpus `name` as this version of the toolkit writes it with seed 0 and the
+    world's own size and languages."""
+    note = _note(Path(folder))
+    return note == _made(name, 0, OWN_SIZES[name]) and len(_entry(Path(folder))["languages"]) == len(lexicon_codes())
+
+
+def _made(name: str, seed: int, sizes: dict[str, int]) -> str:
+    counts = ", ".join(f"{key} {value}" for key, value in sizes.items())
+    return f"Written by the built-in {name} world, version {VERSION}, with seed {seed}: {counts}."
+
+
+def _entry(folder: Path) -> dict[str, Any]:
+    """The corpus.yaml of a folder; empty if it has none that can be read."""
+    try:
+        content = yaml.safe_load((folder / "corpus.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _note(folder: Path) -> str:
+    return str(_entry(folder).get("note", ""))
 
 
 @contextmanager
@@ -358,7 +381,10 @@ def _written_whole(target: Path) -> Iterator[Path]:
     """A folder beside `target` that becomes `target` when the block ends, and vanishes when it fails."""
     target = target.absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} exists and is not an empty folder. Choose another folder, or remove it first.")
+        note = _note(target)
+        old = note.startswith("Written by the built-in") and f"version {VERSION}," not in note
+        what = "holds a world that another version of the toolkit wrote" if old else "exists and is not an empty folder"
+        raise InputError(f"{target} {what}. Choose another folder, or remove it first.")
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by an earlier process of the same number
     partial.mkdir(parents=True)
