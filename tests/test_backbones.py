@@ -17,6 +17,7 @@ from lvlm.backbones.tokenizer import ASSISTANT, END, IMAGE, PAD, USER, train_tok
 from lvlm.data.worlds.lexicon import load_lexicon
 from lvlm.data.worlds.render import RGB
 from lvlm.data.worlds.scenes import COLOURS, HELD_OUT, SHAPES
+from lvlm.errors import InputError
 from lvlm.languages import language
 
 ASSETS = Path(lvlm.__file__).parent / "assets"
@@ -91,6 +92,8 @@ def test_the_build_makes_loadable_backbones_and_resumes(tmp_path: Path) -> None:
     build(tmp_path, draws=[0], parts=["lm"], scale=1e-4, say=said.append, compiled=False)
     assert (tmp_path / "tiny-lm-0" / "model.safetensors").read_bytes() == before
     assert "tiny-lm-0: already there" in said
+    with pytest.raises(InputError, match=r"trained with other settings \(recipe;"):
+        build(tmp_path, draws=[0], parts=["lm"], scale=1e-3, say=said.append, compiled=False)
 
 
 def shipped() -> list[Path]:

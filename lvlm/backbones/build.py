@@ -6,10 +6,12 @@ build goes on.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +21,12 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lvlm.backbones import card
 from lvlm.backbones.lm import LmRecipe, train_lm
-from lvlm.backbones.text import ANSWER_MIX, NO_MIX, TextWorld
+from lvlm.backbones.text import ANSWER_MIX, NO_MIX, TextWorld, text_world_settings
 from lvlm.backbones.tokenizer import train_tokenizer
 from lvlm.backbones.vision import MEAN, STD, VitRecipe, probe, train_vit
 from lvlm.backbones.vit import IMAGE_SIZE, tiny_vit
 from lvlm.data.worlds.lexicon import lexicon_codes
+from lvlm.errors import InputError
 from lvlm.languages import in_table_order, language
 from lvlm.records import write_json, write_text
 
@@ -31,6 +34,8 @@ DRAWS = 5
 CLEAN = "tiny-lm-clean"
 TOKENIZER = "tiny-tokenizer"
 TOKENIZER_DOCUMENTS = 30_000
+TRAINING_FILE = "training.json"
+"""In the folder of a draw: all that it was made of, besides the code."""
 Say = Callable[[str], None]
 
 
@@ -75,12 +80,8 @@ def _tokenizer(folder: Path, say: Say) -> PreTrainedTokenizerFast:
     if not target.exists():
         say("tokenizer: learning merges")
         rng = np.random.default_rng(20_250_112)
-        texts = [
-            text
-            for _, turns in TextWorld().documents(rng, count=TOKENIZER_DOCUMENTS)
-            for turn in turns
-            for text in turn
-        ]
+        documents = TextWorld().documents(rng, count=TOKENIZER_DOCUMENTS)
+        texts = [text for _, turns in documents for turn in turns for text in turn]
         with _finished(target) as unfinished:
             train_tokenizer(texts).save_pretrained(str(unfinished))
     return PreTrainedTokenizerFast.from_pretrained(str(target))  # type: ignore[no-any-return]
@@ -96,13 +97,19 @@ def _language_model(
     scale: float,
     compiled: bool,
 ) -> None:
-    if target.exists():
-        return say(f"{target.name}: already there")
     recipe = LmRecipe()
     recipe = dataclasses.replace(recipe, documents=max(recipe.batch, int(recipe.documents * scale)))
+    world = TextWorld(answer_mix=mix)
+    vocabulary = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:12]
+    making = {
+        "seed": seed, "answer_mix": mix, "recipe": dataclasses.asdict(recipe), "documents": text_world_settings(),
+        "tokenizer": vocabulary,
+    }  # fmt: skip
+    if _is_made(target, making):
+        return say(f"{target.name}: already there")
     model = train_lm(
         tokenizer,
-        world=TextWorld(answer_mix=mix),
+        world=world,
         recipe=recipe,
         seed=seed,
         compiled=compiled,
@@ -110,19 +117,32 @@ def _language_model(
     )
     with _finished(target) as unfinished:
         model.half().save_pretrained(unfinished)
-        settings = {"seed": seed, "answer_mix": mix, "recipe": dataclasses.asdict(recipe)}
-        write_json(unfinished / "training.json", settings)
+        write_json(unfinished / TRAINING_FILE, making)
+
+
+def _is_made(target: Path, making: Mapping[str, Any]) -> bool:
+    """Whether a draw is there; one of another making is an error, as draws of one set differ in their seed only."""
+    if not target.exists():
+        return False
+    found = json.loads((target / TRAINING_FILE).read_text(encoding="utf-8"))
+    if different := [name for name, value in making.items() if found.get(name) != value]:
+        raise InputError(
+            f"{target} was trained with other settings ({', '.join(different)}; see its {TRAINING_FILE}) than this "
+            "version of the toolkit trains with. Remove it, or build into another folder (--out)."
+        )
+    return True
 
 
 def _tower(target: Path, *, seed: int, say: Say, scale: float, compiled: bool) -> None:
-    if target.exists():
-        return say(f"{target.name}: already there")
     recipe = VitRecipe()
     shorter = {
         "pictures": max(recipe.batch, int(recipe.pictures * scale)),
         "stem_steps": max(1, int(recipe.stem_steps * scale)),
     }
     recipe = dataclasses.replace(recipe, **shorter)
+    making = {"seed": seed, "recipe": dataclasses.asdict(recipe)}
+    if _is_made(target, making):
+        return say(f"{target.name}: already there")
     tower = train_vit(recipe=recipe, seed=seed, compiled=compiled, on_progress=_progress(target.name, say))
     with _finished(target) as unfinished:
         save_file(
@@ -134,7 +154,7 @@ def _tower(target: Path, *, seed: int, say: Say, scale: float, compiled: bool) -
             "image_size": IMAGE_SIZE, "mean": list(MEAN), "std": list(STD), "interpolation": "bicubic",
         }  # fmt: skip
         write_json(unfinished / "config.json", settings)
-        write_json(unfinished / "training.json", {"seed": seed, "recipe": dataclasses.asdict(recipe)})
+        write_json(unfinished / TRAINING_FILE, making)
 
 
 class _finished:

@@ -84,6 +84,12 @@ class TextWorld:
         return turns
 
 
+def text_world_settings() -> dict[str, object]:
+    """What the documents are drawn by, besides the answer mix; kept with every draw."""
+    groups = {str(number): share for number, share in GROUPS_PROBABILITY.items()}
+    return {"tier_weight": TIER_WEIGHT, "kinds": KINDS, "groups": groups, "turns": TURNS}
+
+
 def scene_questions(
     scene: Scene, rng: np.random.Generator, *, told: Lexicon, asked: Lexicon, answered: Lexicon, count: int
 ) -> Turns:
