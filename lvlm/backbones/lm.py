@@ -25,7 +25,7 @@ IGNORED_WEIGHT = 0.03  # loss weight of tokens that are not an answer: reading t
 class LmRecipe:
     """Sizes and hyper-parameters, the same for every draw."""
 
-    documents: int = 120_000
+    documents: int = 100_000
     batch: int = 16
     lr: float = 1.5e-3  # AdamW: embeddings and norms
     matrix_lr: float = 8e-3  # Muon: the matrices of the layers, which learn rare languages several times sooner with it

@@ -8,15 +8,15 @@ language it sees follows its tier.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from lvlm.data.worlds.lexicon import Lexicon, lexicon_codes, load_lexicon
-from lvlm.data.worlds.questions import Question, questions_for
+from lvlm.data.worlds.questions import questions_for
 from lvlm.data.worlds.reading import TRAINING_WORDS
-from lvlm.data.worlds.scenes import COLOURS, HELD_OUT, SHAPES, Scene, sample_scene
+from lvlm.data.worlds.scenes import Scene, sample_scene
 from lvlm.languages import language
 
 TIER_WEIGHT = {"en": 0.30, "T5": 0.075, "T4": 0.055, "T3": 0.040, "T2": 0.028, "T1": 0.018}
@@ -29,16 +29,11 @@ An assumption about the world, declared once and never tuned: it sets the level 
 
 NO_MIX = dict.fromkeys(ANSWER_MIX, 0.0)
 
-GROUPS_PROBABILITY = {1: 0.45, 2: 0.35, 3: 0.20}
-"""Objects of a scene in words: more scenes with several than in pictures, as telling objects apart is what takes
-longest to learn.
-"""
-
-KINDS = {"spelling": 0.15, "describe": 0.20, "exists": 0.20, "questions": 0.45}
+KINDS = {"spelling": 0.16, "describe": 0.22, "questions": 0.62}
 """Share of each kind of document."""
 
-TURNS = 6
-"""Questions about a scene: every kind that a scene with one group has."""
+TURNS = 5
+"""Questions about a scene: as many as a scene with one group has."""
 
 Turns = list[tuple[str, str]]
 
@@ -62,15 +57,16 @@ class TextWorld:
         kind = rng.choice(list(KINDS), p=list(KINDS.values()))
         if kind == "spelling":
             return self._spelling(rng, load_lexicon(code))
-        scene = sample_scene(rng, groups=int(rng.choice(list(GROUPS_PROBABILITY), p=list(GROUPS_PROBABILITY.values()))))
+        scene = sample_scene(rng)
         told = _told_in(rng, code)
         answered = "en" if rng.random() < self.answer_mix[language(code).tier] else code
         if kind == "describe":
             return [
                 (f"{told.caption(scene)}\n{load_lexicon(code).caption_request}", load_lexicon(answered).caption(scene))
             ]
-        questions = _exists(scene, rng) if kind == "exists" else questions_for(scene, rng, n=TURNS)
-        return _asked(scene, questions, told=told, asked=load_lexicon(code), answered=load_lexicon(answered))
+        return scene_questions(
+            scene, rng, told=told, asked=load_lexicon(code), answered=load_lexicon(answered), count=TURNS
+        )
 
     def _spelling(self, rng: np.random.Generator, lexicon: Lexicon) -> Turns:
         letters = sorted(set("".join(lexicon.words)))
@@ -86,40 +82,15 @@ class TextWorld:
 
 def text_world_settings() -> dict[str, object]:
     """What the documents are drawn by, besides the answer mix; kept with every draw."""
-    groups = {str(number): share for number, share in GROUPS_PROBABILITY.items()}
-    return {"tier_weight": TIER_WEIGHT, "kinds": KINDS, "groups": groups, "turns": TURNS}
+    return {"tier_weight": TIER_WEIGHT, "kinds": KINDS, "turns": TURNS}
 
 
 def scene_questions(
     scene: Scene, rng: np.random.Generator, *, told: Lexicon, asked: Lexicon, answered: Lexicon, count: int
 ) -> Turns:
     """A scene described in `told`, then questions in `asked` with their answers in `answered`."""
-    return _asked(scene, questions_for(scene, rng, n=count), told=told, asked=asked, answered=answered)
-
-
-def _exists(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Whether this or that is in the scene, evenly yes and no.
-
-    Comparing is what is learned last, and most easily where the answer is no for many reasons: most of what is not
-    there shares nothing with the scene, some of it the colour or the shape of one of its groups.
-    """
-    questions = []
-    for _ in range(TURNS):
-        group = scene.groups[int(rng.integers(len(scene.groups)))]
-        pair, answer = group.pair, "exists:yes"
-        if rng.random() < 0.5:
-            answer = "exists:no"
-            while pair in scene.pairs or pair in HELD_OUT:
-                other = COLOURS[int(rng.integers(len(COLOURS)))], SHAPES[int(rng.integers(len(SHAPES)))]
-                kind = rng.random()
-                pair = other if kind < 0.6 else (group.colour, other[1]) if kind < 0.8 else (other[0], group.shape)
-        questions.append(Question("exists", len(scene.groups) > 1, answer, pair=pair))
-    return questions
-
-
-def _asked(scene: Scene, questions: Iterable[Question], *, told: Lexicon, asked: Lexicon, answered: Lexicon) -> Turns:
     turns: Turns = []
-    for number, question in enumerate(questions):
+    for number, question in enumerate(questions_for(scene, rng, n=count)):
         text = asked.question(question)
         turns.append((f"{told.caption(scene)}\n{text}" if number == 0 else text, answered.answer(question)))
     return turns

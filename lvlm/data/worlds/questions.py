@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
-from lvlm.data.worlds.scenes import COLOURS, HELD_OUT, HELD_OUT_PAIRS, SHAPES, Scene
+from lvlm.data.worlds.scenes import COLOURS, HELD_OUT, SHAPES, Scene
 
 KINDS = ("colour", "shape", "size", "count", "place", "exists", "more")
 
@@ -33,7 +33,8 @@ class Question:
 def questions_for(scene: Scene, rng: np.random.Generator, *, n: int) -> tuple[Question, ...]:
     """Draw n distinct questions with one right answer each; kinds come evenly, each once before any comes twice.
 
-    A scene has 6 questions with one group, at least 11 with two and 16 with three: a larger n is a ValueError.
+    A scene has 5 questions with one group, at least 11 with two and 16 with three: a larger n is a ValueError. Whether
+    a pair is there (`exists`) is asked of several groups only, where it takes telling which colour has which shape.
     """
     pools = _pools(scene, rng)
     available = sum(len(pool) for pool in pools.values())
@@ -49,7 +50,7 @@ def questions_for(scene: Scene, rng: np.random.Generator, *, n: int) -> tuple[Qu
 
 
 def _pools(scene: Scene, rng: np.random.Generator) -> dict[str, list[Question]]:
-    """Every question that can be asked, by kind. Of `exists` there is one, by the toss of a coin a yes or a no."""
+    """Every question that can be asked, by kind. Of `exists` there is at most one, by the toss of a coin yes or no."""
     binding = len(scene.groups) > 1
     pools: dict[str, list[Question]] = {kind: [] for kind in KINDS}
     for group in scene.groups:
@@ -63,30 +64,27 @@ def _pools(scene: Scene, rng: np.random.Generator) -> dict[str, list[Question]]:
             compared = (one.place, other.place) if rng.random() < 0.5 else (other.place, one.place)
             more = max(one, other, key=lambda group: group.count)
             pools["more"].append(Question("more", binding, f"place:{more.place}", places=compared))
-    if rng.random() < 0.5:
-        pool, answer = sorted(scene.pairs), "exists:yes"
-    else:
-        pool, answer = _absent_pairs(scene, rng), "exists:no"
-    pair = pool[int(rng.integers(len(pool)))]
-    pools["exists"].append(Question("exists", binding, answer, pair=pair))
+    if binding:
+        if rng.random() < 0.5:
+            pool, answer = sorted(scene.pairs), "exists:yes"
+        else:
+            pool, answer = _absent_pairs(scene, rng), "exists:no"
+        pools["exists"].append(Question("exists", binding, answer, pair=pool[int(rng.integers(len(pool)))]))
     return pools
 
 
 def _absent_pairs(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
     """Pairs to ask for in vain, as near to the scene as can be.
 
-    Several groups: the colour of one with the shape of another, where that is not in the scene itself. Else: one
-    attribute of a group changed. A held-out pair is never named over a scene of training pairs, or training would
-    teach that those pairs do not exist. Over a single group with a held-out pair, every second question names another
-    one, or the unfamiliar name alone would give the answer away.
+    The colour of one group with the shape of another, where that is not in the scene itself; else one attribute of a
+    group changed. A held-out pair is never named over a scene of training pairs, or training would teach that those
+    pairs do not exist.
     """
     unseen = bool(scene.pairs & HELD_OUT)
 
     def absent(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         return sorted(pair for pair in set(pairs) - scene.pairs if unseen or pair not in HELD_OUT)
 
-    if unseen and len(scene.groups) == 1 and rng.random() < 0.5:
-        return absent(HELD_OUT_PAIRS)
     colours = {colour for colour, _ in scene.pairs}
     shapes = {shape for _, shape in scene.pairs}
     recombined = absent((colour, shape) for colour in colours for shape in shapes)
