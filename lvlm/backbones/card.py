@@ -212,10 +212,10 @@ else.
 - A draw is another seed for the initial weights, the data and their order. Seed s of a run uses draw s of both, modulo
   the number shipped (below), so that intervals over seeds speak of backbones like these and not of one.
 
-The terms on which they are accepted, stated before any study was run and held by a test: on scenes with one object at
-least 0.90 of the answers are right in English and, as the mean of the T5 languages, in the asked language; it falls
-from T5 to T1; in the clean control the two counts are nearly equal. Questions that need one object told from another
-(`two objects`) are a secondary outcome: a random choice between the objects is right about half of the time.
+The terms on which a set is accepted, before any study is run: on scenes with one object at least 0.90 of the answers
+are right in English and, as the mean of the T5 languages, in the asked language; the share falls from T5 to T1; in the
+clean control the two counts are nearly equal. Questions that need one object told from another (`two objects`) are a
+secondary outcome: a random choice between the objects is right about half of the time.
 
 Accuracies are greedy, exact match, 100 items a cell; `retrieval r1` finds the English caption among 200;
 `spelling` puts test words of the reading world together from their letters; `tokens per word` is fertility."""
