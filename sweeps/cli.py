@@ -145,7 +145,7 @@ def _command_line() -> CommandLine:
     )
 
     def add(name: str, command: Command, text: str, example: str, *, study: bool = True) -> argparse.ArgumentParser:
-        sub = line.add(name, command, text, example)
+        sub = line.add(name, command, f"{text[0].upper()}{text[1:]}.", example)
         if study:
             sub.add_argument("study", metavar="STUDY", help=STUDY_HELP)
         if name != "new":

@@ -28,7 +28,7 @@ class LmRecipe:
     documents: int = 100_000
     batch: int = 16
     lr: float = 1.5e-3  # AdamW: embeddings and norms
-    matrix_lr: float = 8e-3  # Muon: the matrices of the layers, which learn rare languages several times sooner with it
+    matrix_lr: float = 8e-3  # Muon: the matrices of the layers
     warmup_steps: int = 200
     hidden: int = 128
     layers: int = 4
@@ -48,7 +48,7 @@ class Document:
 def new_model(tokenizer: PreTrainedTokenizerFast, *, recipe: LmRecipe, seed: int) -> Qwen2ForCausalLM:
     """A Qwen2 model with random weights.
 
-    Keys start as queries, so that equal words attend to each other from the first step: comparing is learned sooner.
+    Keys start as queries, so that equal words attend to each other from the first step.
     """
     torch.manual_seed(stream(seed, "init"))
     config = Qwen2Config(
