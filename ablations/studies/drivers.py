@@ -1,6 +1,6 @@
 """What drives the multilingual ability of an LVLM: its training languages, the share of English, or image tiling?
 
-    python -m sweeps launch drivers                 # 7 arms x 3 seeds, about a quarter of an hour on 2 cores (extrapolated)
+    python -m sweeps launch drivers                 # 7 arms x 3 seeds, a quarter of an hour on 2 cores, extrapolated
     BUDGET=full python -m sweeps launch drivers     # 29 arms x 5 seeds, about an hour and a half
     python -m ablations report drivers
 
