@@ -67,7 +67,7 @@ def gradient(corpus: Path, reduction: str, budget: int) -> tuple[int, float, tor
     )
     total, count = 0.0, 0
     for batch, images in stream.step(0):
-        hidden = model.hidden_states({"input_ids": batch.input_ids, **images})
+        hidden = model.hidden_states({"input_ids": batch.input_ids, **images}, read_at=batch.positions)
         logits = model.logits(hidden.flatten(0, 1).index_select(0, batch.positions))
         loss = weighted_cross_entropy(logits, batch.targets, batch.weights)
         loss.backward()

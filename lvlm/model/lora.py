@@ -37,14 +37,14 @@ class FusedLora(Function):
         y = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
         ctx.save_for_backward(rows, weight, a, scaled, low)
         ctx.scaling = scaling
-        return y.addmm_(low, scaled.T).view(*x.shape[:-1], -1)
+        return y.addmm_(low, scaled.T).view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         rows, weight, a, scaled, low = ctx.saved_tensors
         dy = grad.reshape(-1, grad.shape[-1])
         g = dy @ scaled
-        dx = (dy @ weight).addmm_(g, a).view(*grad.shape[:-1], -1) if ctx.needs_input_grad[0] else None
+        dx = (dy @ weight).addmm_(g, a).view(*grad.shape[:-1], rows.shape[-1]) if ctx.needs_input_grad[0] else None
         return dx, None, None, g.T @ rows, (dy.T @ low).mul_(ctx.scaling), None
 
 

@@ -15,6 +15,7 @@ from lvlm.config import ModelConfig
 from lvlm.errors import InputError
 from lvlm.model.adapters import Projector, build_adapter
 from lvlm.model.config import LvlmConfig
+from lvlm.model.economy import last_mlp_only_at
 from lvlm.model.register import register_model
 from lvlm.model.tower import VisionTower, build_tower
 
@@ -145,14 +146,18 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 f"The batch has tokens for {sum(wanted)} images ({wanted} by sample) but {images} images were given."
             )
 
-    def hidden_states(self, batch: Mapping[str, Any]) -> Tensor:
-        """(batch, tokens, hidden) before the head, from the inputs of `forward`; no logits are computed."""
+    def hidden_states(self, batch: Mapping[str, Any], *, read_at: Tensor | None = None) -> Tensor:
+        """(batch, tokens, hidden) before the head, from the inputs of `forward`; no logits are computed.
+
+        With `read_at`, flat positions into (batch * tokens), the rows elsewhere are not to be used.
+        """
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         images = {name: inputs.pop(name, None) for name in IMAGE_INPUTS}
         embeddings = self.embed(inputs.pop("input_ids"), **images)
         if inputs.get("position_ids") is None:
             inputs["position_ids"] = _positions(inputs.get("attention_mask"), embeddings)
-        outputs = self.language_model.base_model(inputs_embeds=embeddings, use_cache=False, **inputs)
+        with last_mlp_only_at(self.language_model, read_at):
+            outputs = self.language_model.base_model(inputs_embeds=embeddings, use_cache=False, **inputs)
         hidden: Tensor = outputs[0]
         return hidden
 

@@ -12,6 +12,7 @@ from torch import nn
 from lvlm.config import LoraSettings, Part, StageConfig
 from lvlm.errors import InputError
 from lvlm.model.checkpoints import parts
+from lvlm.model.economy import fuse_norms
 from lvlm.model.lora import add_lora, lora_config, lora_layers, merge_lora
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def prepare_training(model: Lvlm, stage: StageConfig, *, seed: int) -> list[Part
     for name, part in parts(model).items():
         mode: Part = getattr(stage.train, name)
         _prepare(part, name=name, mode=mode, lora=stage.lora, seed=seed)
+        fuse_norms(part)
         learning = sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
         counts.append(PartCount(name, mode, sum(parameter.numel() for parameter in part.parameters()), learning))
     return counts

@@ -146,7 +146,7 @@ class StageLoop:
 
     def loss(self, batch: MicroBatch, images: Mapping[str, Tensor]) -> Tensor:
         """This micro-batch's share of the step's loss. Logits exist at supervised positions only."""
-        hidden = self.model.hidden_states({"input_ids": batch.input_ids, **images})
+        hidden = self.model.hidden_states({"input_ids": batch.input_ids, **images}, read_at=batch.positions)
         logits = self.model.logits(hidden.flatten(0, 1).index_select(0, batch.positions))
         return weighted_cross_entropy(logits, batch.targets, batch.weights)
 

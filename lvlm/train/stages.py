@@ -19,7 +19,7 @@ from lvlm.records import CURVE_FILE, PLAN_FILE, write_json
 from lvlm.train.locks import file_lock
 from lvlm.train.resume import CHECKPOINT_FILE
 
-TRAINER_VERSION = 2
+TRAINER_VERSION = 3
 """Raised when a change to the trainer changes its numbers, so that old stages are not taken for new ones."""
 MODEL_FOLDER = "model"
 STAGE_FILE = "stage.json"  # written last: its presence says that the stage is trained

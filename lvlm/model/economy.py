@@ -1,0 +1,102 @@
+"""What training need not compute: passes over memory in a frozen RMSNorm, and the last block's MLP where no output is
+read. Neither changes a number beyond rounding. Called by `lvlm.model.parts` and `lvlm.model.lvlm`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+
+class FusedRmsNorm(Function):
+    """y = x / sqrt(mean(x^2) + epsilon) * w over the last dimension for a frozen w: (..., width) -> (..., width).
+
+    The gradient goes to x alone, from its closed form. Autograd of the same formula passes over memory twice as often.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:  # type: ignore[override]
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale: Tensor = length.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, scale = ctx.saved_tensors
+        dx = grad * weight
+        along = (dx * x).sum(dim=-1, keepdim=True).mul_(scale.pow(3)).div_(-x.shape[-1])
+        return dx.mul_(scale).addcmul_(x, along), None, None
+
+
+def fuse_norms(part: nn.Module) -> int:
+    """Let each RMSNorm of a part use `FusedRmsNorm` where a gradient passes through it and its weight is frozen, in
+    place; returns how many. Evaluation computes as the family does.
+
+    A family's norm is taken by what it computes, not by its name: one that scales by 1 + w stays as it is.
+    """
+    norms: list[Any] = [module for module in part.modules() if _is_rms_norm(module)]
+    for module in norms:
+        module.__class__ = _fused(type(module))  # type: ignore[arg-type]
+    return len(norms)
+
+
+def _epsilon(module: nn.Module) -> float | None:
+    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    return epsilon if isinstance(epsilon, float) else None
+
+
+@torch.no_grad()
+def _is_rms_norm(module: nn.Module) -> bool:
+    weight, epsilon = getattr(module, "weight", None), _epsilon(module)
+    if not isinstance(weight, Tensor) or weight.dim() != 1 or epsilon is None or hasattr(module, "bias"):
+        return False
+    if getattr(module, "fused_rms_norm", False) or weight.dtype != torch.float32 or weight.is_meta:
+        return False
+    x = torch.linspace(-1.0, 2.0, 3 * len(weight), device=weight.device).reshape(3, -1)
+    return torch.allclose(module(x), FusedRmsNorm.apply(x, weight, epsilon), rtol=1e-5, atol=1e-6)  # type: ignore[no-untyped-call]
+
+
+@cache
+def _fused(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class `kind` with the fused forward wherever that computes the same."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        weight = self.weight
+        if not x.requires_grad or weight.requires_grad or not x.dtype == weight.dtype == torch.float32:
+            return super(fused, self).forward(x)  # type: ignore[misc,no-any-return]
+        return FusedRmsNorm.apply(x, weight, _epsilon(self))  # type: ignore[no-any-return,no-untyped-call]
+
+    fused: type[nn.Module] = type(kind.__name__, (kind,), {"forward": forward, "fused_rms_norm": True})
+    return fused
+
+
+@contextmanager
+def last_mlp_only_at(llm: Any, positions: Tensor | None) -> Iterator[None]:
+    """Inside, the MLP of the LLM's last block runs at `positions` alone, flat into (batch * tokens).
+
+    Everywhere else the block's output then lacks its MLP: right where no one reads it, since nothing after the last
+    MLP mixes positions. An LLM that keeps its blocks elsewhere, or that computes them a second time for the backward
+    pass, runs whole.
+    """
+    blocks = getattr(llm.base_model, "layers", None)
+    mlp: Any = getattr(blocks[-1], "mlp", None) if isinstance(blocks, nn.ModuleList) and len(blocks) else None
+    if positions is None or mlp is None or llm.is_activation_checkpointing:
+        yield
+        return
+    whole = mlp.forward
+
+    def forward(x: Tensor) -> Tensor:
+        read: Tensor = whole(x.flatten(0, 1).index_select(0, positions)[None])[0]
+        return read.new_zeros(x.shape[0] * x.shape[1], x.shape[2]).index_copy(0, positions, read).view_as(x)
+
+    mlp.forward = forward
+    try:
+        yield
+    finally:
+        del mlp.forward

@@ -1,0 +1,116 @@
+"""What training leaves out changes neither loss nor gradients, and is really left out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import CohereConfig, Gemma2Config, LlamaConfig, Phi3Config, Qwen2Config
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from lvlm.model.economy import FusedRmsNorm, fuse_norms, last_mlp_only_at
+from lvlm.model.lora import add_lora
+
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+FAMILIES = {"qwen2": Qwen2Config, "llama": LlamaConfig, "phi3": Phi3Config, "gemma2": Gemma2Config}
+
+
+def causal_lm(config_class):
+    torch.manual_seed(0)
+    llm = AutoModelForCausalLM.from_config(config_class(**SIZES), attn_implementation="eager").eval()
+    add_lora(llm, r=2, alpha=4, dropout=0.0, seed=0)
+    for name, parameter in llm.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+        if "lora_B" in name or "norm" in name:
+            torch.nn.init.normal_(parameter, mean=0.5, std=0.2)
+    return llm
+
+
+def loss_and_gradients(llm, positions, *, spared):
+    llm.zero_grad()
+    ids = torch.arange(3, 21).reshape(2, 9)
+    with last_mlp_only_at(llm, positions if spared else None):
+        hidden = llm.base_model(input_ids=ids, use_cache=False)[0]
+    loss = llm.get_output_embeddings()(hidden.flatten(0, 1)[positions]).square().mean()
+    loss.backward()
+    return loss, {name: parameter.grad for name, parameter in llm.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "cohere"])
+def test_gradients_are_those_of_the_whole_model(family):
+    positions = torch.tensor([2, 3, 8, 11, 17])
+    llm = causal_lm({**FAMILIES, "cohere": CohereConfig}[family])
+    loss, gradients = loss_and_gradients(llm, positions, spared=False)
+    fuse_norms(llm)
+    spared, economical = loss_and_gradients(llm, positions, spared=True)
+    torch.testing.assert_close(spared, loss)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(economical[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_the_last_mlp_sees_only_what_is_read():
+    llm = causal_lm(Qwen2Config)
+    seen: dict[int, int] = {}
+    for number, block in enumerate(llm.model.layers):
+        block.mlp.gate_proj.register_forward_pre_hook(
+            lambda _, inputs, number=number: seen.update({number: inputs[0][..., 0].numel()})
+        )
+    loss_and_gradients(llm, torch.tensor([2, 3, 8]), spared=True)
+    assert seen == {0: 18, 1: 3}
+    llm(input_ids=torch.tensor([[3, 4, 5, 6]]))
+    assert seen == {0: 4, 1: 4}, "the context has an end"
+
+
+def test_nothing_read_gives_no_gradient_and_no_error():
+    llm = causal_lm(Qwen2Config)
+    with last_mlp_only_at(llm, torch.tensor([], dtype=torch.long)):
+        hidden = llm.base_model(input_ids=torch.tensor([[3, 4, 5]]), use_cache=False)[0]
+    hidden.flatten(0, 1)[:0].sum().backward()
+
+
+def test_an_llm_that_computes_blocks_twice_runs_whole():
+    llm = causal_lm(Qwen2Config)
+    positions = torch.tensor([2, 3])
+    _, gradients = loss_and_gradients(llm, positions, spared=False)
+    llm.activation_checkpointing_enable({"use_reentrant": False})
+    llm.train()
+    _, checkpointed = loss_and_gradients(llm, positions, spared=True)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_the_fused_norm_is_its_formula():
+    x = torch.randn(3, 5, 7, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(7, dtype=torch.float64)
+    expected = x / torch.sqrt(x.square().mean(-1, keepdim=True) + 1e-3) * weight
+    torch.testing.assert_close(FusedRmsNorm.apply(x, weight, 1e-3), expected, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda x: FusedRmsNorm.apply(x, weight, 1e-3), x)
+
+
+@pytest.mark.parametrize(("family", "norms"), [("qwen2", 5), ("llama", 5), ("phi3", 5), ("gemma2", 0)])
+def test_norms_are_fused_by_what_they_compute(family, norms):
+    llm = causal_lm(FAMILIES[family])
+    kinds = {type(module).__name__ for module in llm.modules()}
+    assert fuse_norms(llm) == norms
+    assert fuse_norms(llm) == 0, "once is enough"
+    assert {type(module).__name__ for module in llm.modules()} == kinds
+
+
+def test_a_norm_that_learns_gets_its_gradient():
+    llm = causal_lm(Qwen2Config)
+    llm.requires_grad_(True)
+    _, gradients = loss_and_gradients(llm, torch.tensor([2, 3]), spared=False)
+    fuse_norms(llm)
+    _, fused = loss_and_gradients(llm, torch.tensor([2, 3]), spared=False)
+    assert fused["model.norm.weight"] is not None
+    torch.testing.assert_close(fused["model.norm.weight"], gradients["model.norm.weight"])
