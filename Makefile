@@ -21,8 +21,8 @@ study: setup
 	@$(BIN)/python -m lvlm data shapes runs/data/shapes
 	@test $(STUDY) != tiling || $(BIN)/python -m lvlm data reading runs/data/reading
 	@status=0; $(BIN)/python -m sweeps launch $(STUDY) --workers $(WORKERS) --budget $(BUDGET) || status=$$?; \
-	if test -e runs/studies/$(STUDY)/results.parquet; then \
-		$(BIN)/python -m ablations report $(STUDY) && $(BIN)/python -m sweeps attach $(STUDY); \
+	if test $$status != 2 && test -e "$${LVLM_HOME:-runs}/studies/$(STUDY)/results.parquet"; then \
+		{ $(BIN)/python -m ablations report $(STUDY) && $(BIN)/python -m sweeps attach $(STUDY); } || status=$$?; \
 	fi; exit $$status
 
 test: setup
@@ -37,7 +37,8 @@ ui: setup
 	@$(BIN)/python -m sweeps ui
 
 bench: setup
-	@for file in tests/bench/*.py; do $(BIN)/python $$file || exit 1; done
+	@for file in throughput overhead; do $(BIN)/python tests/bench/$$file.py || exit 1; done
+	@test ! -e runs/studies/drivers/results.parquet || $(BIN)/python tests/bench/sharing.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -57,10 +57,12 @@ def _report(options: argparse.Namespace) -> None:
     from ablations.table import load_results
 
     results = load_results(options.study, home=options.home, overrides=options.overrides)
+    print("writing tables, figures and notebooks ...", flush=True)
     path = write_report(results)
     print(f"Report: {path}")
     for line in headlines(results):
         print(f"  {line}")
     if results.missing:
-        print(f"The sweep is unfinished: {len(results.missing)} of {len(results.planned)} planned runs are missing.")
-    print("All runs in the MLflow UI: python -m sweeps ui")
+        print(f"The sweep is unfinished: {results.summary()}.")
+        print(f"Go on with: python -m sweeps launch {results.launch}{' --retry-failed' if results.failed else ''}")
+    print(f"All runs in the MLflow UI: python -m sweeps ui{results.home_option}")

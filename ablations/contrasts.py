@@ -115,9 +115,10 @@ def effect(
 def main_effect(results: Results, factor: str, level: Level, against: Level, *, metric: str, group: str) -> Effect:
     """What a level of a factor changes against another one, whatever the other factors are.
 
-    The mean of the paired differences over all combinations of the other factors in which both arms have runs, and its
-    interval as for a single pair. It uses the seeds that all these arms have. An arm to which a factor does not apply
-    stands beside every level of it: English only, which has no share of English, is compared with each share.
+    The mean of the paired differences over all combinations of the other factors in which every level of this one has
+    runs, so that the levels of a factor are all compared beside the same things; its interval is as for a single pair.
+    It uses the seeds that all these arms have. An arm to which a factor does not apply stands beside every level of it:
+    English only, which has no share of English, is compared with each share.
     """
     return _over_combinations(results, [(factor, level, against)], metric=metric, group=group)
 
@@ -126,7 +127,7 @@ def interaction(results: Results, first: Change, second: Change, *, metric: str,
     """How much larger the effect of the first change is with the second one than without it.
 
     `first` and `second` are (factor, level, against). The difference of differences, over all combinations of the
-    remaining factors in which all four arms have runs; 0 where the two effects add up.
+    remaining factors in which all levels of these two have runs; 0 where the two effects add up.
     """
     return _over_combinations(results, [first, second], metric=metric, group=group)
 
@@ -312,7 +313,8 @@ def _mean(results: Results, sets: Sequence[tuple[str, ...]], metric: str) -> pd.
 
 def _arms_beside(results: Results, changes: Sequence[Change]) -> list[tuple[str, ...]]:
     """Labels of the arms at each corner of the changes (level, level), (level, against), (against, level), (against,
-    against), in every combination of the other factors where all have runs; each set of arms once."""
+    against), in every combination of the other factors where all levels of the changed ones have runs (of those that
+    have any); each set of arms once."""
     study = results.study
     if study is None:
         raise InputError(f"The study of {results.folder} is not known here: its factors are needed to combine arms.")
@@ -322,6 +324,7 @@ def _arms_beside(results: Results, changes: Sequence[Change]) -> list[tuple[str,
     if same := [name for name, level, against in changes if level == against]:
         raise InputError(f"Factor '{same[0]}': give two different levels to compare.")
     others = [factor for factor in study.factors if factor.name not in names]
+    changed = [factor for factor in study.factors if factor.name in names]
     corners = list(product(*(((name, level), (name, against)) for name, level, against in changes)))
     beside = list(product(*([(factor.name, level) for level in factor.levels] for factor in others)))
     every = [tuple(study.arm(dict((*levels, *corner))).label for corner in corners) for levels in beside]
@@ -330,7 +333,16 @@ def _arms_beside(results: Results, changes: Sequence[Change]) -> list[tuple[str,
         given = " and ".join(f"{name} ({level!r} against {against!r})" for name, level, against in changes)
         raise InputError(f"There is nothing to compare: one factor does not apply beside the other in {given}.")
     present = set(results.table["arm"].unique())
-    return [arms for arms in dict.fromkeys(different) if present.issuperset(arms)]
+    seen = results.arms()
+    run = [
+        [(factor.name, level) for level in factor.levels if (seen[factor.name] == level).any()] for factor in changed
+    ]
+    shared = {
+        labels
+        for labels, levels in zip(every, beside, strict=True)
+        if present.issuperset(study.arm(dict((*levels, *corner))).label for corner in product(*run))
+    }
+    return [arms for arms in dict.fromkeys(different) if arms in shared and present.issuperset(arms)]
 
 
 def _by_language(wide: pd.DataFrame, group: str) -> NDArray[np.float64]:

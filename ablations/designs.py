@@ -38,8 +38,7 @@ class FullGrid(Design):
     """Every combination: all interactions are clear."""
 
     def _raw(self, factors: Sequence[Factor], baseline: Levels) -> Iterable[Levels]:
-        names = [factor.name for factor in factors]
-        return (dict(zip(names, levels, strict=True)) for levels in product(*(factor.levels for factor in factors)))
+        return _crossed({factor.name: factor.levels for factor in factors})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,32 +66,41 @@ class KeepInteraction(Design):
     """A fraction of the grid: main effects and the interaction of the two factors in `keep` are clear of each other.
 
     Every combination of the two kept factors is run at the baseline of the others. Each other level of each other
-    factor is run beside one `of`-th of these combinations, spread so that every level of the kept factors takes part:
-    its effect is a mean of pairs of arms that differ in nothing else (`contrasts.main_effect`; the interaction that is
-    kept: `contrasts.interaction`). Confounded are the interactions with the factors outside `keep`.
+    factor is run beside the combinations of the levels in `beside` (kept factor -> some of its levels, the baseline
+    among them; all where not named), so that every level compared is seen beside the same combinations: an effect is a
+    mean of pairs of arms that differ in nothing else (`contrasts.main_effect`; the interaction that is kept:
+    `contrasts.interaction`). Confounded are the interactions with the factors outside `keep`.
     """
 
     keep: tuple[str, str]
-    of: int = 2
+    beside: Mapping[str, Sequence[Level]] = field(default_factory=dict)
 
     def _raw(self, factors: Sequence[Factor], baseline: Levels) -> Iterable[Levels]:
         _known(self.keep, factors, "KeepInteraction")
-        if self.of < 1:
-            raise InputError(f"KeepInteraction: of is a positive number, not {self.of}.")
-        first, second = (factor for factor in factors if factor.name in self.keep)
-        kept = [
-            (i + j, {first.name: a, second.name: b})
-            for (i, a), (j, b) in product(enumerate(first.levels), enumerate(second.levels))
-        ]
-        yield from ({**baseline, **levels} for _, levels in kept)
+        if unknown := [name for name in self.beside if name not in self.keep]:
+            raise InputError(
+                f"KeepInteraction: beside names {', '.join(unknown)}, which is not among the kept factors."
+            )
+        kept = [factor for factor in factors if factor.name in self.keep]
+        for factor in kept:
+            levels = self.beside.get(factor.name, factor.levels)
+            if wrong := [level for level in levels if level not in factor.levels]:
+                raise InputError(
+                    f"KeepInteraction: {wrong[0]!r} is not a level of factor '{factor.name}': {factor.levels!r}."
+                )
+            if baseline[factor.name] not in levels:
+                raise InputError(
+                    f"KeepInteraction: beside[{factor.name!r}] needs the baseline {baseline[factor.name]!r}."
+                )
+        yield from ({**baseline, **levels} for levels in _crossed({f.name: f.levels for f in kept}))
+        fewer = list(_crossed({f.name: self.beside.get(f.name, f.levels) for f in kept}))
         for factor in (factor for factor in factors if factor.name not in self.keep):
-            others = [level for level in factor.levels if level != baseline[factor.name]]
-            for shift, level in enumerate(others):
-                for position, levels in kept:
-                    # The baseline itself is always among the pairs, so that the factor's own margin is complete.
-                    at_baseline = all(baseline[name] == value for name, value in levels.items())
-                    if at_baseline or (position + shift) % self.of == 0:
-                        yield {**baseline, **levels, factor.name: level}
+            for level, combination in product(factor.levels, fewer):
+                yield {**baseline, **combination, factor.name: level}
+
+
+def _crossed(levels: Mapping[str, Sequence[Level]]) -> Iterable[Levels]:
+    return (dict(zip(levels, combination, strict=True)) for combination in product(*levels.values()))
 
 
 def resolve(factors: Sequence[Factor], levels: Mapping[str, Level]) -> Levels:

@@ -36,8 +36,9 @@ than two seeds with both arms. Where little change is expected the margin stands
 interval lies within it, <em>contradicted</em> if the whole interval lies outside, and <em>within noise</em> if the
 interval crosses the margin, whether or not it holds zero: these data do not tell a small change from a larger one. The
 figure shows the margin as a light band. <em>In seed sd</em>: the effect over the standard deviation of the paired
-difference between seeds. Each interval stands for itself; nothing is adjusted for their number. Verdicts speak of the
-world, the backbones and the budget of this study.
+difference between seeds. All runs answer the same test items, so the intervals hold for these items and do not speak of
+others. Each interval stands for itself and nothing is adjusted for their number: where nothing has an effect, one
+starred interval in twenty is to be expected. Verdicts speak of the world, the backbones and the budget of this study.
 """
 
 CSS = """
@@ -91,7 +92,8 @@ def write_report(results: Results, *, notebooks: bool = True) -> Path:
         *_budget(results),
         *(_notebooks(results) if notebooks and results.study else []),
         f"<h2>How to read the numbers</h2><p>{METHOD}</p>",
-        "<p>All runs, with curves and predictions, in the MLflow UI: <code>python -m sweeps ui</code></p>",
+        "<p>All runs, with curves and predictions, in the MLflow UI: "
+        f"<code>python -m sweeps ui{html.escape(results.home_option)}</code></p>",
     ]
     title = f"Study {html.escape(results.name)}"
     head = f"<head><meta charset='utf-8'><title>{title}</title><style>{CSS}</style></head>"
@@ -107,11 +109,16 @@ def _unfinished(results: Results) -> str:
     if not results.missing:
         return ""
     arms = sorted({arm for arm, _ in results.missing})
+    retry = " --retry-failed" if results.failed else ""
+    errors = "".join(
+        f"<li>{html.escape(arm)}, seed {seed}: {html.escape(why)}</li>" for (arm, seed), why in results.failed.items()
+    )
+    failed = f"<p class='warning'>Failed, and in no effect:</p><ul>{errors}</ul>" if errors else ""
     return (
         "<p class='warning'>This sweep is unfinished: "
         f"{len(results.missing)} of {len(results.planned)} planned runs are missing (in {len(arms)} arms). "
         "What follows uses the seeds that both arms of a comparison have. "
-        f"Go on with <code>python -m sweeps launch {html.escape(results.launch)}</code>.</p>"
+        f"Go on with <code>python -m sweeps launch {html.escape(results.launch)}{retry}</code>.</p>{failed}"
     )
 
 
@@ -133,7 +140,9 @@ def _write_tables(results: Results) -> None:
         metrics = [metric for metric in SUMMARISED if metric in present]
         metrics += [metric for metric, parts in DERIVED.items() if present >= set(parts)]
         every = (results.effects(metric=metric, by=by) for metric in metrics for by in ("tier", "task"))
-        tables[EFFECTS_FILE] = pd.concat([one for one in every if not one.empty] or [pd.DataFrame()])
+        found = pd.concat([one for one in every if not one.empty] or [pd.DataFrame(columns=["verdict"])])
+        # A change in either direction is not the verdict on what was expected: another word for it.
+        tables[EFFECTS_FILE] = found.assign(excludes_zero=found["verdict"] == "shown").drop(columns="verdict")
     for name, table in tables.items():
         if table.empty:
             (results.folder / name).unlink(missing_ok=True)  # of an earlier report: it would be taken for this one's
@@ -222,8 +231,8 @@ def _combined(results: Results) -> list[str]:
     parts = [
         "<h2>Main effects and interactions</h2>",
         "<p>Score, in points. A main effect is the mean difference between arms that differ in this factor alone, over "
-        "all combinations of the other factors in which both have runs; an arm to which a factor does not apply stands "
-        "beside all of its levels. <code>*</code>: the 95 % interval excludes 0.</p>",
+        "all combinations of the other factors in which every level has runs; an arm to which a factor does not apply "
+        "stands beside all of its levels. <code>*</code>: the 95 % interval excludes 0.</p>",
         f"<div class='wide'>{_table(_combinations('main effect', alone))}</div>",
     ]
     if not {"languages", "english_share"} <= set(known):
@@ -233,7 +242,7 @@ def _combined(results: Results) -> list[str]:
             interaction(results, one, other, metric="score", group=name) for name in names
         ]
         for one, other in product(changes["languages"], changes["english_share"])
-        if known["english_share"].applies({**study.baseline, "languages": one[1]})
+        if all(known["english_share"].applies({**study.baseline, "languages": level}) for level in one[1:])
     }
     return [
         *parts,
@@ -318,9 +327,10 @@ def _budget(results: Results) -> list[str]:
 
 
 def _words(name: str) -> str:
-    return {"llm_tokens": "LLM tokens", "train_seconds": "seconds of training", "seconds": "seconds of the run"}.get(
-        name, name
-    )
+    return {
+        "llm_tokens": "LLM tokens", "trainable_parameters": "parameters that learn",
+        "train_seconds": "seconds of training", "seconds": "seconds of the run",
+    }.get(name, name)  # fmt: skip
 
 
 def _notebooks(results: Results) -> list[str]:

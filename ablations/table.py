@@ -16,6 +16,7 @@ from ablations.factors import Level
 from ablations.origin import Origin as Origin  # for `sweeps`, which sees no other module than this one
 from ablations.origin import declared
 from ablations.studies import Cell, Expectation, Study, list_studies, load_study, results_name
+from lvlm.config import one_line
 from lvlm.errors import InputError, nearest
 from lvlm.languages import language
 from lvlm.records import METRICS, SCORE_COLUMNS, write_text
@@ -25,12 +26,11 @@ if TYPE_CHECKING:
 
 RESULTS_FILE = "results.parquet"
 BUDGET_FILE = "budget.csv"  # what every finished run was spent on: run, arm, seed and `BUDGET_COLUMNS`
-BUDGET_COLUMNS = ("samples", "llm_tokens", "images", "views", "train_seconds", "seconds")
+BUDGET_COLUMNS = ("samples", "llm_tokens", "images", "views", "trainable_parameters", "train_seconds", "seconds")
 REPORT_FILES = ("report.html", "effects.csv", "verdicts.csv")
 """What the report of a study writes beside its table: the page, all effects, the verdicts."""
 PICTURE_FILE = "by_{}.png"  # and one picture for each factor
-PLANNED_FILE = "planned.json"  # the cells of the sweep, finished or not: run, arm, seed
-ITEMS = ("predictions.parquet", "predictions")  # per-item predictions: one file, or a folder of them
+PLANNED_FILE = "planned.json"  # the cells of the sweep, finished or not: run, arm, seed, and why it failed if it did
 LEADING = ("study", "arm", "seed")
 TRAILING = ("run", "task", "language", "tier", "metric", "value", "n")
 
@@ -68,17 +68,22 @@ def write_results(
     table: pd.DataFrame,
     *,
     planned: Sequence[Cell] | None = None,
+    failed: Mapping[str, str] | None = None,
     budget: pd.DataFrame | None = None,
     origin: Origin | None = None,
 ) -> Path:
     """Write `results.parquet` into a study's folder, whole or not at all.
 
-    With it which cells were planned, what each finished run was spent on, and where all that comes from.
+    With it which cells were planned, which of them failed (run -> why), what each finished run was spent on, and where
+    all that comes from.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if planned is not None:
-        cells = [{"run": cell.id, "arm": cell.arm.label, "seed": cell.seed} for cell in planned]
+        why = failed or {}
+        cells = [
+            {"run": cell.id, "arm": cell.arm.label, "seed": cell.seed, "error": why.get(cell.id)} for cell in planned
+        ]
         write_text(folder / PLANNED_FILE, json.dumps(cells, ensure_ascii=False, indent=1) + "\n")
     if budget is not None:
         write_text(folder / BUDGET_FILE, budget.to_csv(index=False))
@@ -103,6 +108,8 @@ class Results:
     study: Study | None
     planned: tuple[tuple[str, int], ...] = ()
     """Arm and seed of every cell that the sweep planned; empty where that is not recorded."""
+    failed: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    """Why cells failed, by arm and seed: they have no row in the table, and no effect uses them."""
     origin: Origin | None = None
     wide: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)
     """Metric -> values by run and (task, language), and differences between two arms.
@@ -111,27 +118,19 @@ class Results:
     """
 
     @property
-    def items(self) -> Path | None:
-        """Where the per-item predictions lie, if they are there."""
-        return next((self.folder / name for name in ITEMS if (self.folder / name).exists()), None)
-
-    @property
     def launch(self) -> str:
         """The arguments of `sweeps launch` that go on with this study: its name or file, overrides, budget and home."""
         if self.origin is None:
             return self.name
         budget = [] if self.origin.budget == "default" else ["--budget", self.origin.budget]
-        home = self.folder.resolve().parent.parent
-        default = Path(os.environ.get("LVLM_HOME", "runs")).expanduser().resolve()
-        elsewhere = [] if home == default else ["--home", str(home)]
-        return shlex.join([self.origin.source, *self.origin.overrides, *budget, *elsewhere])
+        return shlex.join([self.origin.source, *self.origin.overrides, *budget]) + self.home_option
 
     def budget(self) -> pd.DataFrame:
         """What an arm costs: `BUDGET_COLUMNS`, means over its finished runs; empty where that is not recorded."""
         path = self.folder / BUDGET_FILE
         if not path.exists():
             return pd.DataFrame(columns=["arm", *BUDGET_COLUMNS]).set_index("arm")
-        means = pd.read_csv(path).groupby("arm", sort=False)[list(BUDGET_COLUMNS)].mean()
+        means = pd.read_csv(path).groupby("arm", sort=False).mean(numeric_only=True).reindex(columns=BUDGET_COLUMNS)
         return means.loc[[arm for arm in self.arms().index if arm in means.index]]
 
     @property
@@ -152,8 +151,14 @@ class Results:
 
     @property
     def missing(self) -> list[tuple[str, int]]:
-        """Arm and seed of the planned cells that have no run yet."""
+        """Arm and seed of the planned cells that have no run, failed ones among them."""
         return sorted(set(self.planned) - set(self.finished))
+
+    @property
+    def home_option(self) -> str:
+        """What a command to paste needs to find these results' home: ` --home DIR`, or nothing for the default."""
+        home, default = self.folder.resolve().parent.parent, _home(None).expanduser().resolve()
+        return "" if home == default else f" --home {shlex.quote(str(home))}"
 
     def arms(self) -> pd.DataFrame:
         """One row per arm: its levels and how many seeds it has, in the study's order."""
@@ -197,7 +202,8 @@ class Results:
             raise InputError(f"'{factor}' is not a factor of study '{self.name}'; factors: {known}.")
         levels = next(f.levels for f in self.study.factors if f.name == factor)
         present = set(self.table["arm"])
-        return [label for level in levels if (label := self.study.arm({factor: level}).label) in present]
+        labels = dict.fromkeys(self.study.arm({factor: level}).label for level in levels)
+        return [label for label in labels if label in present]  # one, where the factor does not apply to the baseline
 
     def short_label(self, arm: str) -> str:
         """What sets an arm apart from the baseline, in the labels of its levels; `baseline` for the baseline itself."""
@@ -255,7 +261,10 @@ class Results:
         line = (
             f"study {self.name}: {runs} runs, {self.table['arm'].nunique()} arms, {self.table['seed'].nunique()} seeds"
         )
-        return line + (f"; {len(self.missing)} of {len(self.planned)} planned runs are missing" if self.missing else "")
+        if not self.missing:
+            return line
+        failed = f" ({len(self.failed)} failed)" if self.failed else ""
+        return f"{line}; {len(self.missing)} of {len(self.planned)} planned runs are missing{failed}"
 
     def _repr_html_(self) -> str:
         return f"<p>{self.summary()}</p>{self.arms().reset_index().to_html(index=False, na_rep='–', border=0)}"
@@ -267,7 +276,11 @@ def study_folder(study: str, home: str | Path | None = None, overrides: Sequence
     HOME/studies/NAME (NAME@HASH with overrides), with HOME from the argument, the environment variable LVLM_HOME, or
     ./runs.
     """
-    return Path(home or os.environ.get("LVLM_HOME") or "runs") / "studies" / results_name(study, overrides)
+    return _home(home) / "studies" / results_name(study, overrides)
+
+
+def _home(home: str | Path | None) -> Path:
+    return Path(home or os.environ.get("LVLM_HOME") or "runs")
 
 
 def load_results(
@@ -284,7 +297,12 @@ def load_results(
             f"There are no results at {path}. Run the study first: python -m sweeps launch {name}; "
             f"or, if it has runs, write their table: python -m sweeps export {name}.{_others(path.parent)}"
         )
-    table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    try:
+        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's and pandas' own errors are ValueErrors
+        raise InputError(
+            f"{path} is no table of results ({one_line(error)}). Write it again: python -m sweeps export {name}."
+        ) from error
     if missing := [name for name in (*LEADING, *TRAILING) if name not in table.columns]:
         raise InputError(
             f"{path} lacks the column(s) {', '.join(missing)} of a results table; it has: {', '.join(table.columns)}."
@@ -302,13 +320,17 @@ def load_results(
         )
     origin = Origin.load(path.parent)
     known = given or declared(str(table["study"].iloc[0]), set(table.columns), origin)
-    return Results(table=table, folder=path.parent, study=known, planned=_planned(path.parent), origin=origin)
+    planned, failed = _planned(path.parent)
+    return Results(table=table, folder=path.parent, study=known, planned=planned, failed=failed, origin=origin)
 
 
 def _locate(study: str | Path | Study, home: str | Path | None, overrides: Sequence[str]) -> tuple[Study | None, Path]:
     if isinstance(study, Study):
         return study, study_folder(study.name, home, overrides) / RESULTS_FILE
     path = Path(study)
+    in_place = path.suffix in (".parquet", ".csv") or (path / RESULTS_FILE).exists()
+    if in_place and overrides:
+        raise InputError(f"{path} holds the results of one launch: give it without {' '.join(overrides)}.")
     if path.suffix in (".parquet", ".csv"):
         return None, path
     if path.suffix != ".py" and str(study) not in list_studies():
@@ -328,8 +350,17 @@ def _others(folder: Path) -> str:
     return f" Results of this study with other overrides are there: {', '.join(others)}." if others else ""
 
 
-def _planned(folder: Path) -> tuple[tuple[str, int], ...]:
+def _planned(folder: Path) -> tuple[tuple[tuple[str, int], ...], dict[tuple[str, int], str]]:
+    """The planned cells by arm and seed, and why some of them failed."""
     path = folder / PLANNED_FILE
     if not path.exists():
-        return ()
-    return tuple((cell["arm"], int(cell["seed"])) for cell in json.loads(path.read_text(encoding="utf-8")))
+        return (), {}
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))
+        planned = tuple((cell["arm"], int(cell["seed"])) for cell in cells)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} cannot be read ({type(error).__name__}: {error}). Write it again: python -m sweeps export."
+        ) from error
+    errors = (cell.get("error") for cell in cells)
+    return planned, {one: error for one, error in zip(planned, errors, strict=True) if error}

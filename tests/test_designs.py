@@ -60,12 +60,24 @@ def test_the_fraction_keeps_main_effects_and_the_interaction_estimable():
     assert np.linalg.matrix_rank(full) == len(pairs) + 1, (
         "tiles and all cells of languages x share are estimable together"
     )
-    two = [one for one in arms if one["tiles"] == 2]
-    for name in ("languages", "english_share"):
-        seen = {one[name] for one in two}
-        assert {one[name] for one in arms} == seen, "each level of a kept factor is seen with tiles"
+    two = [(one["languages"], one["english_share"]) for one in arms if one["tiles"] == 2]
+    shares = {share for _, share in two if share is not None}
+    assert {0.5} < shares < {one["english_share"] for one in arms}
+    trained = {language for language, share in two if share is not None}
+    assert trained == {one["languages"] for one in arms} - {"en"} and ("en", None) in two
+    assert len(two) == 1 + len(trained) * len(shares), "every language group beside the same shares"
 
 
-def test_a_fraction_of_one_is_the_grid():
+def test_a_fraction_beside_everything_is_the_grid():
     grid = set(keys(FullGrid().combinations(FACTORS, BASELINE)))
-    assert set(keys(KeepInteraction(keep=("languages", "share"), of=1).combinations(FACTORS, BASELINE))) == grid
+    assert set(keys(KeepInteraction(keep=("languages", "share")).combinations(FACTORS, BASELINE))) == grid
+
+
+def test_a_fraction_refuses_levels_that_cannot_be_compared():
+    for beside, message in (
+        ({"tiles": (1,)}, "not among the kept"),
+        ({"share": (0.1, 0.2)}, r"0\.2 is not a level"),
+        ({"share": (0.1,)}, "needs the baseline 0.5"),
+    ):
+        with pytest.raises(InputError, match=message):
+            KeepInteraction(keep=("languages", "share"), beside=beside).combinations(FACTORS, BASELINE)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
 from ablations.contrasts import effect, effects, groups, interaction, judge, level, main_effect, paired
+from ablations.designs import FullGrid
+from ablations.report import _combined
 from ablations.studies import Expectation
 from ablations.table import load_results
 from lvlm.errors import InputError
@@ -44,8 +48,6 @@ def crossed(tmp_path_factory):
 
 def rewrite(results, change):
     """The results with a changed table."""
-    from dataclasses import replace
-
     return replace(results, table=change(results.table.copy()), wide={})
 
 
@@ -254,6 +256,30 @@ def test_main_effects_find_what_is_planted_and_nothing_where_nothing_is(crossed)
     gains = with_gain(crossed, lambda t: t["tiles"] == 2)
     tiles = main_effect(gains, "tiles", 2, 1, metric="score", group="multilingual")
     assert tiles.verdict == "shown" and tiles.low < 8 < tiles.high
+
+
+def test_all_levels_of_a_factor_are_compared_beside_the_same_combinations(crossed):
+    """A gain of tiles in one language group must not look like an effect of the shares that were run with tiles."""
+    gains = with_gain(crossed, lambda t: (t["tiles"] == 2) & (t["languages"] == "T5"))
+    for factor, levels, against, combinations in (
+        ("english_share", (0.01, 0.10, 0.25, 0.75, 0.90), 0.50, 3),
+        ("languages", ("en", "T5", "T5-T3"), "all", 6 + 3),
+    ):
+        for one in levels:
+            found = main_effect(gains, factor, one, against, metric="score", group="T1")
+            assert found.n_combinations == combinations
+            if factor == "english_share":
+                plain = main_effect(crossed, factor, one, against, metric="score", group="T1")
+                assert found.points == pytest.approx(plain.points)
+
+
+def test_a_baseline_to_which_a_factor_does_not_apply(crossed):
+    """English only has no share of English: its margin is one arm, and the report has no interaction to print."""
+    baseline = {**crossed.study.baseline, "languages": "en"}
+    study = replace(crossed.study, baseline=baseline, design=FullGrid(), full_design=None, expectations=())
+    english = replace(crossed, study=study, wide={})
+    assert english.margin("english_share") == [english.baseline]
+    assert "Main effects" in "".join(_combined(english))
 
 
 def test_an_arm_to_which_a_factor_does_not_apply_stands_beside_all_its_levels(crossed):

@@ -63,9 +63,10 @@ def test_one_seed_has_no_interval_and_says_why():
     assert found.estimate == 2 and np.isnan(found.low) and np.isnan(found.high) and found.reason == "one seed"
 
 
-def test_no_noise_is_a_point_and_incomplete_data_an_error():
+def test_without_noise_there_is_no_interval_and_incomplete_data_are_an_error():
     found = two_way(np.full((3, 4), 1.5))
-    assert (found.low, found.high) == (1.5, 1.5)
+    assert found.estimate == 1.5 and np.isnan([found.low, found.high]).all(), "an interval of width 0 would claim much"
+    assert found.reason == "all differences are equal"
     with pytest.raises(ValueError, match="complete"):
         two_way([[1.0, np.nan], [1.0, 2.0]])
     with pytest.raises(ValueError, match="same seeds"):

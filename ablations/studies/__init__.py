@@ -41,7 +41,9 @@ def load_study(study: str | Path) -> Study:
     except InputError as error:
         raise InputError(f"The study file {path}: {error}") from error
     except Exception as error:  # a study file is the user's Python: any fault in it is theirs to mend, with its place
-        raise InputError(f"The study file {path}{_line(error, path)}: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"The study file {path}{_line(error, path.resolve())}: {type(error).__name__}: {error}"
+        ) from error
     found = getattr(module, "study", None)
     if not isinstance(found, Study):
         raise InputError(f"The study file {path} holds no `study = Study(...)` at its top level.")

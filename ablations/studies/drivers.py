@@ -6,7 +6,7 @@
 
 Cost: about a minute a run on one core; runs with tiles more, as each image becomes 1 + 2 x 2 views. The pretrain stage
 is shared by all arms with the same tiles. The default design changes one factor at a time; the full one crosses all
-languages with all shares and runs two tiles beside half of these combinations.
+languages with all shares and runs two tiles beside all languages with three of the shares.
 
 Expected: instruction tuning in English only costs the other languages score and fidelity, most in low tiers, while many
 answers stay right in another language; each added tier improves itself; English suffers little; a higher share of
@@ -103,7 +103,7 @@ study = Study(
     baseline={"languages": "all", "english_share": 0.50, "tiles": 1},
     design=OneAtATime(levels={"english_share": (0.01, 0.50, 0.90)}),
     seeds=(0, 1, 2),
-    full_design=KeepInteraction(keep=("languages", "english_share"), of=2),
+    full_design=KeepInteraction(keep=("languages", "english_share"), beside={"english_share": (0.01, 0.50, 0.90)}),
     full_seeds=(0, 1, 2, 3, 4),
     expectations=EXPECTATIONS,
 )

@@ -61,8 +61,8 @@ def greedy_answers(
 ) -> list[str]:
     """One greedy answer per prompt, decoded without special tokens."""
     user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
-    pieces = tokenizer.backend_tokenizer.encode_batch(list(prompts), add_special_tokens=False)
-    rows = [[user, *piece.ids, end, assistant] for piece in pieces]
+    texts = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    rows = [[user, *text, end, assistant] for text in texts]
     longest = max(map(len, rows))
     ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])

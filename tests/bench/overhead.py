@@ -97,7 +97,7 @@ def measure(scratch: Path, *, samples: int, items: int) -> None:
 
 
 def read_finished(study: str) -> None:
-    """Print the sums over all finished trials of a study, and the range of their shares."""
+    """Print the sums over all trials of a study that finished at their first attempt, and the range of their shares."""
     _, columns = trials(find_place(study))
     if not columns:
         sys.exit(f"No cell of '{study}' is done yet.")
@@ -112,7 +112,8 @@ def trials(place: Place) -> tuple[dict[str, CellState], dict[str, dict[str, floa
     """The journal's states, and the breakdown of every finished trial by `arm, seed`, in the order of their start."""
     plan = Plan.load(place)
     states = Queue(plan, place.journal).states()
-    done = [cell for cell in plan.cells if states[cell.id].state == "done"]
+    # A resumed trial's record counts the steps of every attempt and the phases of the last one.
+    done = [cell for cell in plan.cells if states[cell.id].state == "done" and states[cell.id].attempt == 1]
     done.sort(key=lambda cell: states[cell.id].started or 0.0)
     columns = {}
     for cell in done:
