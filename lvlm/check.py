@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lvlm.config import CorpusUse, EvaluateConfig, RunConfig
+from lvlm.config import CorpusUse, EvaluateConfig, RunConfig, StageConfig
 from lvlm.errors import InputError
 
 if TYPE_CHECKING:
     from lvlm.data.corpus import Corpus, Permission
+    from lvlm.data.plan import Plan
 
 
 def open_corpora(config: RunConfig) -> dict[str, Corpus]:
@@ -24,6 +25,8 @@ def open_corpora(config: RunConfig) -> dict[str, Corpus]:
     corpora = open_used(use for use, _ in uses)
     for use, permission in uses:
         corpora[use.path].require(use.split, permission)
+    for corpus in corpora.values():
+        corpus.stamp()  # for the record: a language without its file shows now
     if _validates(config) and not config.evaluate.tune_corpora:
         raise InputError(
             "A stage of the run config sets validate_every, but evaluate.tune_corpora names nothing to "
@@ -49,6 +52,16 @@ def open_used(uses: Iterable[CorpusUse]) -> dict[str, Corpus]:
     return corpora
 
 
+def check_learns(config: StageConfig, plan: Plan) -> None:
+    """Raise if no step of a stage could change anything: tower and adapter learn from pictures alone."""
+    if config.train.llm == "frozen" and plan.counts["images"] == 0:
+        raise InputError(
+            f"No sample of stage {plan.stage} has an image, and {plan.stage}.train.llm is frozen: tower and adapter "
+            f"would learn nothing. Name a corpus with images in {plan.stage}.mix.corpora, or let the LLM learn "
+            f"({plan.stage}.train.llm=lora)."
+        )
+
+
 def check_evaluation(config: RunConfig, corpora: Mapping[str, Corpus], *, home: Path) -> list[Path]:
     """Raise for whatever is wrong with the items of the evaluation and of the validation, their pictures included;
     returns the images of the evaluation, once each. Pictures found sound are remembered under `home`."""
@@ -61,10 +74,12 @@ def check_items(
     config: EvaluateConfig, corpora: Mapping[str, Corpus], *, permission: Permission, home: Path
 ) -> list[Path]:
     """`check_evaluation` for the corpora of one evaluation."""
+    from lvlm.evaluate import corpora_detector
     from lvlm.evaluate.items import asked_items
     from lvlm.evaluate.tasks import scorer_of
 
     asked = asked_items(config, corpora, permission=permission)
+    corpora_detector(*(corpora[use.path] for use in config.corpora))  # reads more than what is asked; kept for then
     ids: dict[tuple[Corpus, str, str], set[str]] = {}
     for entry in asked:
         scorer_of(entry.corpus, entry.split)

@@ -138,7 +138,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from lvlm.check import check_evaluation, open_corpora, setting_notes
+    from lvlm.check import check_evaluation, check_learns, open_corpora, setting_notes
     from lvlm.data.plan import build_plan
     from lvlm.model.assembly import load_processor
     from lvlm.run import default_home
@@ -152,6 +152,7 @@ def _plan(options: argparse.Namespace) -> None:
             name, stage, seed=config.seed, corpora=corpora, home=home,
             measure=lambda sample: processor.measure(sample.turns, len(sample.images)),
         )  # fmt: skip
+        check_learns(stage, plan)
         print("\n".join(plan.table()) + "\n")
     images = check_evaluation(config, corpora, home=home)
     print(f"evaluation: {len(images):,} images, all sound")

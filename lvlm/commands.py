@@ -51,6 +51,9 @@ class CommandLine:
             return 130
         except BrokenPipeError:
             return 0
+        except OSError as error:
+            print(f"error: {_told(error)}", file=sys.stderr)
+            return 2
 
     def _parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         options, rest = self.parser.parse_known_args(argv)
@@ -65,6 +68,14 @@ class CommandLine:
 
     def _closing(self, example: str) -> str:
         return f"Example:\n  python -m {self.module} {example}"
+
+
+def _told(error: OSError) -> str:
+    """A refusal of the system in one paragraph, with the file that it names."""
+    if error.filename is None:
+        return " ".join(str(error).split()) or type(error).__name__
+    files = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    return f"{files}: {error.strerror or type(error).__name__}."
 
 
 def add_overrides(sub: argparse.ArgumentParser, text: str) -> None:

@@ -25,10 +25,22 @@ Switch = Annotated[
 """YAML reads a bare `on` or `off` as a truth value."""
 
 
-class Settings(BaseModel):
-    """Immutable settings; an unknown key is an error."""
+def _norwegian(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return ["no" if code is False else code for code in value]
+    return "no" if value is False else value
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+Codes = Annotated[tuple[str, ...], BeforeValidator(_norwegian)]
+"""Languages by their codes. YAML reads a bare `no`, the code of Norwegian, as a truth value."""
+GroupOrCodes = Annotated[str | tuple[str, ...], BeforeValidator(_norwegian)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Settings(BaseModel):
+    """Immutable settings; an unknown key is an error, and so is a number that is not finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -65,7 +77,7 @@ class CorpusUse(Settings):
 
     path: str
     split: str
-    languages: tuple[str, ...] | None = None
+    languages: Codes | None = None
     """Which of the corpus's languages take part; None is all. An evaluation takes it for every corpus, a mix only for
     those that are not translatable: the others are divided by `MixConfig.languages`."""
     samples: Annotated[int, Field(ge=1)] | None = None
@@ -81,7 +93,7 @@ class MixConfig(Settings):
     """
 
     corpora: tuple[CorpusUse, ...]
-    languages: str | tuple[str, ...] = "all"
+    languages: GroupOrCodes = "all"
     """A group (`en`, `T5`, `T5-T4`, `T5-T3`, `T5-T2`, `all`) or codes. Groups always include English."""
     english_share: Share | None = None
     """Share of the translatable samples that stay English; None is 0.5 where there are other languages."""
@@ -117,7 +129,7 @@ class OptimConfig(Settings):
     lr: Annotated[float, Field(gt=0)] = 1e-3
     adapter_lr: Annotated[float, Field(gt=0)] | None = None
     tower_lr: Annotated[float, Field(gt=0)] | None = None
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warmup: Annotated[float, Field(ge=0)] = 0.03
     """Below 1 a fraction of all steps, from 1 on a number of steps."""
@@ -170,7 +182,7 @@ class EvaluateConfig(Settings):
     """What is scored, on which split, and how answers are generated (greedy)."""
 
     corpora: tuple[CorpusUse, ...] = ()
-    languages: str | tuple[str, ...] = "all"
+    languages: GroupOrCodes = "all"
     tasks: tuple[str, ...] | None = None
     items: Annotated[int, Field(ge=1)] | None = None
     """At most this many items per task and language, the same ids in every language; None is all."""
@@ -202,7 +214,8 @@ class ComputeConfig(Settings):
 FREE_COMPUTE = ("micro_batch_tokens", "loader_workers", "feature_cache", "evaluate_batch", "checkpoint_every")
 """Compute settings about memory and speed: they move no more than the last bits of a result, so they are no part of a
 cell's identity, and an unfinished run may be resumed with other values of them. The exception is `micro_batch_tokens`
-where LoRA has dropout, whose masks are drawn for each micro-batch: `lvlm.run` refuses to resume that."""
+where LoRA has dropout, whose masks are drawn for each micro-batch: there it is part of the stage's key, and `lvlm.run`
+refuses to resume with another value."""
 
 
 class RunConfig(Settings):

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lvlm.check import check_evaluation, open_corpora, setting_notes, tuning
+from lvlm.check import check_evaluation, check_learns, open_corpora, setting_notes, tuning
 from lvlm.config import FREE_COMPUTE, RunConfig, fingerprint, load_config, to_yaml
 from lvlm.errors import InputError
 from lvlm.provenance import Phases, git_commit, machine, versions
@@ -20,6 +20,7 @@ from lvlm.records import (
     PREDICTIONS_FILE,
     RECORD_FILE,
     SCORES_FILE,
+    TRAINER_VERSION,
     RunRecord,
     write_json,
     write_text,
@@ -52,20 +53,23 @@ def run(
 ) -> RunRecord:
     """Train the stages of `config`, evaluate the last model, and leave the record in `folder`.
 
-    A finished folder is returned at once; an interrupted one continues where its last checkpoint stands. Stages that
-    another run with the same `home` has trained are taken from there. `on_progress` receives a dict for every step,
-    validation and phase; raising from it stops the run, which can be resumed. Raises `InputError` if the folder
-    belongs to another configuration, and `Diverged` if the loss is no longer finite.
+    A finished folder is returned without computing; an interrupted one continues where its last checkpoint stands.
+    Stages that another run with the same `home` has trained are taken from there. `on_progress` receives a dict for
+    every step, validation and phase; raising from it stops the run, which can be resumed. Raises `InputError` if the
+    folder belongs to another configuration, or is finished and its backbones or corpora have changed since, and
+    `Diverged` if the loss is no longer finite.
     """
-    folder = Path(folder)
+    from lvlm.train.progress import Reporter
+
+    folder, home = Path(folder), Path(home or default_home()).resolve()
     phases = Phases()
-    notes = check_same_config(folder, config)
+    check_same_config(folder, config)
     if (folder / RECORD_FILE).exists():
-        return RunRecord.load(folder)
+        # Nothing is set up yet; a launcher's environment says which process this is.
+        return _finished(folder, config, Reporter(silent=os.environ.get("RANK", "0") != "0"))
     with phases("start-up"):
         from lvlm.train.compute import compute
         from lvlm.train.locks import file_lock
-        from lvlm.train.progress import Reporter
     with compute(config.compute) as machinery:
         main = machinery.accelerator.is_main_process
         reporter = Reporter(on_progress if main else None, silent=not main)
@@ -74,13 +78,14 @@ def run(
         )
         with lock if main else nullcontext(), quiet_transformers():
             machinery.accelerator.wait_for_everyone()
-            if not (folder / RECORD_FILE).exists():
-                if main:
-                    write_text(folder / CONFIG_FILE, to_yaml(config))
-                job = _Run(config, folder, Path(home or default_home()), machinery, reporter, phases)
-                record = job.run(notes)
-                if main:
-                    record.save(folder)
+            notes = check_same_config(folder, config)  # again: the one that was waited for may have begun here
+            done = (folder / RECORD_FILE).exists()
+            machinery.accelerator.wait_for_everyone()
+            if done:
+                return _finished(folder, config, reporter)
+            record = _Run(config, folder, home, machinery, reporter, phases).run(notes)
+            if main:
+                record.save(folder)
             machinery.accelerator.wait_for_everyone()
     return RunRecord.load(folder)
 
@@ -97,6 +102,30 @@ def quiet_transformers() -> Iterator[None]:
     finally:
         if was_on:
             logging.enable_progress_bar()
+
+
+def _finished(folder: Path, config: RunConfig, reporter: Reporter) -> RunRecord:
+    """The record of a finished run, if it still says what a new run would."""
+    record = RunRecord.load(folder)
+    check_same_data(folder, config, record)
+    reporter.say(f"{config.name}: already finished, taken from {folder}")
+    return record
+
+
+def check_same_data(folder: Path, config: RunConfig, record: RunRecord) -> None:
+    """Raise if the backbones or corpora of a finished run are no longer those that its record names."""
+    from lvlm.model.backbones import backbone_digests
+
+    now = {
+        "backbones": backbone_digests(config.model, seed=config.seed),
+        "corpora": {path: corpus.stamp() for path, corpus in open_corpora(config).items()},
+    }
+    if lines := config_diff({name: record.provenance.get(name, now[name]) for name in now}, now):
+        raise InputError(
+            f"The run in {folder} is finished, but what it was made of has changed since (digests there -> now): "
+            f"{'; '.join(lines)}. Name another folder, or remove this one, to run with what is there now; to keep the "
+            f"scores, put the old files back or read {folder / RECORD_FILE}."
+        )
 
 
 def check_same_config(folder: Path, config: RunConfig) -> list[str]:
@@ -153,8 +182,11 @@ class _Run:
             from lvlm.model.backbones import backbone_digests
             from lvlm.train.batches import SampleEncoder
             from lvlm.train.train import StageTraining
+
+            self.commit = git_commit()
         with self.phases("data"):
             self.corpora = open_corpora(self.config)
+            self.stamps = {path: corpus.stamp() for path, corpus in self.corpora.items()}
         with self.phases("start-up"):
             self.backbones = backbone_digests(self.config.model, seed=self.config.seed)
             self.model, self.processor = assemble(self.config.model, seed=self.config.seed)
@@ -164,6 +196,8 @@ class _Run:
             self.batches = {name: self._batches(name) for name in self.config.stages()}
             self.reporter.samples = {name: len(batches.plan.order) for name, batches in self.batches.items()}
             self.evaluation_images = check_evaluation(self.config, self.corpora, home=self.home)
+        if self.main:  # from here on the folder belongs to this configuration
+            write_text(self.folder / CONFIG_FILE, to_yaml(self.config))
         for name in self.config.stages():
             self._train(name)
         with self.phases("evaluate"):
@@ -180,6 +214,7 @@ class _Run:
         plan = build_plan(
             name, config, seed=self.config.seed, corpora=self.corpora, measure=self.encoder.measure, home=self.home
         )
+        check_learns(config, plan)
         return StepBatches(
             plan,
             self.encoder,
@@ -209,6 +244,7 @@ class _Run:
             plan_hash=batches.plan.hash,
             data=data,
             compute=self.compute.identity(),
+            processes=self.compute.accelerator.num_processes,
         )
         trained_here = False
 
@@ -262,7 +298,11 @@ class _Run:
         shared = all(stage.train.tower == "frozen" for stage in self.config.stages().values())
         wanted = self.config.compute.feature_cache
         used = any(result["features"] == "stored" for result in self.results.values())
-        return FeatureStore(self.home, tower) if shared and (wanted == "on" or (wanted == "auto" and used)) else tower
+        if not shared or wanted == "off" or (wanted == "auto" and not used):
+            return tower
+        return FeatureStore(
+            self.home, tower, on_wait=lambda owner: self.reporter.say(f"image features: waiting for {owner}")
+        )
 
     def _evaluate(
         self, features: ImageFeatures, config: EvaluateConfig, permission: Permission
@@ -308,12 +348,13 @@ class _Run:
             scores=summarise(scores),
             budget=self._budget(seconds["total"]),
             provenance={
-                "git_commit": git_commit(),
+                "git_commit": self.commit,
+                "trainer": TRAINER_VERSION,
                 "versions": versions(),
                 "machine": machine(),
                 **self.compute.describe(),
                 "backbones": self.backbones,
-                "corpora": {path: corpus.stamp() for path, corpus in self.corpora.items()},
+                "corpora": self.stamps,
                 "model": str(list(self.stages.values())[-1].model_folder) if self.stages else None,
                 "plan_hashes": hashes,
                 "seconds": seconds,

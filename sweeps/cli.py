@@ -4,9 +4,10 @@ them."""
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -41,14 +42,14 @@ def _launch(options: argparse.Namespace) -> int:
     )
     if outcome.interrupted:
         return 130
-    return 0 if outcome.is_complete else 1
+    return 0 if outcome.is_complete and outcome.results else 1
 
 
 def _plan(options: argparse.Namespace) -> int:
     from sweeps.planner import arm_lines, describe, make_plan
     from sweeps.queue import CellState, Queue
 
-    plan = make_plan(options.study, budget=options.budget, overrides=options.overrides)
+    plan = make_plan(options.study, budget=options.budget, overrides=options.overrides, runner=options.runner)
     place = plan.place(options.home)
     if place.journal.exists():
         states = Queue(plan, place.journal).states()
@@ -137,6 +138,30 @@ def _new(options: argparse.Namespace) -> int:
     return 0
 
 
+def _whole(what: str, least: int, most: int | None = None) -> Callable[[str], int]:
+    """An argparse type: a whole number in a range; `what` it is begins the error."""
+
+    def parse(text: str) -> int:
+        number = int(text) if text.isdecimal() else None
+        if number is None or number < least or (most is not None and number > most):
+            allowed = f"at least {least}" if most is None else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{what} is a whole number, {allowed}, not '{text}'")
+        return number
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    """An argparse type: a time above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"a time is a number of seconds above 0, not '{text}'")
+    return number
+
+
 def _command_line() -> CommandLine:
     line = CommandLine(
         "sweeps",
@@ -154,9 +179,20 @@ def _command_line() -> CommandLine:
 
     def add_plan_options(sub: argparse.ArgumentParser) -> None:
         add_overrides(sub, "settings of the study's base config, dotted; their results lie in a folder of their own")
-        sub.add_argument("--workers", type=int, metavar="N", help="worker processes (default: one per core, at most 8)")
+        sub.add_argument(
+            "--workers",
+            type=_whole("the number of worker processes", 1),
+            metavar="N",
+            help="worker processes (default: one per core, at most 8)",
+        )
         sub.add_argument(
             "--budget", choices=("default", "full"), help="which design and seeds (default: $BUDGET, else default)"
+        )
+        sub.add_argument(
+            "--runner",
+            default="lvlm.run:run",
+            metavar="MODULE:FUNCTION",
+            help="what runs one cell (default: %(default)s)",
         )
 
     sub = add(
@@ -167,9 +203,6 @@ def _command_line() -> CommandLine:
     )
     add_plan_options(sub)
     sub.add_argument("--retry-failed", action="store_true", help="also run cells again that failed by an error")
-    sub.add_argument(
-        "--runner", default="lvlm.run:run", metavar="MODULE:FUNCTION", help="what runs one cell (default: %(default)s)"
-    )
     sub = add(
         "plan", _plan, "show arms, seeds, stages after sharing and cost; starts nothing", "plan drivers --budget full"
     )
@@ -191,7 +224,7 @@ def _command_line() -> CommandLine:
     add_overrides(sub, LAUNCHED_HELP)
     sub.add_argument("--watch", action="store_true", help="stay and refresh until nothing is left to run")
     sub.add_argument(
-        "--every", type=float, default=2.0, metavar="SECONDS", help="how often --watch looks (default: %(default)s)"
+        "--every", type=_seconds, default=2.0, metavar="SECONDS", help="how often --watch looks (default: %(default)s)"
     )
     sub = add(
         "export", _export, "write results, budget and predictions as tables from the finished runs", "export drivers"
@@ -201,7 +234,7 @@ def _command_line() -> CommandLine:
     add_overrides(sub, LAUNCHED_HELP)
     sub = add("ui", _ui, "show the recorded runs in MLflow's pages", "ui --port 5001", study=False)
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    sub.add_argument("--port", type=int, default=5000, help="port (default: %(default)s)")
+    sub.add_argument("--port", type=_whole("a port", 1, 65535), default=5000, help="port (default: %(default)s)")
     sub = add("new", _new, "write a commented study file to start from", "new my_study", study=False)
     sub.add_argument("name", metavar="NAME", help="name of the study and its file")
     sub.add_argument("--folder", default=".", help="where to write it (default: here)")

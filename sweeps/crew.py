@@ -19,7 +19,7 @@ ORDERLY_EXITS = (0, 3, 130)
 FENCED_EXIT = 75
 QUICK_SECONDS = 15.0
 QUICK_DEATHS = 3
-"""A worker that ends by itself so soon and so often cannot start at all."""
+"""Workers that end by themselves so soon, and so often with none in between that lives longer, cannot start at all."""
 PATIENCE_SECONDS = 15.0
 MAX_WORKERS = 8
 
@@ -39,6 +39,8 @@ class _Member:
     process: subprocess.Popen[bytes]
     started: float
     log: Path
+    settled: bool = False
+    """Whether it has outlived `QUICK_SECONDS`."""
 
 
 class Crew:
@@ -58,16 +60,14 @@ class Crew:
         for index in range(self.workers if number is None else number):
             self._members[index] = self._start(index)
 
-    def pids(self) -> list[int]:
-        """Process numbers of the workers that run."""
-        return [member.process.pid for member in self._members.values() if member.process.poll() is None]
-
     def tend(self) -> list[str]:
         """Replace workers that died; what happened, in lines. Raises `InputError` when workers cannot start at all."""
         said = []
         for index, member in list(self._members.items()):
             code = member.process.poll()
             if code is None:
+                if not member.settled and time.monotonic() - member.started >= QUICK_SECONDS:
+                    member.settled, self._quick_deaths = True, 0
                 continue
             del self._members[index]
             if code in ORDERLY_EXITS:

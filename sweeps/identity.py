@@ -27,10 +27,12 @@ def machine() -> str:
 
 
 def owner(pid: int | None = None) -> dict[str, Any]:
-    """What a worker writes beside the cell that it took: machine, process number and when that process began (s since
-    1970)."""
+    """What a worker writes beside the cell that it took: machine, process number and when that process began, `born`
+    in seconds since 1970 and on Linux `ticks` since the boot."""
     process = psutil.Process(pid or os.getpid())
-    return {"machine": machine(), "pid": process.pid, "born": round(process.create_time(), 2)}
+    who = {"machine": machine(), "pid": process.pid, "born": round(process.create_time(), 2)}
+    ticks = _start_ticks(process.pid)
+    return who if ticks is None else {**who, "ticks": ticks}
 
 
 def is_alive(who: Mapping[str, Any]) -> bool | None:
@@ -41,6 +43,22 @@ def is_alive(who: Mapping[str, Any]) -> bool | None:
         process = psutil.Process(int(who["pid"]))
         # A killed worker whose parent has not yet taken note is a zombie: it still has its number but does nothing
         # more.
-        return bool(process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - float(who["born"])) < 1.0)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        ticks = _start_ticks(process.pid)
+        if "ticks" in who and ticks is not None:
+            return bool(ticks == who["ticks"])
+        return bool(abs(process.create_time() - float(who["born"])) < 1.0)
     except psutil.NoSuchProcess:
         return False
+
+
+def _start_ticks(pid: int) -> int | None:
+    """When a process began, in clock ticks since the boot: unlike a time of day this stays the same when the clock is
+    set. None where there is no /proc, or no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # The second field, the command in brackets, may hold spaces and brackets; what follows begins with field 3.
+    return int(text.rpartition(")")[2].split()[22 - 3])

@@ -96,10 +96,6 @@ class Journal:
         """All trials in the order in which they were planned. Read only."""
         return list(self._storage.get_all_trials(self._study_id, deepcopy=False, states=states))
 
-    def trial(self, handle: int) -> FrozenTrial:
-        """The trial behind a handle, as it stands now."""
-        return self._storage.get_trial(handle)
-
     @staticmethod
     def handle(trial: FrozenTrial) -> int:
         """What the other methods know a trial by."""

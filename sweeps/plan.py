@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from lvlm.config import RunConfig
 
 
+DEFAULT_RUNNER = "lvlm.run:run"
+"""What runs one cell: `module:function`."""
+STAGES = ("pretrain", "instruct")
+"""In the order in which they run."""
 TRACEBACK_FILE = "traceback.txt"
 """In the run folder of a cell that failed."""
 
@@ -40,7 +44,7 @@ class Place:
     @property
     def home_option(self) -> str:
         """What a command to paste needs to find this home: ` --home DIR`, or nothing where it is the default."""
-        return "" if self.home == find_home() else f" --home {shlex.quote(str(self.home))}"
+        return "" if self.home == _home() else f" --home {shlex.quote(str(self.home))}"
 
     @property
     def journal(self) -> Path:
@@ -115,7 +119,8 @@ class Plan:
     def launch_command(self) -> str:
         """What to paste to go on with this plan; a home other than the default comes behind it."""
         budget = "" if self.budget == "default" else f" --budget {self.budget}"
-        return f"python -m sweeps launch {self.command}{budget}"
+        runner = "" if self.runner == DEFAULT_RUNNER else f" --runner {shlex.quote(self.runner)}"
+        return f"python -m sweeps launch {self.command}{budget}{runner}"
 
     def place(self, home: str | Path | None = None) -> Place:
         """Where this plan is carried out."""
@@ -135,12 +140,30 @@ class Plan:
                 f"Nothing has been launched in {place.folder} (no {path.name}). Start it with: python -m sweeps launch "
                 f"{place.name.partition('@')[0]}, and with the same key=value settings as here.{_others(place)}"
             )
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{**data, "cells": [PlannedCell(**cell) for cell in data["cells"]]})
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**data, "cells": [PlannedCell(**cell) for cell in data["cells"]]})
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{path} cannot be read ({type(error).__name__}: {error}): it is damaged, or of another version of "
+                "this toolkit. Launching the study again writes it anew, and keeps what is finished."
+            ) from error
 
 
 def find_home(home: str | Path | None = None) -> Path:
-    """The work folder, absolute: the argument, else LVLM_HOME, else `runs` here."""
+    """The work folder, absolute: the argument, else LVLM_HOME, else `runs` here. Raises `InputError` where a file is
+    in its way."""
+    return checked_folder(_home(home), what="The work folder (--home DIR, else LVLM_HOME)")
+
+
+def checked_folder(path: Path, *, what: str) -> Path:
+    """`path`, where a folder lies or can be made; `what` it is begins the error."""
+    if (there := next((part for part in (path, *path.parents) if part.exists()), path)).is_file():
+        raise InputError(f"{what} has to be a folder, and {there} is a file. Give another one.")
+    return path
+
+
+def _home(home: str | Path | None = None) -> Path:
     return Path(home or os.environ.get("LVLM_HOME") or "runs").expanduser().resolve()
 
 

@@ -13,12 +13,10 @@ from pathlib import Path
 from ablations.studies import FOLDER, Study, load_study
 from lvlm.config import fingerprint
 from sweeps.crew import default_workers
-from sweeps.plan import Plan, PlannedCell
+from sweeps.plan import DEFAULT_RUNNER, Plan, PlannedCell
 from sweeps.progress import duration
 from sweeps.queue import CellState, count
 from sweeps.stages import arranged, count_stages
-
-DEFAULT_RUNNER = "lvlm.run:run"
 
 
 def make_plan(
@@ -26,13 +24,14 @@ def make_plan(
 ) -> Plan:
     """The plan of a study: seed by seed, and within a seed so that few workers wait for the same stage.
 
-    `overrides` (`key=value`) act on the study's base config and so are part of the identity of its cells.
+    `overrides` (`key=value`) act on the study's base config and so are part of the identity of its cells; so is a
+    runner other than the default.
     """
     loaded = load_study(study) if isinstance(study, str | Path) else study
     budget = budget or os.environ.get("BUDGET") or "default"
     cells = [
         PlannedCell(
-            id=cell.id,
+            id=cell.id if runner == DEFAULT_RUNNER else fingerprint([cell.id, runner]),
             arm=cell.arm.label,
             levels=dict(cell.arm.levels),
             seed=cell.seed,
@@ -95,11 +94,7 @@ def _cost(plan: Plan, states: Mapping[str, CellState], *, left: int, workers: in
     """The time to go, from cells that have run here, else what the study file says about itself."""
     if not left:
         return "nothing is left to run"
-    spent = [
-        state.finished - state.started
-        for state in states.values()
-        if state.state == "done" and state.finished and state.started
-    ]
+    spent = [seconds for state in states.values() if (seconds := state.seconds) is not None]
     if spent:
         crew = workers or default_workers(left)
         each = statistics.median(spent)

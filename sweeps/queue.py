@@ -45,7 +45,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class CellState:
-    """How a cell stands. `started` and `finished` are seconds since 1970."""
+    """How a cell stands. `started` and `finished` are seconds since 1970; `found` says that its record lay there
+    already, so that it took no time; `diverged` that it failed by a loss that is not finite."""
 
     state: State
     attempt: int = 0
@@ -53,6 +54,15 @@ class CellState:
     started: float | None = None
     finished: float | None = None
     error: str | None = None
+    found: bool = False
+    diverged: bool = False
+
+    @property
+    def seconds(self) -> float | None:
+        """How long a finished cell took; None before its end, and where there was nothing to run."""
+        if self.state != "done" or self.found or self.started is None or self.finished is None:
+            return None
+        return self.finished - self.started
 
 
 class Queue:
@@ -117,12 +127,18 @@ class Queue:
         """Renew the lease. False when the cell has been given to somebody else: stop at once."""
         return self._journal.note(claim.handle, "beat", round(time.time(), 2))
 
-    def complete(self, claim: Claim, value: float) -> bool:
-        """The cell is done; `value` is the primary metric (NaN when it could not be computed)."""
+    def complete(self, claim: Claim, value: float, *, found: bool = False) -> bool:
+        """The cell is done; `value` is the primary metric (NaN when it could not be computed). `found`: its record lay
+        there already, so that the time of this attempt says nothing."""
+        if found:
+            self._journal.note(claim.handle, "found", True)
         return self._journal.finish(claim.handle, TrialState.COMPLETE, [value])
 
-    def fail(self, claim: Claim, error: str, traceback: str) -> bool:
-        """The cell failed by an error of code or data: not repeated unless asked for."""
+    def fail(self, claim: Claim, error: str, traceback: str, *, diverged: bool = False) -> bool:
+        """The cell failed by an error of code or data: not repeated unless asked for. `diverged`: its loss was not
+        finite, which is an outcome of its arm."""
+        if diverged:
+            self._journal.note(claim.handle, "diverged", True)
         self._journal.note(claim.handle, "traceback", traceback[-8000:])
         self._journal.note(claim.handle, "error", error[:1000])
         return self._journal.finish(claim.handle, TrialState.FAIL)
@@ -181,14 +197,17 @@ class Queue:
             started=trial.datetime_start.timestamp() if trial.datetime_start else None,
             finished=trial.datetime_complete.timestamp() if trial.datetime_complete else None,
             error=error,
+            found=bool(trial.user_attrs.get("found")),
+            diverged=bool(trial.user_attrs.get("diverged")),
         )
 
     def failures_in_a_row(self, since: float) -> list[str]:
-        """Ids of the cells that failed by an error after `since` with no success in between, latest last."""
+        """Ids of the cells that failed by an error after `since` with no success in between, latest last. Cells that
+        diverged are left out: they say something about their arm and nothing about the others."""
         ended = sorted(
             (state.finished or 0.0, cell_id, state.state)
             for cell_id, state in self.states().items()
-            if state.state in ("done", "failed") and (state.finished or 0.0) > since
+            if state.state in ("done", "failed") and not state.diverged and (state.finished or 0.0) > since
         )
         row: list[str] = []
         for _, cell_id, state in ended:

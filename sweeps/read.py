@@ -17,6 +17,7 @@ from ablations.table import BUDGET_COLUMNS, Origin, tidy, write_results
 from lvlm.errors import InputError
 from lvlm.records import PREDICTIONS_FILE, SCORES_FILE, RunRecord
 from sweeps.plan import Place, Plan, PlannedCell
+from sweeps.queue import Queue
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def export(place: Place, plan: Plan, *, study: Study | None = None) -> Export:
         place.folder,
         table,
         planned=[_cell(cell) for cell in plan.cells],
+        failed=_failed(place, plan),
         budget=_budget(finished, records),
         origin=_origin(plan, records.values()),
     )
@@ -55,6 +57,18 @@ def export(place: Place, plan: Plan, *, study: Study | None = None) -> Export:
 
 def _cell(cell: PlannedCell) -> Cell:
     return Cell(arm=Arm(levels=cell.levels, label=cell.arm), seed=cell.seed, config=cell.run_config(), id=cell.id)
+
+
+def _failed(place: Place, plan: Plan) -> dict[str, str]:
+    """Why cells failed, in one line each."""
+    if not place.journal.exists():
+        return {}
+    states = Queue(plan, place.journal).states()
+    return {
+        cell.id: (states[cell.id].error or "").partition("\n")[0]
+        for cell in plan.cells
+        if states[cell.id].state == "failed" and not place.is_recorded(cell.id)
+    }
 
 
 def _budget(cells: Iterable[PlannedCell], records: Mapping[str, RunRecord]) -> pd.DataFrame:

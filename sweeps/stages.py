@@ -1,5 +1,5 @@
 """Which cells share which stages of training: what is left to train after sharing, and an order in which workers do
-not wait. Used by `planner`, `worker`, `cli`."""
+not wait. Used by `planner`, `worker`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from lvlm.config import fingerprint
-from sweeps.plan import PlannedCell
+from sweeps.plan import STAGES, PlannedCell
 
-STAGES = ("pretrain", "instruct")
-"""In the order in which they run."""
 BITS = ("device", "precision", "threads")
 """Compute settings that can change a model's last bits, so that stages which differ in them are not shared."""
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from sweeps.plan import TRACEBACK_FILE, Place, Plan
+from sweeps.plan import STAGES, TRACEBACK_FILE, Place, Plan, PlannedCell
 from sweeps.progress import Progress, duration, read_progress
 from sweeps.queue import CellState, count
 
@@ -17,12 +17,9 @@ if TYPE_CHECKING:
 
 
 def seconds_left(states: Mapping[str, CellState], fractions: Mapping[str, float]) -> float | None:
-    """Time to the end at the present number of workers, by the median of finished cells; None before the first."""
-    spent = [
-        state.finished - state.started
-        for state in states.values()
-        if state.state == "done" and state.finished and state.started
-    ]
+    """Time to the end at the present number of workers, by the median of the cells that have run; None before the
+    first. `fractions` says how much of a running cell is over."""
+    spent = [seconds for state in states.values() if (seconds := state.seconds) is not None]
     numbers = count(states.values())
     if not spent or not numbers["running"]:
         return None
@@ -32,15 +29,25 @@ def seconds_left(states: Mapping[str, CellState], fractions: Mapping[str, float]
     return statistics.median(spent) * cells / numbers["running"]
 
 
+def part_over(cell: PlannedCell, now: Progress) -> float | None:
+    """How much of a cell is over, its stages and its evaluation taken for equally long; None where that cannot be told
+    from what it does now."""
+    phases = [stage for stage in STAGES if cell.config.get(stage) is not None]
+    if (cell.config.get("evaluate") or {}).get("corpora"):
+        phases.append("evaluate")
+    if now.stage not in phases:
+        return None
+    return (phases.index(now.stage) + (now.fraction or 0.0)) / len(phases)
+
+
 def headline(plan: Plan, states: Mapping[str, CellState], progress: Mapping[str, Progress]) -> str:
     """How the sweep stands, in one line."""
     numbers = count(states.values())
     text = f"{plan.study}: {numbers['done']} of {len(plan.cells)} cells done"
     parts = [f"{numbers[name]} {name}" for name in ("running", "waiting", "failed") if numbers[name]]
     text += f" ({', '.join(parts)})" if parts else ""
-    left = seconds_left(
-        states, {cell_id: now.fraction for cell_id, now in progress.items() if now.fraction is not None}
-    )
+    over = {cell.id: part_over(cell, now) for cell in plan.cells if (now := progress.get(cell.id))}
+    left = seconds_left(states, {cell_id: part for cell_id, part in over.items() if part is not None})
     return text + (f", about {duration(left)} left" if left is not None else "")
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ablations.studies import list_studies
 from lvlm.errors import InputError
 from lvlm.records import write_text
+from sweeps.plan import checked_folder
 
 TEXT = '''"""What do languages and tiles do to the score?
 
@@ -64,13 +66,16 @@ CELLS = 4 * 3  # arms of the design above x seeds
 
 
 def write_study(name: str, folder: Path) -> Path:
-    """Write `folder/name.py`; its path. An existing file is left alone, with an error."""
+    """Write `folder/name.py`; its path. Raises `InputError` for the name of a study that comes with the toolkit, whose
+    results folder it would share, and where a file lies already."""
     name = name.removesuffix(".py")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise InputError(
             f"A study is named with lower-case letters, digits and _, starting with a letter, not '{name}'."
         )
-    path = folder / f"{name}.py"
+    if name in list_studies():
+        raise InputError(f"'{name}' is a study that comes with the toolkit. Choose another name.")
+    path = checked_folder(folder, what="The place of a study (--folder DIR)") / f"{name}.py"
     if path.exists():
         raise InputError(f"{path} exists. Choose another name, or edit that file.")
     write_text(path, TEXT.format(name=name, cells=CELLS))

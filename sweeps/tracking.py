@@ -14,12 +14,13 @@ import os
 import sqlite3
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lvlm.config import flatten
+from lvlm.errors import InputError
 from lvlm.provenance import git_commit
 from lvlm.records import (
     CONFIG_FILE,
@@ -34,13 +35,13 @@ from lvlm.records import (
 from lvlm.train.locks import file_lock
 from sweeps.metrics import curve_points, language_scores
 from sweeps.plan import TRACEBACK_FILE, Place, Plan, PlannedCell
-from sweeps.queue import CellState, count
+from sweeps.queue import CellState, State, count
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-TRACKED_FILE = "tracked.json"  # plan version -> MLflow run, once everything of the cell has arrived there
+TRACKED_FILE = "tracked.json"  # parent run -> the cell's run and the state that has arrived there whole
 UNTRACKED_FILE = "untracked.txt"  # why the tracker does not have this cell yet
 ARTIFACTS = (CONFIG_FILE, PLAN_FILE, SCORES_FILE, PREDICTIONS_FILE)
 MAX_TEXT = 6000  # characters of an MLflow param; config.yaml holds the whole
@@ -90,41 +91,37 @@ class Tracker:
 
     def send(self, cell: PlannedCell, states: Mapping[str, CellState]) -> bool:
         """Record a finished or failed cell and the progress of its sweep; False where it has to be sent again."""
-        folder = self.place.cell(cell.id)
-        try:
-            run_id = self._send_finished(cell) if (folder / RECORD_FILE).exists() else self._send_failed(cell)
-            self._update_parent(states)
-        except Exception as error:  # whatever MLflow, its database or the disk raise: training goes on
-            self._forget(error)
-            write_text(
-                folder / UNTRACKED_FILE, f"Not in MLflow yet; the next launch sends it.\n\n{traceback.format_exc()}"
-            )
-            return False
-        (folder / UNTRACKED_FILE).unlink(missing_ok=True)
-        write_json(folder / TRACKED_FILE, {**_tracked(folder), self.plan.version: run_id})
-        return True
+        return self._send(cell, states[cell.id]) and self._tell_parent(states)
 
     def unsent(self, states: Mapping[str, CellState]) -> list[PlannedCell]:
-        """Cells that have finished or failed and that this version's parent run does not have."""
+        """Cells that have finished or failed and that this version's parent run does not have as they are now. Where
+        MLflow does not answer: those that no parent run has."""
+        try:
+            parent = self._parent
+        except Exception as error:  # as in `_send`
+            self._forget(error)
+            parent = None
         cells = []
         for cell in self.plan.cells:
             folder = self.place.cell(cell.id)
-            finished = (
-                states[cell.id].state == "done"
-                and (folder / RECORD_FILE).exists()
-                and self.plan.version not in _tracked(folder)
-            )
-            failed = states[cell.id].state == "failed" and (folder / UNTRACKED_FILE).exists()
-            if finished or failed:
+            sent = [entry["state"] for run, entry in _tracked(folder).items() if parent in (None, run)]
+            is_new = self._shown(cell) not in sent or (folder / UNTRACKED_FILE).exists()
+            state = states[cell.id].state
+            if is_new and (state == "failed" or (state == "done" and self.place.is_recorded(cell.id))):
                 cells.append(cell)
         return cells
 
-    def send_unsent(self, states: Mapping[str, CellState]) -> int:
-        """Send what earlier launches could not; how many cells are still missing afterwards."""
+    def send_unsent(self, states: Mapping[str, CellState], *, say: Callable[[str], None] = lambda _: None) -> int:
+        """Send what earlier launches could not, and then the progress of the sweep; how many cells are still missing
+        afterwards. `say` is told how many there are, as it can take a while."""
         cells = self.unsent(states)
+        if not cells:
+            return 0
+        say(f"sending {len(cells)} cell{'s' if len(cells) > 1 else ''} to MLflow")
         for sent, cell in enumerate(cells):
-            if not self.send(cell, states):
+            if not self._send(cell, states[cell.id]):
                 return len(cells) - sent  # it is down: the others would fail alike
+        self._tell_parent(states)
         return 0
 
     def mark(self, status: str, states: Mapping[str, CellState]) -> bool:
@@ -135,17 +132,52 @@ class Tracker:
                 self._client.update_run(self._parent, status=status)
             else:
                 self._client.set_terminated(self._parent, status=status)
-        except Exception as error:  # as in `send`
+        except Exception as error:  # as in `_send`
             self._forget(error)
             return False
         return True
 
     def attach(self, files: list[Path]) -> str:
-        """Put files onto the parent run; its id. Unlike the rest this raises what MLflow raises: it is all that was
-        asked for."""
-        for file in files:
-            self._client.log_artifact(self._parent, str(file), "report")
-        return self._parent
+        """Put files onto the parent run; its id. Unlike the rest this raises, an `InputError`, when MLflow does not
+        answer: it is all that was asked for."""
+        try:
+            for file in files:
+                self._client.log_artifact(self._parent, str(file), "report")
+            return self._parent
+        except Exception as error:  # as in `_send`
+            self._forget(error)
+            raise InputError(
+                f"MLflow does not answer ({self.trouble}), so the report is not on its parent run. The database is "
+                f"{database(self.place.home)}; attach again when it can be opened."
+            ) from error
+
+    def _send(self, cell: PlannedCell, state: CellState) -> bool:
+        folder = self.place.cell(cell.id)
+        shown = self._shown(cell)
+        try:
+            run_id = self._send_finished(cell) if shown == "done" else self._send_failed(cell, state)
+            sent = {self._parent: {"run": run_id, "state": shown}}
+        except Exception as error:  # whatever MLflow, its database or the disk raise: training goes on
+            self._forget(error)
+            write_text(
+                folder / UNTRACKED_FILE, f"Not in MLflow yet; the next launch sends it.\n\n{traceback.format_exc()}"
+            )
+            return False
+        (folder / UNTRACKED_FILE).unlink(missing_ok=True)
+        write_json(folder / TRACKED_FILE, _tracked(folder) | sent)
+        return True
+
+    def _shown(self, cell: PlannedCell) -> State:
+        """How MLflow shows a cell that has ended: a run that left its record is done, whatever the journal says."""
+        return "done" if self.place.is_recorded(cell.id) else "failed"
+
+    def _tell_parent(self, states: Mapping[str, CellState]) -> bool:
+        try:
+            self._update_parent(states)
+        except Exception as error:  # as in `_send`
+            self._forget(error)
+            return False
+        return True
 
     def _forget(self, error: Exception) -> None:
         lines = str(error).strip().splitlines() or [""]
@@ -238,16 +270,16 @@ class Tracker:
         stages = [str(self.place.home / "stages" / key) for key in record.stage_keys.values()]
         return str(record.provenance.get("model") or (stages[-1] if stages else record.folder)) + "\n"
 
-    def _send_failed(self, cell: PlannedCell) -> str:
-        run = self._child(cell)
+    def _send_failed(self, cell: PlannedCell, state: CellState) -> str:
+        run = self._child(cell, started=state.started)
         run_id = run.info.run_id
         self._log_params(run, cell)
         file = self.place.cell(cell.id) / TRACEBACK_FILE
         if file.exists():
             self._client.log_artifact(run_id, str(file))
-            lines = file.read_text(encoding="utf-8").strip().splitlines() or ["unknown"]
-            self._client.set_tag(run_id, "error", lines[-1][:1000])
-        self._client.set_terminated(run_id, status="FAILED")
+        self._client.set_tag(run_id, "error", (state.error or "unknown")[:1000])
+        ended = int((state.finished or time.time()) * 1000)
+        self._client.set_terminated(run_id, status="FAILED", end_time=ended)
         return str(run_id)
 
     def _log_params(self, run: Run, cell: PlannedCell) -> None:
@@ -302,6 +334,8 @@ class Tracker:
         return RunRecord.load(self.place.cell(cell.id)).scores.get(self.plan.primary)
 
 
-def _tracked(folder: Path) -> dict[str, Any]:
+def _tracked(folder: Path) -> dict[str, dict[str, str]]:
     path = folder / TRACKED_FILE
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    # Before, plan versions stood here with the run alone: what had been sent was not known, so it is sent again.
+    return {parent: entry for parent, entry in found.items() if isinstance(entry, dict)}

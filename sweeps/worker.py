@@ -16,18 +16,18 @@ from dataclasses import dataclass
 from types import FrameType
 
 from lvlm.config import RunConfig
-from lvlm.errors import InputError
+from lvlm.errors import Diverged, InputError
 from lvlm.records import RunRecord, write_text
-from sweeps.plan import TRACEBACK_FILE, Place, Plan, PlannedCell
+from sweeps.plan import DEFAULT_RUNNER, TRACEBACK_FILE, Place, Plan, PlannedCell
 from sweeps.progress import PROGRESS_FILE, ProgressFile, duration, read_progress
-from sweeps.queue import BEAT_SECONDS, CellState, Claim, Queue, State
+from sweeps.queue import BEAT_SECONDS, CellState, Claim, Queue
 from sweeps.stages import in_training, without_waiting
 from sweeps.tracking import Tracker
 
 EXIT_DONE, EXIT_STOPPED, EXIT_FENCED, EXIT_INTERRUPTED = 0, 3, 75, 130
 FAILURES_IN_A_ROW = 3
 """After so many failed cells with no success in between the fault is probably everywhere: stop before the whole grid
-is burnt."""
+is burnt. Cells that diverged do not count."""
 POLL_SECONDS = 2.0
 
 Runner = Callable[..., RunRecord]
@@ -86,24 +86,26 @@ class Worker:
     def _run_cell(self, claim: Claim) -> None:
         cell, started = claim.cell, time.monotonic()
         self.place.cell(cell.id).mkdir(parents=True, exist_ok=True)
+        found = self.place.is_recorded(cell.id)
         _say(f"{cell.id}  {cell.arm}, seed {cell.seed}: attempt {claim.attempt}")
         try:
             # The tracker comes before COMPLETE, so that a crash in between is mended by the next attempt.
             with _Heartbeat(self.queue, claim):
                 result = self._result(cell)
-                self._track(cell, "done" if isinstance(result, RunRecord) else "failed")
+                error = None if isinstance(result, RunRecord) else result.message
+                self._track(cell, CellState("done" if error is None else "failed", error=error))
         except (Interrupted, KeyboardInterrupt):
             self.queue.release(claim)
             raise
         if isinstance(result, RunRecord):
             score = result.scores.get(self.plan.primary, math.nan)
-            if self.queue.complete(claim, score):
+            if self.queue.complete(claim, score, found=found):
                 _say(f"{cell.id}  done in {duration(time.monotonic() - started)}, {self.plan.primary} {score:.1f}")
             else:
                 _say(f"{cell.id}: another worker has taken this cell over; its record is kept")
         else:
             _say(f"{cell.id}  failed: {result.message}")
-            self.queue.fail(claim, result.message, result.traceback)
+            self.queue.fail(claim, result.message, result.traceback, diverged=result.diverged)
 
     def _result(self, cell: PlannedCell) -> RunRecord | _Failure:
         folder = self.place.cell(cell.id)
@@ -112,7 +114,8 @@ class Worker:
         except (Exception, SystemExit) as error:  # whatever the run raises is its cell's failure, not the sweep's
             text = traceback.format_exc()
             write_text(folder / TRACEBACK_FILE, text)
-            return _Failure(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}", text)
+            message = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            return _Failure(message, text, diverged=isinstance(error, Diverged))
         finally:
             (folder / PROGRESS_FILE).unlink(missing_ok=True)
         (folder / TRACEBACK_FILE).unlink(missing_ok=True)
@@ -127,8 +130,8 @@ class Worker:
         config = _shared_features(cell.run_config())
         return self._runner(config, folder, home=self.place.home, on_progress=ProgressFile(folder))
 
-    def _track(self, cell: PlannedCell, state: State) -> None:
-        states = {**self.queue.states(), cell.id: CellState(state)}
+    def _track(self, cell: PlannedCell, state: CellState) -> None:
+        states = {**self.queue.states(), cell.id: state}
         if not self.tracker.send(cell, states):
             _say(f"{cell.id}: MLflow does not answer ({self.tracker.trouble}); the next launch sends this cell")
 
@@ -144,6 +147,7 @@ def _shared_features(config: RunConfig) -> RunConfig:
 class _Failure:
     message: str
     traceback: str
+    diverged: bool
 
 
 class _Heartbeat:
@@ -182,10 +186,13 @@ def load_runner(name: str) -> Runner:
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # the module is the user's Python: any fault in it is theirs to mend
         raise InputError(
-            f"The runner '{name}' cannot be loaded: {error}. It is given as module:function, such as lvlm.run:run."
+            f"The runner '{name}' cannot be loaded ({type(error).__name__}: {error}). "
+            f"It is given as module:function, such as {DEFAULT_RUNNER}."
         ) from error
+    if not callable(found):
+        raise InputError(f"The runner '{name}' is no function but of type {type(found).__name__}.")
     return found  # type: ignore[no-any-return]
 
 

@@ -16,6 +16,7 @@ from ablations.designs import FullGrid
 from ablations.factors import Factor
 from ablations.studies import Study
 from lvlm.config import RunConfig, to_yaml
+from lvlm.errors import Diverged
 from lvlm.records import (
     CONFIG_FILE,
     CURVE_FILE,
@@ -54,13 +55,15 @@ def fake_study(
 
 
 def run(config: RunConfig, folder: Path, *, home: Path, on_progress: Callable[[dict[str, Any]], None]) -> RunRecord:
-    """What `lvlm.run.run` leaves behind, after FAKE_SECONDS; fails for the tiles in FAKE_FAIL. Every call is noted in
-    `home/calls.txt`."""
+    """What `lvlm.run.run` leaves behind, after FAKE_SECONDS; fails for the tiles in FAKE_FAIL, and diverges for those
+    in FAKE_DIVERGE. Every call is noted in `home/calls.txt`."""
     finished = (folder / "record.json").exists()
     with open(home / CALLS, "a", encoding="utf-8") as calls:
         calls.write(f"{folder.name} {'repeated' if finished else 'started'} {os.environ.get('OMP_NUM_THREADS')}\n")
     if str(config.model.tiles) in os.environ.get("FAKE_FAIL", "").split(","):
         raise ValueError(f"no such tiles: {config.model.tiles}")
+    if str(config.model.tiles) in os.environ.get("FAKE_DIVERGE", "").split(","):
+        raise Diverged("The loss is nan at step 3.")
     steps = 10
     for step in range(1, steps + 1):
         on_progress({"kind": "step", "stage": "pretrain", "step": step, "steps": steps, "loss": 1 / step})

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import lvlm
+from lvlm.backbones import build as backbones_build
 from lvlm.backbones import glyphs, vision
-from lvlm.backbones.build import CLEAN, DRAWS, build, read_card
+from lvlm.backbones.build import CLEAN, DRAWS, _finished, _progress, build, read_card
 from lvlm.backbones.lm import IGNORED_WEIGHT, encode
 from lvlm.backbones.text import ANSWER_MIX, NO_MIX, TextWorld
 from lvlm.backbones.tokenizer import ASSISTANT, END, IMAGE, PAD, USER, train_tokenizer
@@ -96,6 +99,42 @@ def test_the_build_makes_loadable_backbones_and_resumes(tmp_path: Path) -> None:
         build(tmp_path, draws=[0], parts=["lm"], scale=1e-3, say=said.append, compiled=False)
 
 
+def test_two_builds_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    target = tmp_path / "tiny-lm-0"
+    with _finished(target) as first:
+        (first / "weights").write_text("first")
+        child = os.fork()
+        if not child:
+            try:
+                with _finished(target) as second:
+                    (second / "weights").write_text("second")
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert (first / "weights").read_text() == "first"
+    assert (target / "weights").read_text() == "second", "whoever is ready first"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_build_says_a_line_now_and_then_of_the_stem_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, said = [0.0], list[str]()
+    monkeypatch.setattr(backbones_build, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    report = _progress("tiny-vit-0", said.append, stem_steps=400)
+    for step in range(0, 400, 100):
+        clock[0] += 20
+        report({"stem letter": 2.0, "stem shape": 0.5, "stem step": step})
+    for step in range(0, 200, 50):
+        clock[0] += 20
+        report({"step": step, "steps": 200, "loss": 3.0, "seconds": 60.0, "colour": 1.0})
+    assert said == [
+        "tiny-vit-0: stem step 100 of 400, loss of letter 2.000, shape 0.500",
+        "tiny-vit-0: stem step 300 of 400, loss of letter 2.000, shape 0.500",
+        "tiny-vit-0: step 50 of 200, loss 3.000, 3 min left",
+        "tiny-vit-0: step 150 of 200, loss 3.000, 0 min left",
+    ]
+
+
 def shipped() -> list[Path]:
     return [path for path in ASSETS.rglob("*.safetensors")]
 
@@ -130,6 +169,22 @@ def test_the_card_is_reproduced_by_measuring_again() -> None:
     for code in ("fr", "sw"):
         measured, _ = answer_accuracy(model, tokenizer, code, groups=1)
         assert measured == pytest.approx(read_card(ASSETS)["tiny-lm-0"][code]["one_object"], abs=0.03)
+
+
+def test_an_answer_does_not_depend_on_what_the_tokenizer_did_before() -> None:
+    """A fast tokenizer remembers that it padded: prompts must not be padded in the middle because of that."""
+    from transformers import PreTrainedTokenizerFast
+
+    from lvlm.backbones.build import TOKENIZER, load_lm
+    from lvlm.backbones.card import greedy_answers
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(ASSETS / TOKENIZER))
+    model = load_lm(ASSETS / "tiny-lm-0")
+    request = load_lexicon("de").read_request
+    prompts = [f"{' '.join(word)}\n{request}" for word in ("haus", "schmetterling")]
+    before = greedy_answers(model, tokenizer, prompts)
+    tokenizer(["kurz", "ein sehr viel längerer Text"], padding=True)
+    assert greedy_answers(model, tokenizer, prompts) == before
 
 
 def test_squares_show_no_held_out_pair() -> None:

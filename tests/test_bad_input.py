@@ -288,6 +288,18 @@ def floating(path: Path) -> None:
     Image.new("F", (8, 8)).save(path, "TIFF")
 
 
+def another_split(corpus: Path, *codes: str) -> None:
+    """A split for reporting that no run names, with these languages; a row of German is broken."""
+    entry = yaml.safe_load((corpus / "corpus.yaml").read_text())
+    entry["splits"]["another"] = {"permission": "report"}
+    (corpus / "corpus.yaml").write_text(yaml.safe_dump(entry))
+    (corpus / "another").mkdir()
+    for code in codes:
+        (corpus / "another" / f"{code}.jsonl").write_bytes((corpus / "test" / f"{code}.jsonl").read_bytes())
+    if "de" in codes:
+        change_row(corpus / "another" / "de.jsonl", 0, text_label="")
+
+
 DATA_FAULTS: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "training row": (lambda c: change_row(c / "train/en.jsonl", 2, label=["", ""]), {}, "train/en.jsonl, row 2"),
     "training picture": (lambda c: floating(c / "images/0.png"), {}, "0.png cannot be decoded (floating-point"),
@@ -299,6 +311,8 @@ DATA_FAULTS: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "tuning on the test split": (lambda c: None, {"tune_corpora": "test"}, "cannot be used for 'tune'"),
     "scoring the training split": (lambda c: None, {"corpora": "train"}, "cannot be used for 'report'"),
     "unknown split": (lambda c: None, {"corpora": "tset"}, "no split 'tset'"),
+    "file of a split that nothing uses": (lambda c: another_split(c, "en"), {}, "another/de.jsonl does not exist"),
+    "row that only tells languages": (lambda c: another_split(c, "en", "de"), {}, "another/de.jsonl, row 0"),
 }
 
 
@@ -340,3 +354,22 @@ def test_an_allocation_with_nothing_to_divide_is_refused(tmp_path: Path) -> None
     refuses(lambda: plan(folder, languages="en", allocation="inverse_tier"), "English is its only language")
     stays = make_corpus(tmp_path, ("en", "de"), name="stays", translatable=False)
     refuses(lambda: plan(stays, allocation="inverse_tier"), "none of its corpora is translatable")
+
+
+NUMBERS_OUTSIDE: dict[str, dict[str, Any]] = {
+    "instruct.optim.lr": {"instruct__optim": {"lr": float("inf")}},
+    "instruct.optim.weight_decay": {"instruct__optim": {"weight_decay": float("nan")}},
+    "instruct.optim.betas.1": {"instruct__optim": {"betas": [0.9, 1.0]}},
+    "instruct.optim.betas.0": {"instruct__optim": {"betas": [-0.1, 0.9]}},
+}
+
+
+@pytest.mark.parametrize("field", NUMBERS_OUTSIDE)
+def test_a_number_that_cannot_train_is_refused(tmp_path: Path, field: str) -> None:
+    refuses(lambda: run_config(tmp_path, **NUMBERS_OUTSIDE[field]), f"'{field}'")
+
+
+def test_attributes_that_are_not_utf8(tmp_path: Path) -> None:
+    folder = make_corpus(tmp_path)
+    (folder / "attributes.json").write_bytes('{"de": {"grün": "colour:green"}}'.encode("latin-1"))
+    refuses(lambda: open_corpus(folder).attributes("de"), f"{folder / 'attributes.json'} is not UTF-8")

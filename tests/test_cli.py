@@ -266,6 +266,12 @@ def test_a_bare_file_with_its_images_elsewhere(tmp_path: Path, capsys: Any) -> N
         open_used([CorpusUse(**uses["test"]), CorpusUse(path=uses["test"]["path"], split="test")])
 
 
+def test_what_the_system_refuses_is_one_paragraph_that_names_the_file(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "file").write_text("in the way")
+    message = fails(capsys, "data", "shapes", tmp_path / "file/data")
+    assert message.startswith(f"error: {tmp_path / 'file'}") and "Not a directory" in message
+
+
 def test_what_cannot_be_used_is_refused(finished: Path, corpus: Path, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "file").write_text("kept")
     assert "no empty folder" in fails(capsys, "export", finished, tmp_path / "file")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lvlm.cli import read_run
 from lvlm.data.corpus import open_corpus
 from lvlm.errors import InputError
 from tests.corpora import LANGUAGES, change_row, make_corpus, write_rows
@@ -135,6 +136,18 @@ def test_sound_images_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyP
     Image.new("L", (5, 5)).save(folder / "images/train/2.png")
     open_corpus(folder).check("instruct", images=True, home=home)
     assert opened == ["2.png"]
+
+
+def test_norwegian_needs_no_quotes(tmp_path: Path) -> None:
+    folder = make_corpus(tmp_path, ("en", "no"))
+    bare = "languages: [en, no]"
+    splits = f"splits: {{instruct: {{permission: train, {bare}}}, test: {{permission: report}}}}"
+    (folder / "corpus.yaml").write_text(f"name: toy\ntranslatable: true\n{bare}\n{splits}\n")
+    corpus = open_corpus(folder)
+    assert corpus.languages == corpus.languages_of("instruct") == ("en", "no")
+    config = read_run("tiny", ["instruct.mix.languages=[en,no]", "evaluate.languages=no"])
+    assert config.instruct is not None and config.instruct.mix.languages == ("en", "no")
+    assert config.evaluate.languages == "no"
 
 
 def test_a_language_may_be_missing_in_a_split_that_says_so(tmp_path: Path) -> None:

@@ -325,6 +325,10 @@ def test_languages_and_tasks_choose(tmp_path: Path) -> None:
         ({"tasks": ("ocr",)}, "ocr.*cannot be scored.*caption, vqa, reading"),
         ({"tasks": ("vqa", "reading")}, "reading.*no corpus"),
         ({"languages": ("fr",)}, "names fr.*They have: en, de, sw"),
+        (
+            {"languages": ("en", "sw"), "corpora": (CorpusUse(path="toy", split="test", languages=("en", "de")),)},
+            r"evaluate\.languages names sw, .*toy:test; tasks: all",
+        ),
         ({"languages": ("xx",)}, "Unknown language code 'xx'"),
         ({"corpora": (CorpusUse(path="toy", split="tune"),)}, "permission 'tune'.*cannot be used for 'report'"),
         ({"corpora": (CorpusUse(path="toy", split="instruct"),)}, "permission 'train'"),

@@ -15,6 +15,7 @@ from lvlm.errors import InputError
 from lvlm.train import features
 from lvlm.train.decide import Costs, decide_cache, weigh
 from lvlm.train.features import FeatureStore, TowerFeatures
+from lvlm.train.locks import file_lock
 from tests.tiny import tiny_image, tiny_world
 
 
@@ -113,6 +114,16 @@ def test_two_processes_compute_each_image_once(model: Any, images: list[Path], t
         children.append(child)
     computed = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     assert sorted(computed) == [0, 9]
+
+
+def test_who_waits_for_features_hears_of_the_one_that_computes(model: Any, images: list[Path], tmp_path: Path) -> None:
+    def heard(owner: str) -> None:
+        raise InterruptedError(owner)
+
+    store = FeatureStore(tmp_path, tower_of(model), on_wait=heard)
+    held = file_lock(store.folder / "lock", purpose="computes elsewhere")
+    with held, pytest.raises(InterruptedError, match="computes elsewhere"):
+        store.add(images)
 
 
 def test_an_unreadable_image_is_an_error_that_names_it(model: Any, images: list[Path]) -> None:

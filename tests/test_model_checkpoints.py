@@ -203,6 +203,11 @@ def test_a_lora_that_is_gone_is_refused(folders, tmp_path):
         load(tmp_path)
 
 
+def test_a_model_of_another_kind_is_refused():
+    with pytest.raises(InputError, match=r"'model_type', is 'qwen2' and not 'lvlm'"):
+        load(tiny_world().llm)
+
+
 def test_attention_is_that_which_was_asked_for(tmp_path):
     """No model folder keeps it, and the two differ in the last bits."""
     model, processor = tiny_world().assemble(attn="eager")

@@ -20,7 +20,7 @@ from ablations.notebooks import NOTEBOOKS, read_notebook
 from ablations.origin import Origin
 from ablations.report import _combined, headlines, write_report
 from ablations.studies import Arm
-from ablations.table import load_results
+from ablations.table import load_results, tidy, write_results
 from lvlm.records import RunRecord
 from sweeps.planner import make_plan
 from sweeps.read import export
@@ -52,6 +52,18 @@ def test_an_unfinished_sweep_gives_a_report_on_what_is_there(home, written):
     assert all(f"{found.points:+.1f}" in page for _, found in results.verdicts())
     assert page.count("data:image/png;base64,") == 3
     assert not re.search(r"(src|href)\s*=\s*['\"]?(https?:)?//", page), "nothing is fetched from elsewhere"
+
+
+def test_failed_cells_are_named_with_their_reason(tmp_path):
+    study = write_study(tmp_path, "drivers", runs=16)
+    cells = study.cells()
+    done = [(cell, scores(cell.arm, cell.seed)) for cell in cells[:16]]
+    failed = {cells[16].id: "Diverged: the loss is not finite at step 3"}
+    write_results(tmp_path / "studies" / "drivers", tidy(study, done), planned=cells, failed=failed)
+    results = load_results("drivers", home=tmp_path)
+    assert results.summary().endswith("5 of 21 planned runs are missing (1 failed)")
+    page = write_report(results, notebooks=False).read_text(encoding="utf-8")
+    assert f"seed {cells[16].seed}: Diverged: the loss is not finite" in page and "--retry-failed" in page
 
 
 def test_a_study_with_one_run_still_reports(home):

@@ -6,6 +6,9 @@ import io
 import json
 import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +18,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from lvlm.config import RunConfig, load_config
+from lvlm.config import RunConfig, load_config, to_yaml
 from lvlm.errors import Diverged, InputError
-from lvlm.records import PREDICTION_COLUMNS, SCORE_COLUMNS, RunRecord
+from lvlm.records import PREDICTION_COLUMNS, SCORE_COLUMNS, TRAINER_VERSION, RunRecord, write_text
 from lvlm.run import run
 from lvlm.train import locks, progress
-from tests.tiny import tiny_image
+from lvlm.train.stages import make_stage
+from tests.corpora import change_row
+from tests.tiny import tiny_image, tiny_world
 from tests.train_world import run_config, write_corpus
 
 
@@ -85,14 +90,56 @@ def test_the_record_states_budget_and_provenance(first: tuple[RunConfig, RunReco
 
 
 def test_a_finished_folder_is_returned_at_once(
-    first: tuple[RunConfig, RunRecord], home: Path, monkeypatch: pytest.MonkeyPatch
+    first: tuple[RunConfig, RunRecord],
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config, record = first
     monkeypatch.setattr("lvlm.train.compute.compute", None)  # whatever would compute fails
+    capsys.readouterr()
     assert run(config, record.folder, home=home) == record
+    assert "tiny: already finished" in capsys.readouterr().err
     other = config.model_copy(update={"seed": 1})
     with pytest.raises(InputError, match="seed: 0 -> 1"):
         run(other, record.folder, home=home)
+
+
+def test_a_finished_folder_of_other_data_or_backbones_is_refused(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "noise", samples=6)
+    llm = shutil.copytree(tiny_world().llm, tmp_path / "llm")
+    config = run_config(
+        corpus, model__llm=str(llm), pretrain=None, instruct__steps=1, instruct__batch_samples=2, evaluate={}
+    )
+    record = run(config, tmp_path / "run", home=tmp_path / "home")
+    (llm / "note.txt").write_text("other weights")
+    with pytest.raises(InputError, match=r"is finished, but .*backbones\.llm: '\w+' -> '\w+'"):
+        run(config, tmp_path / "run", home=tmp_path / "home")
+    (llm / "note.txt").unlink()
+    with open(corpus / "train" / "de.jsonl", "a", encoding="utf-8") as file:
+        file.write("\n")
+    with pytest.raises(InputError, match=r"is finished, but .*corpora\..*noise: '\w+' -> '\w+'"):
+        run(config, tmp_path / "run", home=tmp_path / "home")
+    write_corpus(tmp_path / "again" / "noise", samples=6)
+    shutil.copy(tmp_path / "again" / "noise" / "train" / "de.jsonl", corpus / "train" / "de.jsonl")
+    assert run(config, tmp_path / "run", home=tmp_path / "home") == record
+
+
+def test_who_waited_for_the_folder_looks_again(
+    corpus: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(corpus)
+    lock = locks.file_lock
+
+    @contextmanager
+    def awaited(path: Path, **values: Any) -> Iterator[None]:
+        write_text(tmp_path / "run" / "config.yaml", to_yaml(config.model_copy(update={"seed": 1})))
+        with lock(path, **values):
+            yield
+
+    monkeypatch.setattr(locks, "file_lock", awaited)
+    with pytest.raises(InputError, match="seed: 1 -> 0"):
+        run(config, tmp_path / "run", home=home)
 
 
 def test_an_arm_takes_the_stages_it_shares(first: tuple[RunConfig, RunRecord], corpus: Path, home: Path) -> None:
@@ -316,7 +363,37 @@ def test_faults_show_before_training(corpus: Path, tmp_path: Path) -> None:
     for number, (message, changes) in enumerate(cases.items()):
         with pytest.raises(InputError, match=message):
             run(run_config(corpus, **changes), tmp_path / str(number), home=tmp_path / "home")
+        assert not (tmp_path / str(number) / "config.yaml").exists(), "a mended config may use the folder"
     assert not (tmp_path / "home" / "stages").exists()
+
+
+def test_text_alone_where_only_the_adapter_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = write_corpus(tmp_path / "noise", samples=6)  # the last one has no image
+    short = {"instruct": None, "pretrain__batch_samples": 1, "pretrain__steps": 6, "evaluate": {}}
+    monkeypatch.chdir(tmp_path)
+    record = run(run_config(corpus, **short), tmp_path / "run", home="home")
+    norms = [json.loads(row)["grad_norm"] for row in (tmp_path / "run" / "curve.jsonl").read_text().splitlines()]
+    assert sorted(norm == 0 for norm in norms) == [False] * 5 + [True]
+    assert Path(record.provenance["model"]).is_absolute() and record.provenance["trainer"] == TRAINER_VERSION
+    for code in ("en", "de"):
+        for row in range(6):
+            change_row(corpus / "train" / f"{code}.jsonl", row, image_id="")
+    with pytest.raises(InputError, match=r"No sample of stage pretrain has an image.*pretrain\.train\.llm=lora"):
+        run(run_config(corpus, **short), tmp_path / "other", home=tmp_path / "home")
+
+
+def test_what_dropout_masks_depend_on_is_in_the_key(tmp_path: Path) -> None:
+    def key(dropout: float, tokens: int = 300, processes: int = 1) -> str:
+        config = run_config(
+            tmp_path, instruct__lora={"r": 4, "dropout": dropout}, compute={"micro_batch_tokens": tokens}
+        )
+        return make_stage(
+            tmp_path, config, "instruct", parent=None, backbones={}, plan_hash="", data={}, compute={},
+            processes=processes,
+        ).key  # fmt: skip
+
+    assert len({key(0.1), key(0.1, tokens=400), key(0.1, processes=2)}) == 3
+    assert key(0.0) == key(0.0, tokens=400) == key(0.0, processes=2)
 
 
 def test_a_loss_that_is_not_finite_stops_the_stage(corpus: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import pytest
 from ablations.studies import load_study
 from sweeps.cli import main
 from sweeps.plan import Place, find_place
-from sweeps.planner import make_plan
-from sweeps.queue import Queue
+from sweeps.planner import describe, make_plan
+from sweeps.progress import Progress
+from sweeps.queue import CellState, Queue
 from sweeps.stages import arranged, count_stages, in_training, stage_keys, without_waiting
+from sweeps.status import part_over, seconds_left
 from tests.sweeps_fakes import RUNNER, fake_study
 
 COMMANDS = ("launch", "plan", "worker", "status", "export", "attach", "ui", "new")
@@ -112,11 +115,13 @@ def test_attach_takes_what_the_report_wrote(tmp_path: Path, monkeypatch: pytest.
         (["launch", "nothing"], "There is no study"),
         (["plan", "drivers", "instruct.mix.english=1"], "not a field"),
         (["plan", "drivers", "model.tiles=2"], "varies itself"),
-        (["launch", "drivers", "--workers", "0"], "at least 1"),
+        (["launch", "drivers", "--runner", "lvlm.run:rum"], "runner 'lvlm.run:rum' cannot be loaded"),
+        (["launch", "drivers", "--runner", "lvlm.records:RECORD_FILE"], "no function"),
         (["export", "drivers"], "Nothing has been launched"),
         (["ui"], "no recorded runs"),
         (["attach", "drivers"], "There is no report"),
         (["new", "My Study"], "lower-case"),
+        (["new", "drivers"], "comes with the toolkit"),
     ],
 )
 def test_bad_input_is_one_paragraph_and_status_2(
@@ -126,6 +131,73 @@ def test_bad_input_is_one_paragraph_and_status_2(
     assert main([*arguments, where, str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said
+    assert not list(tmp_path.iterdir()), "nothing half-written"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["launch", "drivers", "--workers", "0"], "a whole number, at least 1, not '0'"),
+        (["plan", "drivers", "--workers", "two"], "a whole number, at least 1, not 'two'"),
+        (["status", "drivers", "--every", "-1"], "above 0, not '-1'"),
+        (["status", "drivers", "--every", "nan"], "above 0, not 'nan'"),
+        (["ui", "--port", "99999"], "from 1 to 65535, not '99999'"),
+    ],
+)
+def test_a_number_out_of_range_is_one_sentence_and_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("arguments", [["launch", "drivers", "--home"], ["ui", "--home"], ["new", "mine", "--folder"]])
+def test_a_file_in_the_place_of_a_folder_is_named(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "notes.txt"
+    file.touch()
+    for given in (file, file / "below"):
+        assert main([*arguments, str(given)]) == 2
+        assert f"has to be a folder, and {file} is a file" in capsys.readouterr().err
+
+
+def test_a_plan_of_another_version_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = planned(tmp_path)
+    for text in ('{"study": "fake", "cells": [], "colour": 1}', "[]", "{"):
+        place.current_plan.write_text(text)
+        assert main(["status", "fake", "--home", str(tmp_path)]) == 2
+        said = capsys.readouterr().err
+        assert str(place.current_plan) in said and "another version" in said
+
+
+def test_attaching_without_mlflow_is_one_paragraph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (planned(tmp_path).folder / "report.html").touch()
+    (tmp_path / "mlflow.db").mkdir()  # no database can be opened here
+    assert main(["attach", "fake", "--home", str(tmp_path)]) == 2
+    assert "MLflow does not answer" in capsys.readouterr().err
+
+
+def test_the_time_left_counts_the_phases_of_a_cell_and_no_cell_that_took_no_time() -> None:
+    plan = make_plan(fake_study(seeds=(0,)))
+    cell = plan.cells[0]
+    scored = replace(cell, config={**cell.config, "evaluate": {"corpora": ["a corpus"]}})
+    assert part_over(scored, Progress("pretrain", "", 0.5)) == pytest.approx(0.5 / 3)
+    assert part_over(scored, Progress("instruct", "", 0.5)) == pytest.approx(1.5 / 3)
+    assert part_over(scored, Progress("evaluate", "", None)) == pytest.approx(2 / 3)
+    unscored = replace(cell, config={**cell.config, "evaluate": None})
+    assert part_over(unscored, Progress("instruct", "", 0.5)) == 0.75
+    assert part_over(scored, Progress("features", "", 0.9)) is None
+
+    states = {cell.id: CellState("done", started=1.0, finished=1.1, found=True) for cell in plan.cells}
+    states[plan.cells[0].id] = CellState("running", started=50.0)
+    assert seconds_left(states, {}) is None, "how long a cell takes is not known yet"
+    states[plan.cells[1].id] = CellState("done", started=1.0, finished=61.0)
+    assert seconds_left(states, {plan.cells[0].id: 0.25}) == 45.0
+    states[plan.cells[0].id] = states[plan.cells[2].id] = CellState("waiting")
+    assert describe(plan, states, workers=2)[-1] == "about 60 s a cell here, so 60 s for 2 cells on 2 worker(s)"
 
 
 def test_new_writes_a_study_that_loads_and_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

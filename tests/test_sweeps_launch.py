@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -26,16 +28,18 @@ from ablations.table import load_results
 from lvlm.config import RunConfig
 from lvlm.errors import InputError
 from lvlm.model.backbones import backbone_digests
-from lvlm.records import RunRecord
+from lvlm.records import TRAINER_VERSION, RunRecord
 from sweeps import cli
+from sweeps.crew import Crew
 from sweeps.identity import is_alive
 from sweeps.journal import Journal
-from sweeps.launcher import Outcome, _check_making, launch
+from sweeps.launcher import Outcome, _check_making, _check_source, _display, launch
 from sweeps.plan import Place, find_place
 from sweeps.planner import make_plan
-from sweeps.queue import Queue
-from sweeps.tracking import connect, database
-from sweeps.worker import Worker
+from sweeps.queue import CellState, Queue
+from sweeps.template import write_study
+from sweeps.tracking import Tracker, connect, database
+from sweeps.worker import EXIT_DONE, Worker
 from tests.sweeps_fakes import CALLS, RUNNER, fake_study, write_run
 
 KILLS = 4
@@ -172,6 +176,12 @@ def test_an_override_is_another_version_with_other_cells() -> None:
     assert {cell.config["instruct"]["optim"]["lr"] for cell in changed.cells} == {0.5}
 
 
+def test_a_runner_is_part_of_what_a_cell_is() -> None:
+    plain, other = make_plan(fake_study()), make_plan(fake_study(), runner=RUNNER)
+    assert plain.version != other.version
+    assert not {cell.id for cell in plain.cells} & {cell.id for cell in other.cells}
+
+
 def test_a_failure_keeps_its_traceback_and_the_rest_goes_on(
     home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,6 +197,10 @@ def test_a_failure_keeps_its_traceback_and_the_rest_goes_on(
     assert states[failed[0].id].error == "ValueError: no such tiles: 2"
     assert sorted(run.info.status for run in runs_of(home)) == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
     assert {run.data.params["tiles"] for run in runs_of(home) if run.info.status == "FAILED"} == {"2"}
+    planned = json.loads((home / "studies/fake/planned.json").read_text())
+    assert {cell["run"]: cell["error"] for cell in planned if cell["error"]} == {
+        cell.id: "ValueError: no such tiles: 2" for cell in failed
+    }
 
     monkeypatch.setenv("FAKE_FAIL", "")
     begun = len(calls(home))
@@ -274,6 +288,132 @@ def test_a_tracker_that_is_down_costs_no_training_and_gets_everything_later(
     assert not list((home / "studies/fake/cells").glob("*/untracked.txt"))
 
 
+def test_a_failed_cell_that_is_mended_while_the_tracker_is_down_is_finished_there_later(
+    home: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FAKE_FAIL", "2")
+    study = fake_study(seeds=(0,))
+    assert work_alone(home, study).failed == 2
+    monkeypatch.setenv("FAKE_FAIL", "")
+    monkeypatch.setattr("sweeps.tracking.Tracker._send", lambda *_: False)
+    assert work_alone(home, study, retry_failed=True).is_complete
+    assert "2 cell(s) are not in MLflow yet" in capfd.readouterr().out
+    assert Counter(run.info.status for run in runs_of(home)) == {"FINISHED": 2, "FAILED": 2}
+
+    monkeypatch.undo()
+    assert launch(study, home=home, runner=RUNNER).is_complete
+    assert "sending 2 cells to MLflow" in capfd.readouterr().out
+    assert Counter(run.info.status for run in runs_of(home)) == {"FINISHED": 4}
+    launch(study, home=home, runner=RUNNER)
+    assert "sending" not in capfd.readouterr().out, "what has arrived is not sent again"
+
+    for file in home.glob("mlflow.db*"):
+        file.unlink()
+    shutil.copyfile(empty_database, database(home))
+    launch(study, home=home, runner=RUNNER)
+    assert Counter(run.info.status for run in runs_of(home)) == {"FINISHED": 4}, "a new parent gets its children"
+
+
+def test_a_cell_that_was_given_up_is_in_mlflow_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(fake_study(seeds=(0,)), runner=RUNNER)
+    told: list[int] = []
+    tracker = Tracker(Place(home, "fake"), plan)
+    monkeypatch.setattr(tracker, "_update_parent", lambda states: told.append(len(states)))
+    given_up = CellState("failed", started=10.0, finished=20.0, error="its worker was killed 10 times")
+    states = {cell.id: given_up for cell in plan.cells[:2]} | {cell.id: CellState("waiting") for cell in plan.cells[2:]}
+    assert tracker.send_unsent(states) == 0 and tracker.unsent(states) == []
+    assert [(run.info.status, run.data.tags["error"]) for run in runs_of(home)] == [("FAILED", given_up.error)] * 2
+    assert told == [4], "the parent's table is made once for all"
+
+
+def test_arms_that_diverge_do_not_stop_the_sweep(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_DIVERGE", "1,2")
+    monkeypatch.setattr("sweeps.worker.Tracker.send", lambda *_: True)
+    plan = make_plan(fake_study(seeds=(0,)), runner=RUNNER)
+    plan.save(place := plan.place(home))
+    queue = Queue(plan, place.journal)
+    queue.add_missing()
+    assert Worker(plan, place).work() == EXIT_DONE
+    assert {(state.state, state.error) for state in queue.states().values()} == {
+        ("failed", "The loss is nan at step 3.")
+    }
+
+
+def test_workers_that_cannot_start_end_the_launch_and_what_has_finished_is_put_down(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan = make_plan(fake_study(seeds=(0,)), runner=RUNNER)
+    plan.save(place := plan.place(home))
+    write_run(plan.cells[0].run_config(), place.cell(plan.cells[0].id))
+    queue = Queue(plan, place.journal)
+    queue.add_missing()
+    claim = queue.claim(lambda cells: [cell for cell in cells if cell.id == plan.cells[0].id])
+    assert claim is not None and queue.complete(claim, 1.0)
+    monkeypatch.setattr("sweeps.crew.sys.executable", shutil.which("false"))
+    with pytest.raises(InputError, match="Workers end at once"):
+        launch(fake_study(seeds=(0,)), workers=1, home=home, runner=RUNNER)
+    assert "1 of 4 cells done" in capfd.readouterr().out
+    assert [run.info.status for run in runs_of(home, parents=True)] == ["FAILED"]
+    assert load_results(place.folder).table["run"].nunique() == 1
+
+
+def test_quick_deaths_are_counted_in_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(fake_study(), runner=RUNNER)
+    crew = Crew(Place(tmp_path, "fake"), plan, workers=1, since=0.0)
+    log = tmp_path / "log"
+    log.touch()
+    members = [_member(log, code=1, age=1.0), _member(log, code=1, age=1.0), _member(log, code=None, age=60.0)]
+    monkeypatch.setattr(crew, "_start", lambda index: members.pop(0))
+    crew.start()
+    crew.tend(), crew.tend(), crew.tend()  # dead, dead, alive for long
+    crew._members[0] = _member(log, code=1, age=1.0)
+    members += [_member(log, code=1, age=1.0), _member(log, code=1, age=1.0)]
+    crew.tend(), crew.tend()
+    with pytest.raises(InputError, match="Workers end at once"):
+        crew.tend()
+
+
+def _member(log: Path, *, code: int | None, age: float) -> Any:
+    return sweeps.crew._Member(SimpleNamespace(poll=lambda: code), time.monotonic() - age, log)  # type: ignore[arg-type]
+
+
+def test_a_table_that_cannot_be_written_costs_no_summary(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise InputError("The study has other factors now.")
+
+    monkeypatch.setattr("sweeps.launcher.export", refuse)
+    outcome = work_alone(home, fake_study(seeds=(0,)))
+    said = capfd.readouterr().out
+    assert outcome.is_complete and outcome.results is None
+    assert "4 of 4 cells done" in said and "The results were not written. The study has other factors now." in said
+
+
+def test_a_log_says_now_and_then_how_the_sweep_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, log = make_plan(fake_study(), runner=RUNNER), io.StringIO()
+    crew = Crew(Place(tmp_path, "fake"), plan, workers=1, since=0.0)
+    states = {cell.id: CellState("waiting") for cell in plan.cells}
+    with _display(crew, Console(file=log, width=200), states) as show:
+        show(states, ())
+        assert log.getvalue() == ""
+        monkeypatch.setattr("sweeps.launcher.HEADLINE_SECONDS", 0.0)
+        show(states, ())
+    assert log.getvalue() == "fake: 0 of 8 cells done (8 waiting)\n"
+
+
+def test_two_study_files_of_one_name_do_not_share_a_folder(tmp_path: Path) -> None:
+    first, second = write_study("mine", tmp_path / "a"), write_study("mine", tmp_path / "b")
+    plan = make_plan(first)
+    plan.save(place := plan.place(tmp_path))
+    _check_source(make_plan(first), place)
+    with pytest.raises(InputError, match="the same name") as refused:
+        launch(second, home=tmp_path)
+    assert str(first) in str(refused.value) and str(second) in str(refused.value)
+    first.unlink()  # moved away
+    _check_source(make_plan(second), place)
+
+
 def test_a_crash_between_record_and_complete_costs_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = fake_study(seeds=(0,))
     plan = make_plan(study, runner=RUNNER)
@@ -294,13 +434,14 @@ def test_a_crash_between_record_and_complete_costs_nothing(home: Path, monkeypat
         next(r for r in runs_of(home) if r.data.tags["cell_id"] == recorded.id).info.run_id, "train/loss"
     )
     assert len(history) == 6, "a point that is sent twice is there once"
+    assert {cell_id for cell_id, state in queue.states().items() if state.found} == {recorded.id}
 
 
 class _KilledError(BaseException):
     pass
 
 
-def _killed(*_: object) -> bool:
+def _killed(*_: object, **__: object) -> bool:
     raise _KilledError
 
 
@@ -336,7 +477,7 @@ def test_ctrl_c_stops_the_workers_and_the_next_launch_goes_on(
     outcome = launch(study, workers=1, budget="full", home=home, runner=RUNNER)
     timer.join()
     assert outcome.interrupted and outcome.done == 0 and list(workers_of(home)) == []
-    again = f"python -m sweeps launch fake --budget full --home {home}"
+    again = f"python -m sweeps launch fake --budget full --runner {RUNNER} --home {home}"
     assert f"Go on with:\n  {again}\n" in capfd.readouterr().out
     monkeypatch.setenv("FAKE_SECONDS", "0")
     assert work_alone(home, study).is_complete
@@ -351,6 +492,7 @@ def test_a_command_to_paste_names_budget_and_home_only_where_they_are_not_the_de
     assert make_plan(study).launch_command == "python -m sweeps launch fake"
     plan = make_plan(study, budget="full", overrides=changed)
     assert plan.launch_command == "python -m sweeps launch fake instruct.optim.lr=0.5 --budget full"
+    assert make_plan(study, runner=RUNNER).launch_command == f"python -m sweeps launch fake --runner {RUNNER}"
     assert plan.place().home_option == plan.place(tmp_path).home_option == ""
     assert plan.place(tmp_path / "my runs").home_option == f" --home '{tmp_path}/my runs'"
     monkeypatch.delenv("LVLM_HOME")
@@ -381,7 +523,7 @@ def test_a_corpus_is_checked_for_every_arm_that_differs_in_it(tmp_path: Path, mo
     assert checked == ["all", "en"], "arms that differ in tiles or seed alone share their corpora"
 
 
-def test_finished_cells_of_other_backbones_or_corpora_are_not_continued(
+def test_finished_cells_of_other_backbones_corpora_or_trainers_are_not_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stamped:
@@ -393,14 +535,19 @@ def test_finished_cells_of_other_backbones_or_corpora_are_not_continued(
     cell = plan.cells[0]
     record = write_run(cell.run_config(), place.cell(cell.id))
     digests = backbone_digests(cell.run_config().model, seed=cell.seed)
-    for made, fits in (
-        ({"backbones": digests, "corpora": {"shapes": "now"}}, True),
-        ({"backbones": {**digests, "llm": "another"}, "corpora": {"shapes": "now"}}, False),
-        ({"backbones": digests, "corpora": {"shapes": "before"}}, False),
+    same: dict[str, Any] = {"backbones": digests, "corpora": {"shapes": "now"}}
+    for made, differs in (
+        (same, None),
+        ({**same, "backbones": {**digests, "llm": "another"}}, "other backbones"),
+        ({**same, "corpora": {"shapes": "before"}}, "other corpora"),
+        ({**same, "trainer": TRAINER_VERSION}, None),
+        ({**same, "trainer": TRAINER_VERSION - 1}, "another trainer version"),
+        ({"backbones": {}, "corpora": {}, "trainer": 0}, "other backbones and other corpora and another trainer"),
     ):
-        record.provenance.update(made)
+        record.provenance = made
         record.save(place.cell(cell.id))
-        with contextlib.nullcontext() if fits else pytest.raises(InputError, match="1 finished cells in"):
+        refused = pytest.raises(InputError, match=f"1 finished cells in .* were made with {differs}")
+        with refused if differs else contextlib.nullcontext():
             _check_making(plan, place)
 
 

@@ -104,8 +104,27 @@ def test_a_dead_worker_on_this_machine_is_noticed_at_once(tmp_path: Path, monkey
 
 def test_a_reused_process_number_is_not_taken_for_the_worker() -> None:
     assert is_alive(owner())
-    assert is_alive({**owner(), "born": owner()["born"] - 100}) is False
+    assert is_alive({**owner(), "ticks": 1, "born": owner()["born"] - 100}) is False
     assert is_alive({**owner(), "machine": "elsewhere"}) is None
+
+
+def test_a_step_of_the_clock_kills_no_worker_and_what_older_versions_wrote_can_be_read() -> None:
+    before = {name: value for name, value in owner().items() if name != "ticks"}
+    assert is_alive(before) and is_alive({**before, "born": before["born"] - 100}) is False
+    if "ticks" in owner():
+        assert is_alive({**owner(), "born": owner()["born"] - 100})
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux")
+def test_a_command_name_with_spaces_and_brackets_hides_no_start(tmp_path: Path) -> None:
+    program = tmp_path / "a ) b (c"
+    program.symlink_to("/bin/sleep")
+    process = subprocess.Popen([program, "60"])
+    try:
+        assert is_alive(owner(process.pid)) and owner(process.pid)["ticks"] >= owner()["ticks"]
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_errors_stay_failed_until_asked_for_and_kills_come_back(tmp_path: Path) -> None:
@@ -123,7 +142,8 @@ def test_errors_stay_failed_until_asked_for_and_kills_come_back(tmp_path: Path) 
 
 
 def test_a_cell_that_is_killed_again_and_again_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeps.queue, "owner", lambda: {**owner(), "born": 0.0})  # dead as soon as it has claimed
+    dead = {**owner(), "born": 0.0, "ticks": 0}
+    monkeypatch.setattr(sweeps.queue, "owner", lambda: dead)
     queue = Queue(planned(seeds=(0,)), tmp_path / "journal.log")
     queue.add_missing()
     monkeypatch.setattr(sweeps.queue, "MAX_ATTEMPTS", 3)
@@ -185,11 +205,15 @@ def test_three_failures_in_a_row_are_counted_since_the_launch_only(tmp_path: Pat
     queue.add_missing()
     began = time.time()
     order = []
-    for outcome in ("fail", "fail", "done", "fail", "fail", "fail"):
+    for outcome in ("fail", "fail", "done", "fail", "diverged", "fail", "fail"):
         claim = queue.claim()
         assert claim is not None
         order.append(claim.cell.id)
-        _ = queue.complete(claim, 1.0) if outcome == "done" else queue.fail(claim, "ValueError: bad", "")
+        if outcome == "done":
+            queue.complete(claim, 1.0)
+        else:
+            queue.fail(claim, "ValueError: bad", "", diverged=outcome == "diverged")
         time.sleep(0.002)
-    assert queue.failures_in_a_row(began) == order[3:]
+    assert queue.failures_in_a_row(began) == [order[3], *order[5:]], "an arm that diverged says nothing about others"
+    assert queue.states()[order[4]].state == "failed"
     assert queue.failures_in_a_row(time.time()) == []

@@ -144,7 +144,10 @@ def test_a_micro_batch_without_supervised_tokens_gives_no_nan(corpus: Path) -> N
 def test_the_longest_micro_batch_is_found(corpus: Path) -> None:
     _, batches = step_of(corpus, "token", FOUR)
     largest = max(batch.input_ids.numel() for step in range(batches.plan.steps) for batch in batches(step))
-    assert batches.longest().input_ids.numel() == largest
+    longest = batches.longest()
+    assert longest is not None and longest.input_ids.numel() == largest
+    _, idle = step_of(corpus, "token", FOUR, rank=8, processes=9)
+    assert idle.longest() is None, "eight samples leave the ninth process without any"
 
 
 def test_kept_features_give_the_same_loss_to_the_bit(corpus: Path, tmp_path: Path) -> None:

@@ -6,8 +6,13 @@ import math
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
-from lvlm.config import OptimConfig
+from lvlm.config import ComputeConfig, OptimConfig
+from lvlm.errors import InputError
+from lvlm.train.compute import compute
+from lvlm.train.loop import sum_over_processes
 from lvlm.train.loss import token_weights, weighted_cross_entropy
 from lvlm.train.optim import build_optimizer, lr_factor, part_of
 from lvlm.train.packing import micro_batches
@@ -78,3 +83,26 @@ def test_optimizer_holds_what_learns_with_the_rate_of_its_part() -> None:
         "language_model.bias": (1e-3, 0.0),
     }
     assert part_of("vision_tower.model.blocks.0") == "tower"
+
+
+def test_the_environment_does_not_divide_the_loss_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    weight = torch.nn.Parameter(torch.ones(2))
+    with compute(ComputeConfig(device="cpu")) as machinery:
+        machinery.accelerator.backward(3 * weight.sum())
+    assert weight.grad is not None and weight.grad.tolist() == [3.0, 3.0]
+
+
+def test_a_strategy_that_the_loop_does_not_know_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(InputError, match=r"strategy FSDP.*knows NO, MULTI_CPU, MULTI_GPU"):
+        compute(ComputeConfig(device="cpu")).__enter__()
+
+
+def test_a_parameter_that_no_sample_reached_gets_zeros_in_one_process_too() -> None:
+    reached, missed = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    reached.sum().backward()
+    with compute(ComputeConfig(device="cpu")) as machinery:
+        sum_over_processes(machinery.accelerator, [reached, missed])
+    assert reached.grad is not None and reached.grad.tolist() == [1.0, 1.0]
+    assert missed.grad is not None and missed.grad.tolist() == [0.0, 0.0]

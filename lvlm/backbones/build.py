@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ TOKENIZER = "tiny-tokenizer"
 TOKENIZER_DOCUMENTS = 30_000
 TRAINING_FILE = "training.json"
 """In the folder of a draw: all that it was made of, besides the code."""
+LINE_SECONDS = 30.0
+"""Between two lines about a training."""
 Say = Callable[[str], None]
 
 
@@ -143,7 +147,8 @@ def _tower(target: Path, *, seed: int, say: Say, scale: float, compiled: bool) -
     making = {"seed": seed, "recipe": dataclasses.asdict(recipe)}
     if _is_made(target, making):
         return say(f"{target.name}: already there")
-    tower = train_vit(recipe=recipe, seed=seed, compiled=compiled, on_progress=_progress(target.name, say))
+    progress = _progress(target.name, say, stem_steps=recipe.stem_steps)
+    tower = train_vit(recipe=recipe, seed=seed, compiled=compiled, on_progress=progress)
     with _finished(target) as unfinished:
         save_file(
             {name: value.half().contiguous() for name, value in tower.state_dict().items()},
@@ -161,7 +166,7 @@ class _finished:
     """A folder that appears under its name only when everything in it is written."""
 
     def __init__(self, target: Path) -> None:
-        self.target, self.unfinished = target, target.with_name(f".{target.name}.unfinished")
+        self.target, self.unfinished = target, target.with_name(f".{target.name}.{os.getpid()}.unfinished")
 
     def __enter__(self) -> Path:
         shutil.rmtree(self.unfinished, ignore_errors=True)
@@ -169,15 +174,30 @@ class _finished:
         return self.unfinished
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self.unfinished.rename(self.target)
+        try:
+            if kind is None and not self.target.exists():  # another build may have been faster
+                self.unfinished.rename(self.target)
+        finally:
+            shutil.rmtree(self.unfinished, ignore_errors=True)
 
 
-def _progress(name: str, say: Say) -> Callable[[dict[str, float]], None]:
+def _progress(name: str, say: Say, *, stem_steps: int = 0) -> Callable[[dict[str, float]], None]:
+    """Says a line every `LINE_SECONDS`, of the stem of a tower as well, which is trained before the rest."""
+    last = time.monotonic()
+
     def report(at: dict[str, float]) -> None:
-        if at.get("step", 0) % 1000 == 0 and at.get("step"):
-            left = at["seconds"] * (at["steps"] / at["step"] - 1) / 60
-            say(f"{name}: step {at['step']:.0f} of {at['steps']:.0f}, loss {at['loss']:.3f}, {left:.0f} min left")
+        nonlocal last
+        if time.monotonic() - last < LINE_SECONDS:
+            return
+        last = time.monotonic()
+        if "stem step" in at:
+            losses = [f"{key.removeprefix('stem ')} {loss:.3f}" for key, loss in at.items() if key != "stem step"]
+            say(f"{name}: stem step {at['stem step']:.0f} of {stem_steps}, loss of {', '.join(losses)}")
+            return
+        line = f"{name}: step {at['step']:.0f} of {at['steps']:.0f}, loss {at['loss']:.3f}"
+        if at["step"]:
+            line += f", {at['seconds'] * (at['steps'] / at['step'] - 1) / 60:.0f} min left"
+        say(line)
 
     return report
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lvlm.config import fingerprint
+from lvlm.config import Codes, fingerprint
 from lvlm.data.checks import IMAGE_PLACEHOLDER
 from lvlm.data.images import ImageFolder
 from lvlm.data.readers import Item, Rows, Sample, read_rows
@@ -39,14 +39,14 @@ class SplitEntry(_Strict):
     corpus's."""
 
     permission: Permission
-    languages: tuple[str, ...] | None = None
+    languages: Codes | None = None
 
 
 class CorpusEntry(_Strict):
     """The keys of corpus.yaml."""
 
     name: str
-    languages: tuple[str, ...]
+    languages: Codes
     translatable: bool
     splits: dict[str, SplitEntry]
     images: str = "images"
@@ -246,6 +246,8 @@ class Corpus:
             raise InputError(
                 f"{path} does not exist, but {self.folder / CORPUS_FILE} names it in field 'attributes'."
             ) from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
         except json.JSONDecodeError as error:
             raise InputError(
                 f"{path}, line {error.lineno}, column {error.colno}: broken JSON ({error.msg})."

@@ -62,12 +62,6 @@ class LanguageMix:
             )
         return cls(languages, resolve_share(config.english_share, languages), config.allocation)
 
-    def assign(self, ids: Sequence[str]) -> dict[str, str]:
-        """id -> language."""
-        return assign_languages(
-            ids, languages=self.languages, english_share=self.english_share, allocation=self.allocation
-        )
-
 
 def resolve_share(english_share: float | None, languages: Sequence[str]) -> float:
     """The English share that holds: None is 0.5 beside other languages, 1 with English only, 0 where English is not

@@ -25,7 +25,6 @@ from lvlm.data.readers import Sample
 from lvlm.data.tally import Tally, add_up, lines
 from lvlm.errors import InputError
 from lvlm.languages import language
-from lvlm.records import write_json
 
 Measure = Callable[[Sample], tuple[int, int]]
 """(text tokens, supervised tokens) of a sample, image tokens not counted."""
@@ -72,6 +71,8 @@ class Plan:
     _supervised_tokens: npt.NDArray[np.int32] | None
     _cuts: dict[int, tuple[int, int]]
     """Number in the pool -> (turns kept, turns dropped)."""
+    _cut_images: dict[int, int]
+    """Number in the pool -> images dropped with its turns."""
 
     @property
     def steps(self) -> int:
@@ -90,10 +91,6 @@ class Plan:
         (sample,) = part.rows.samples(self._pool.row[entry.number : entry.number + 1], part.corpus.name)
         cut = self._cuts.get(entry.number)
         return sample if cut is None else _keep_turns(sample, cut[0])
-
-    def text_tokens(self, entry: PlanEntry) -> int | None:
-        """Text tokens of an entry after cuts; None where nothing was measured."""
-        return None if self._text_tokens is None else int(self._text_tokens[entry.number])
 
     def image_path(self, entry: PlanEntry, relative: str) -> Path:
         """Where an image of an entry lies."""
@@ -125,6 +122,7 @@ class Plan:
                     if cut := self._cuts.get(number):
                         tally.cut_samples += times_seen
                         tally.cut_turns += cut[1] * times_seen
+                        tally.images -= self._cut_images.get(number, 0) * times_seen
                 result.append(tally)
         return result
 
@@ -159,10 +157,6 @@ class Plan:
             "ledger": self.ledger.rows(),
             "digests": self.digests,
         }
-
-    def save(self, path: Path) -> None:
-        """Write the summary."""
-        write_json(path, self.summary())
 
     def table(self) -> list[str]:
         """Lines for the terminal: the realised mix by tier, language and source."""
@@ -206,7 +200,8 @@ def build_plan(
     used = np.unique(order.numbers)
     for index, part in enumerate(pool.parts):
         part.corpus.check_images(part.rows, pool.row[pool.of_part(index, used)], decode=True, home=home)
-    ledger, tokens, supervised, cuts = Ledger(), None, None, dict[int, tuple[int, int]]()
+    ledger, tokens, supervised = Ledger(), None, None
+    cuts, cut_images = dict[int, tuple[int, int]](), dict[int, int]()
     if measure is not None:
         tokens, supervised = np.zeros(len(pool), dtype=np.int32), np.zeros(len(pool), dtype=np.int32)
         for index, part in enumerate(pool.parts):
@@ -221,6 +216,7 @@ def build_plan(
                 if dropped := len(sample.turns) - turns:
                     cuts[number] = (turns, dropped)
                     images = len(sample.images) - len(_keep_turns(sample, turns).images)
+                    cut_images[number] = images
                     ledger.add(part.corpus.name, part.language, sample.source, turns=dropped, images=images)
     digests = {
         f"{corpora[use.path].name}/{use.split}": corpora[use.path].digest(
@@ -241,6 +237,7 @@ def build_plan(
         _text_tokens=tokens,
         _supervised_tokens=supervised,
         _cuts=cuts,
+        _cut_images=cut_images,
     )
 
 

@@ -14,7 +14,7 @@ from lvlm.languages import TIERS, language, table
 @dataclass(slots=True)
 class Tally:
     """Counts of one corpus, split, language and source, over the order of the plan (a sample seen twice counts
-    twice)."""
+    twice). Images and tokens are those that are left after cuts."""
 
     corpus: str
     split: str

@@ -30,13 +30,14 @@ def _scripts(character: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class LanguageDetector:
-    """Tells apart the languages it was fitted on, and only these.
+    """Tells apart the languages it was fitted on and English, and only these.
 
     Every word of an answer names the languages that it can belong to: those in whose text it was met, or, for a word
     never met, the language that alone writes in its script. The answer's language is the one that most of its words
     (more than half) can belong to and no other language equals. Anything else is undetermined: digits, empty text,
     garbled words, words that languages share. So a sibling language (no/da, hr/bs) is never guessed, and the share that
-    cannot be told is reported beside the fidelity.
+    cannot be told is reported beside the fidelity. English always counts among the languages of its script, because
+    models fall back on it: where nothing but Swahili was fitted, an English answer is not taken for Swahili.
     """
 
     languages: tuple[str, ...]
@@ -46,12 +47,12 @@ class LanguageDetector:
     @classmethod
     def fit(cls, texts: Mapping[str, Iterable[str]]) -> LanguageDetector:
         """Learn word -> languages from `{language: texts}`; an unknown language code is an error."""
-        codes = in_table_order(texts)
+        codes = in_table_order([*texts, "en"])
         vocabulary: dict[str, set[str]] = {}
         by_script: dict[str, set[str]] = {}
         for code in codes:
             by_script.setdefault(language(code).script, set()).add(code)
-            for word in {word for text in set(texts[code]) for word in words(text) if _has_letter(word)}:
+            for word in {word for text in set(texts.get(code, ())) for word in words(text) if _has_letter(word)}:
                 vocabulary.setdefault(word, set()).add(code)
         return cls(
             languages=codes,

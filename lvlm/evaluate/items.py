@@ -61,7 +61,7 @@ def _languages(config: EvaluateConfig, corpora: Sequence[Corpus]) -> tuple[str, 
     available = in_table_order(code for corpus in corpora for code in corpus.languages)
     if isinstance(config.languages, str) and config.languages in GROUPS:
         return group_languages(config.languages, available)
-    wanted = in_table_order([config.languages] if isinstance(config.languages, str) else config.languages)
+    wanted = in_table_order(_by_code(config))
     if missing := [code for code in wanted if code not in available]:
         raise InputError(
             f"evaluate.languages names {', '.join(missing)}, which no corpus of the evaluation has. "
@@ -113,3 +113,18 @@ def _check_found(config: EvaluateConfig, result: Sequence[Asked]) -> None:
     if absent := set(config.tasks or ()) - {asked.item.task for asked in result}:
         names = ", ".join(sorted(absent))
         raise InputError(f"evaluate.tasks names {names}, but no corpus of the evaluation has such items.")
+    if absent := set(_by_code(config)) - {asked.item.language for asked in result}:
+        names = ", ".join(in_table_order(absent))
+        splits = ", ".join(dict.fromkeys(f"{use.path}:{use.split}" for use in config.corpora))
+        raise InputError(
+            f"evaluate.languages names {names}, but no item of the evaluation is in such a language (splits: {splits}; "
+            f"tasks: {', '.join(config.tasks) if config.tasks else 'all'}). Leave the language out, name a corpus or a "
+            "split that has it, or ask for a group, which takes what is there."
+        )
+
+
+def _by_code(config: EvaluateConfig) -> tuple[str, ...]:
+    """The languages that are asked for by their codes; none where it is a group."""
+    if not isinstance(config.languages, str):
+        return config.languages
+    return () if config.languages in GROUPS else (config.languages,)

@@ -44,8 +44,21 @@ def load(path: str | Path, *, attn: str | None = None) -> tuple[Lvlm, LvlmProces
     folder = Path(path)
     if not (folder / "config.json").exists():
         raise InputError(f"{folder} holds no config.json. Give the folder of a saved model.")
+    if (found := _model_type(folder / "config.json")) != "lvlm":
+        raise InputError(
+            f"{folder / 'config.json'}, field 'model_type', is {found!r} and not 'lvlm': this is no model of this "
+            "package. Give the folder of a finished run, or one that `python -m lvlm export` wrote."
+        )
     model: Lvlm = Lvlm.from_pretrained(folder, **({} if attn is None else {"attn_implementation": attn}))
     return model.eval(), LvlmProcessor.from_pretrained(folder)
+
+
+def _model_type(path: Path) -> Any:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}. Copy the whole model folder.") from error
+    return config.get("model_type") if isinstance(config, dict) else None
 
 
 def merge_and_save(model: Lvlm, processor: LvlmProcessor, folder: str | Path) -> None:

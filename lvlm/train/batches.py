@@ -169,13 +169,15 @@ class StepBatches:
         """This process's share of the step, ready to learn from."""
         return [self._collate(group) for group in self.groups(step)]
 
-    def longest(self) -> MicroBatch:
+    def longest(self) -> MicroBatch | None:
         """The micro-batch with most tokens, padding included, among the steps with most tokens and with the longest
-        samples."""
+        samples; None where this process has no sample in any of them."""
         lengths = {step: [sample.length for sample in self.samples(step)] for step in range(self.plan.steps)}
         by_total = sorted(lengths, key=lambda step: -sum(lengths[step]))[:16]
         by_longest = sorted(lengths, key=lambda step: -max(lengths[step]))[:16]
         groups = [group for step in {*by_total, *by_longest} for group in self.groups(step)]
+        if not groups:
+            return None
         return self._collate(max(groups, key=lambda group: len(group) * max(sample.length for sample, _ in group)))
 
     def _collate(self, members: Sequence[tuple[EncodedSample, float]]) -> MicroBatch:

@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from lvlm.config import ComputeConfig
 from lvlm.errors import InputError
+
+STRATEGIES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+"""What accelerate may be launched with: whole copies of the model, whose gradients the loop adds up itself."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,24 @@ def compute(config: ComputeConfig) -> Iterator[Compute]:
         accelerator = Accelerator(
             cpu=not use_cuda,
             mixed_precision="bf16" if precision == "bf16" else "no",
+            # Else the environment (ACCELERATE_GRADIENT_ACCUMULATION_STEPS) could divide every loss once more.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             # One may wait for another worker's stage for as long as it trains.
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))],
         )
+        _check_strategy(accelerator)
         yield Compute(accelerator, precision, threads=torch.get_num_threads(), threads_asked=config.threads)
     finally:
         torch.set_num_threads(threads_before)
+
+
+def _check_strategy(accelerator: Accelerator) -> None:
+    if accelerator.distributed_type not in STRATEGIES:
+        raise InputError(
+            f"Accelerate was launched with the strategy {accelerator.distributed_type.value}, which this trainer does "
+            f"not know; it knows {', '.join(strategy.value for strategy in STRATEGIES)}. Launch it with torchrun or "
+            "`accelerate launch --multi_gpu`, without FSDP or DeepSpeed in accelerate's settings (`accelerate env`)."
+        )
 
 
 def _forget_settings(*, cpu: bool) -> None:

@@ -88,11 +88,19 @@ class FeatureStore:
     Images lie in parts of one folder per image folder: `NNNNN.npy` (images, views, tokens, width), memory-mapped, and
     `NNNNN.json` with (file name, size, modification time) of each row. The json is renamed into place last, so that a
     part is whole or absent. One process at a time computes, under a file lock that ends with the process; an image
-    that changed on disk is computed again.
+    that changed on disk is computed again. `on_wait` is told once who computes, if one has to wait.
     """
 
-    def __init__(self, home: Path, tower: TowerFeatures, *, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        tower: TowerFeatures,
+        *,
+        folder: Path | None = None,
+        on_wait: Callable[[str], None] | None = None,
+    ) -> None:
         self.tower = tower
+        self.on_wait = on_wait
         self.folder = folder or home / "features" / tower.key()
         self._rows: dict[tuple[str, str, int, int], tuple[Path, int]] = {}
         self._read_parts: set[Path] = set()
@@ -134,7 +142,7 @@ class FeatureStore:
         if not self.missing(images):
             return 0
         self.folder.mkdir(parents=True, exist_ok=True)
-        with file_lock(self.folder / "lock", purpose="computes image features"):
+        with file_lock(self.folder / "lock", purpose="computes image features", on_wait=self.on_wait):
             absent = self.missing(images)
             by_folder: dict[str, list[Path]] = {}
             for image in absent:

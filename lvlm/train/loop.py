@@ -95,7 +95,8 @@ class StageLoop:
                 for batch, images in stream.step(step):
                     with accelerator.autocast():
                         part = self.loss(batch, images)
-                    accelerator.backward(part)
+                    if part.requires_grad:  # a batch of text alone reaches nothing where only the adapter learns
+                        accelerator.backward(part)
                     loss += part.detach()
                 sum_over_processes(accelerator, learning)
                 norm = nn.utils.clip_grad_norm_(learning, self.config.optim.clip or math.inf)
@@ -162,12 +163,16 @@ class StageLoop:
 
         Random state needs no care here: every step sets its own.
         """
-        batch, images = stream.outside(stream.batches.longest())
+        longest = stream.batches.longest()
+        if longest is None:
+            return
+        batch, images = stream.outside(longest)
         tokens = batch.input_ids.numel()
         try:
             with self.accelerator.autocast():
                 loss = self.loss(batch, images)
-            self.accelerator.backward(loss)
+            if loss.requires_grad:
+                self.accelerator.backward(loss)
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"The longest micro-batch of stage {self.stage} ({len(batch.lengths)} samples, {tokens} tokens with "
@@ -207,8 +212,11 @@ def sum_over_processes(accelerator: Accelerator, parameters: list[nn.Parameter])
     """Add the gradients of all processes. The loss already divides by the whole step, so this is a sum and not a mean.
 
     Every process takes part with every parameter, zeros where its samples gave no gradient, so a process with text
-    only cannot hang one with images.
+    only cannot hang one with images. One process alone has the same zeros: the optimizer then takes the same step.
     """
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
     if accelerator.num_processes == 1:
         return
     bucket: list[nn.Parameter] = []
@@ -216,7 +224,7 @@ def sum_over_processes(accelerator: Accelerator, parameters: list[nn.Parameter])
         bucket.append(parameter)
         if index + 1 < len(parameters) and sum(member.numel() for member in bucket) < BUCKET_ELEMENTS:
             continue
-        grads = [torch.zeros_like(member) if member.grad is None else member.grad for member in bucket]
+        grads = [member.grad for member in bucket if member.grad is not None]
         total: Tensor = accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), "sum")
         for member, grad in zip(bucket, torch.split(total, [grad.numel() for grad in grads]), strict=True):
             member.grad = grad.view_as(member)

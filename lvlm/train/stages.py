@@ -15,12 +15,10 @@ from typing import Any
 from accelerate import Accelerator
 
 from lvlm.config import RunConfig, StageConfig, fingerprint
-from lvlm.records import CURVE_FILE, PLAN_FILE, write_json
+from lvlm.records import CURVE_FILE, PLAN_FILE, TRAINER_VERSION, write_json
 from lvlm.train.locks import file_lock
 from lvlm.train.resume import CHECKPOINT_FILE
 
-TRAINER_VERSION = 3
-"""Raised when a change to the trainer changes its numbers, so that old stages are not taken for new ones."""
 MODEL_FOLDER = "model"
 STAGE_FILE = "stage.json"  # written last: its presence says that the stage is trained
 
@@ -103,12 +101,13 @@ def make_stage(
     plan_hash: str,
     data: Mapping[str, str],
     compute: Mapping[str, Any],
+    processes: int,
 ) -> Stage:
     """The stage of a run in the cache, keyed by everything that can change its result.
 
     Data enter by the plan's hash and the content digests in `data`, backbones by their weights: two configs that say
     the same in other words share the stage. Memory settings, loader workers and the feature cache do not change the
-    objective and stay outside.
+    objective and stay outside, but where LoRA has dropout: its masks are drawn for each micro-batch of each process.
     """
     stage = config.stages()[name]
     settings = stage.model_dump(mode="json", exclude={"mix", "epochs", "samples", "steps", "validate_every"})
@@ -124,6 +123,8 @@ def make_stage(
         "compute": dict(compute),
         "validation": None,
     }
+    if stage.lora.dropout > 0:
+        identity["masks"] = {"micro_batch_tokens": config.compute.micro_batch_tokens, "processes": processes}
     if stage.validate_every is not None:
         wanted = {"tasks", "languages", "tune_corpora", "tune_items", "max_new_tokens"}
         identity["validation"] = {

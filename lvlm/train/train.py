@@ -119,7 +119,9 @@ class StageTraining:
             return None
         decided = stage.folder / DECISION_FILE
         images = list(dict.fromkeys(uses))
-        store = FeatureStore(self.home, tower)
+        store = FeatureStore(
+            self.home, tower, on_wait=lambda owner: self.reporter.say(f"image features: waiting for {owner}")
+        )
         accelerator = self.compute.accelerator
         if self.config.compute.feature_cache == "auto":
             if accelerator.is_main_process and not decided.exists():
