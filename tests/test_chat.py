@@ -124,3 +124,14 @@ def test_template_without_end_of_turn_is_refused(tokenizer, tmp_path):
     other.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     with pytest.raises(InputError, match="never learn to stop"):
         Chat(other).encode([("hi", "yes")])
+
+
+def test_what_is_remembered_changes_no_id(tokenizer, monkeypatch):
+    expected = [Chat(tokenizer).encode(turns) for turns in CONVERSATIONS.values()]
+    chat = Chat(tokenizer)
+    assert [chat.encode(turns) for _ in range(2) for turns in CONVERSATIONS.values()] == 2 * expected
+    monkeypatch.setattr("lvlm.model.chat.REMEMBERED", 5)
+    forgetful = Chat(tokenizer)
+    for turns, ids in zip(CONVERSATIONS.values(), expected, strict=True):
+        assert forgetful.encode(turns) == ids
+        assert len(forgetful._known) <= max(5, 4 * len(turns) + 1), "no more than the last conversation"

@@ -10,7 +10,7 @@ from peft.tuners.lora import Linear as PeftLinear
 
 from lvlm.config import LoraSettings, MixConfig, StageConfig, TrainedParts
 from lvlm.errors import InputError
-from lvlm.model.lora import FusedLoraLinear, add_lora, linear_names, lora_layers
+from lvlm.model.lora import FusedLoraLinear, add_lora, linear_names, lora_layers, summed_lora
 from lvlm.model.parts import describe, prepare_training
 from tests.tiny import make_llm, tiny_image, tiny_world
 
@@ -197,3 +197,36 @@ def test_lora_is_not_fused_where_that_would_change_what_is_computed():
     layer.base_layer.requires_grad_(False)
     layer.merge()
     assert not layer._fusible(x, layer.base_layer)
+
+
+def test_summed_lora_computes_the_same_and_leaves_the_weights_alone(monkeypatch):
+    model, processor = tiny_world().assemble()
+    prepare_training(model, stage(llm="lora"), seed=0)
+    train(model, processor)
+    batch = batch_for(model, processor)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.eval()
+    with torch.inference_mode():
+        expected = model(**batch).logits
+        with summed_lora(model):
+            calls = []
+            monkeypatch.setattr(FusedLoraLinear, "_fusible", lambda *_: calls.append(1))
+            found = model(**batch).logits
+            assert not calls, "the sum stands for the three products"
+            assert model.state_dict().keys() == before.keys()
+            monkeypatch.undo()
+        assert torch.equal(model(**batch).logits, expected)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("why", ["large", "half precision"])
+def test_lora_is_not_summed_where_that_costs_memory_or_bits(monkeypatch, why):
+    model, _ = tiny_world().assemble()
+    prepare_training(model, stage(llm="lora"), seed=0)
+    if why == "large":
+        monkeypatch.setattr("lvlm.model.lora.SUM_BYTES", 1000)
+    else:
+        model.to(torch.bfloat16)
+    with summed_lora(model):
+        assert all(layer.summed is None for layer in lora_layers(model).values())

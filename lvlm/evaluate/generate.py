@@ -14,6 +14,7 @@ from torch import Tensor
 from torch import distributed as dist
 from transformers import DynamicCache
 
+from lvlm.model.lora import summed_lora
 from lvlm.model.tiling import open_image, pixels
 
 ImageFeatures = Callable[[Sequence[Path]], Tensor]
@@ -66,7 +67,7 @@ def generate_answers(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), summed_lora(model):
             for batch in _head_batches(share, batch_size):
                 heads = _Heads(model, batch, features or _features_from_pixels(model, processor))
                 by_length = sorted(batch, key=lambda row: (-len(row.tail), row.index))

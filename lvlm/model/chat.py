@@ -15,6 +15,8 @@ from lvlm.errors import InputError
 IGNORED = -100
 IMAGE_PLACEHOLDER = "<image_placeholder>"
 Turns = Sequence[tuple[str, str]]
+REMEMBERED = 1 << 16
+"""Pieces of text whose ids a `Chat` keeps: template and short answers come again and again."""
 _MARK = re.compile("\ue000(\\d+)\ue001")  # private-use characters: no template writes them
 
 
@@ -28,6 +30,7 @@ class Chat:
         self.controls = _control_pattern(tokenizer)
         self.begin = _automatic_bos(tokenizer)
         self._skeletons: dict[tuple[int, bool, bool], list[str]] = {}
+        self._known: dict[str, list[int]] = {}
 
     def encode(
         self, turns: Turns, *, system: str | None = None, placeholders: bool = True
@@ -128,7 +131,7 @@ class Chat:
 
     def _ids(self, pieces: Sequence[tuple[str, bool]]) -> tuple[list[int], list[int]]:
         kept = [(text, supervised) for text, supervised in pieces if text]
-        encoded = self.tokenizer([text for text, _ in kept], add_special_tokens=False)["input_ids"]
+        encoded = self._tokens([text for text, _ in kept])
         ids: list[int] = []
         labels: list[int] = []
         for (_, supervised), piece in zip(kept, encoded, strict=True):
@@ -137,6 +140,14 @@ class Chat:
         if self.begin is not None and ids[:1] != [self.begin]:
             return [self.begin, *ids], [IGNORED, *labels]
         return ids, labels
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text by itself."""
+        if new := [text for text in dict.fromkeys(texts) if text not in self._known]:
+            if len(self._known) + len(new) > REMEMBERED:
+                self._known, new = {}, list(dict.fromkeys(texts))
+            self._known |= zip(new, self.tokenizer(new, add_special_tokens=False)["input_ids"], strict=True)
+        return [self._known[text] for text in texts]
 
 
 def _extend(pieces: list[tuple[str, bool]], parts: Sequence[str], *, supervised: bool) -> None:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,11 +14,15 @@ from peft.tuners.lora import Linear as PeftLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from lvlm.model.seeding import generator_for
 
 ADAPTER = "default"
+SUM_BYTES = 1 << 30
+"""Largest sum of weights for which `summed_lora` keeps a second copy. It saves calls, which a small model's time goes
+into and a large one's does not."""
 
 
 class FusedLora(Function):
@@ -53,8 +59,13 @@ class FusedLoraLinear(PeftLinear):  # type: ignore[misc]  # peft is untyped
     dropout, nothing merged, one dtype.
     """
 
+    summed: Tensor | None = None
+    """W + s B A while `summed_lora` lasts."""
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         base: Any = self.get_base_layer()
+        if self.summed is not None:
+            return functional.linear(x, self.summed, base.bias)
         if not self._fusible(x, base) or args or kwargs:
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
         a, b = self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
@@ -68,6 +79,30 @@ class FusedLoraLinear(PeftLinear):  # type: ignore[misc]  # peft is untyped
         if self.training and not isinstance(self.lora_dropout[ADAPTER], nn.Identity):
             return False
         return bool(x.dtype == base.weight.dtype == self.lora_A[ADAPTER].weight.dtype)
+
+
+@contextmanager
+def summed_lora(model: nn.Module) -> Iterator[None]:
+    """Inside, LoRA layers compute with W + s B A, one product in place of three; for generation, without gradients.
+
+    The weights themselves are not touched. A model whose sums would take more than `SUM_BYTES`, or that is not in
+    float32, where the sum would be rounded, computes as always.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, FusedLoraLinear)]
+    weights: list[Tensor] = [layer.get_base_layer().weight for layer in layers]
+    plain = all(layer.active_adapters == [ADAPTER] and not layer.merged for layer in layers)
+    small = sum(weight.numel() for weight in weights) * torch.float32.itemsize <= SUM_BYTES
+    if not plain or not small or any(layer.disable_adapters for layer in layers):
+        layers = []
+    if any(weight.dtype != torch.float32 for weight in weights):
+        layers = []
+    try:
+        for layer in layers:
+            layer.summed = layer.get_base_layer().weight + layer.get_delta_weight(ADAPTER)
+        yield
+    finally:
+        for layer in layers:
+            layer.summed = None
 
 
 def lora_layers(part: nn.Module) -> dict[str, LoraLayer]:
