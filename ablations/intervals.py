@@ -69,8 +69,8 @@ def two_way(differences: ArrayLike, *, minus: ArrayLike | None = None, level: fl
     parts = [(seed_part, seeds - 1), *language_parts, *residual_parts]
     least = min(n for _, n in parts)
     df = max(v**2 / sum(part**2 / n for part, n in parts), least) if v > 0 else float(seeds - 1)
-    if variance < 1e-12:  # as where all runs are at the ceiling: without noise nothing can be said about noise
-        return Interval(estimate, np.nan, np.nan, np.nan, seeds, languages, method, reason="all differences are equal")
+    if variance < 1e-12:  # as where all runs are at the ceiling: an interval of width 0 would claim what nobody knows
+        return Interval(estimate, np.nan, np.nan, np.nan, seeds, languages, method, reason="no variation")
     half = float(stats.t.ppf((1 + level) / 2, df)) * variance**0.5
     return Interval(estimate, estimate - half, estimate + half, df, seeds, languages, method)
 

@@ -66,7 +66,7 @@ def test_one_seed_has_no_interval_and_says_why():
 def test_without_noise_there_is_no_interval_and_incomplete_data_are_an_error():
     found = two_way(np.full((3, 4), 1.5))
     assert found.estimate == 1.5 and np.isnan([found.low, found.high]).all(), "an interval of width 0 would claim much"
-    assert found.reason == "all differences are equal"
+    assert found.reason == "no variation"
     with pytest.raises(ValueError, match="complete"):
         two_way([[1.0, np.nan], [1.0, 2.0]])
     with pytest.raises(ValueError, match="same seeds"):
