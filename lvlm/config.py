@@ -46,6 +46,10 @@ class Settings(BaseModel):
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
+ADAPTER_SETTINGS = {"pool": "window-pool", "shuffle": "window-shuffle", "queries": "resampler"}
+"""Settings that one adapter alone has."""
+
+
 class ModelConfig(Settings):
     """Which tower, adapter and LLM, and how an image becomes tokens."""
 
@@ -55,8 +59,17 @@ class ModelConfig(Settings):
     """
     llm: str = "tiny-lm"
     """`tiny-lm`, `tiny-lm/3`, `tiny-lm-clean` (never answers in another language), or a local folder or hub name."""
-    adapter: Literal["mlp", "multiscale-pool"] = "multiscale-pool"
-    """`multiscale-pool` with one tile is the `mlp` adapter exactly; `mlp` takes one tile only."""
+    adapter: Literal["mlp", "multiscale-pool", "window-pool", "window-shuffle", "multiscale-shuffle", "resampler"] = (
+        "multiscale-pool"
+    )
+    """What maps vision features to LLM tokens, each described in `lvlm/model/adapters.py`. `multiscale-pool` with one
+    tile is the `mlp` adapter exactly; `mlp` takes one tile only."""
+    pool: Annotated[int, Field(ge=1)] | None = None
+    """For `window-pool`: each view becomes pool x pool tokens; None is 8."""
+    shuffle: Annotated[int, Field(ge=1)] | None = None
+    """For `window-shuffle`: shuffle x shuffle tokens become one; None is 2."""
+    queries: Annotated[int, Field(ge=1)] | None = None
+    """For `resampler`: how many tokens an image becomes; None is 64."""
     tiles: Annotated[int, Field(ge=1, le=8)] = 1
     """n: a global view plus n x n tiles at n times the resolution; 1 means no tiling."""
     feature_layer: int = -2
@@ -65,10 +78,19 @@ class ModelConfig(Settings):
     """
     attn: Literal["sdpa", "eager"] = "sdpa"
 
+    @property
+    def adapter_args(self) -> dict[str, int]:
+        """The settings that the adapter has for itself, where they are given."""
+        given = {name: getattr(self, name) for name in ADAPTER_SETTINGS}
+        return {name: value for name, value in given.items() if value is not None}
+
     @model_validator(mode="after")
-    def _tiles_fit_adapter(self) -> Self:
+    def _settings_fit_adapter(self) -> Self:
         if self.adapter == "mlp" and self.tiles != 1:
             raise ValueError(f"adapter 'mlp' takes tiles=1, not {self.tiles}; use adapter 'multiscale-pool' for tiles")
+        for name in self.adapter_args:
+            if self.adapter != ADAPTER_SETTINGS[name]:
+                raise ValueError(f"{name} is a setting of adapter '{ADAPTER_SETTINGS[name]}', not of '{self.adapter}'")
         return self
 
 

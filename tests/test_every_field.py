@@ -116,6 +116,9 @@ FIELDS: dict[str, tuple[str, Changes]] = {
     "model.tower": ("model", {"model.tower": "another"}),
     "model.llm": ("model", {"model.llm": "another"}),
     "model.adapter": ("model", {"model.adapter": "mlp"}),
+    "model.pool": ("model", {"model.adapter": "window-pool", "model.pool": 2}),
+    "model.shuffle": ("model", {"model.adapter": "window-shuffle", "model.shuffle": 3}),
+    "model.queries": ("model", {"model.adapter": "resampler", "model.queries": 5}),
     "model.tiles": ("model", {"model.tiles": 2}),
     "model.feature_layer": ("model", {"model.feature_layer": -1}),
     "model.attn": ("model", {"model.attn": "eager"}),
@@ -132,6 +135,14 @@ FIELDS: dict[str, tuple[str, Changes]] = {
 }
 """Field -> (what it changes, the changes). `read`: it moves where and how fast something is computed and at most its
 last bits, so that it is only seen that a run asks for it; tests of their own say that the results stay."""
+
+
+NEEDS: dict[str, Changes] = {
+    "model.pool": {"model.adapter": "window-pool", "model.pool": 1},
+    "model.shuffle": {"model.adapter": "window-shuffle", "model.shuffle": 1},
+    "model.queries": {"model.adapter": "resampler"},
+}
+"""What a field is compared with, where that is not the base config because it takes another field."""
 
 
 def digest(*tensors: torch.Tensor) -> str:
@@ -282,6 +293,9 @@ def test_another_value_changes_something(
         return
     config = base(corpus, concrete(table, corpus, tmp_path))
     stage = field.partition(".")[0] if "." in field else "instruct"
+    if field in NEEDS:
+        assert modelled(config) != modelled(base(corpus, NEEDS[field])), field
+        return
     if kind == "model":
         outcome: Any = modelled(config)
     elif kind == "answers":

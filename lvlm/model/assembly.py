@@ -35,10 +35,10 @@ def _assemble(model_config: ModelConfig, *, seed: int) -> tuple[Lvlm, LvlmProces
         text_config=llm.config,
         tower=description,
         adapter=model_config.adapter,
+        adapter_args=model_config.adapter_args or None,
         tiles=model_config.tiles,
         feature_layer=model_config.feature_layer,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER),
-        image_tokens=description["grid"][0] * description["grid"][1],
     )
     config._attn_implementation = model_config.attn
     model = Lvlm(config, vision_tower=tower, language_model=llm)

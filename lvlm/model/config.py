@@ -25,6 +25,8 @@ class LvlmConfig(PreTrainedConfig):  # type: ignore[misc]
     """How timm builds the tower: `architecture`, `args`; its pixels: `image_size`, `mean`, `std`, `interpolation`; its
     output: `width`, `grid`."""
     adapter: str = "multiscale-pool"
+    adapter_args: dict[str, int] | None = None
+    """Settings of this adapter alone, such as `pool`, where they are not its defaults."""
     tiles: int = 1
     feature_layer: int = -2
     image_token_id: int | None = None

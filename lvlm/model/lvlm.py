@@ -45,15 +45,21 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.language_model = language_model or AutoModelForCausalLM.from_config(
             text_config, attn_implementation=config._attn_implementation
         )
-        self.multi_modal_projector = Projector(
-            build_adapter(
-                config.adapter,
-                vision_width=config.tower["width"],
-                llm_width=text_config.hidden_size,
-                grid=config.tower["grid"],
-                tiles=config.tiles,
-            )
+        adapter = build_adapter(
+            config.adapter,
+            vision_width=config.tower["width"],
+            llm_width=text_config.hidden_size,
+            grid=config.tower["grid"],
+            tiles=config.tiles,
+            args=config.adapter_args or {},
         )
+        if config.image_tokens not in (None, adapter.tokens):
+            raise InputError(
+                f"The model's config says {config.image_tokens} tokens for an image, but its adapter "
+                f"'{config.adapter}' makes {adapter.tokens} of a grid of {config.tower['grid']}."
+            )
+        config.image_tokens = adapter.tokens
+        self.multi_modal_projector = Projector(adapter)
         for part in (vision_tower, language_model):  # weights that came from elsewhere are not drawn again
             for module in part.modules() if part is not None else ():
                 module._is_hf_initialized = True
