@@ -72,6 +72,14 @@ class ModelConfig(Settings):
     """For `resampler`: how many tokens an image becomes; None is 64."""
     tiles: Annotated[int, Field(ge=1, le=8)] = 1
     """n: a global view plus n x n tiles at n times the resolution; 1 means no tiling."""
+    image_size: Annotated[int, Field(ge=8)] | None = None
+    """Pixels of a view's side, where it is not the tower's own size; positions are interpolated."""
+    fit: Literal["squash", "letterbox", "crop"] = "squash"
+    """How an image becomes square: its sides squashed as in Centurio, the whole of it padded with the mean colour, or
+    its middle with the aspect ratio kept."""
+    template: Literal["own", "centurio"] = "own"
+    """How a conversation is written: by the tokenizer's own chat template, or as Centurio's code does for the LLM's
+    family."""
     feature_layer: int = -2
     """Which block of the tower gives the features, counted from the end; -2 is the penultimate one, without final
     norm.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -210,7 +212,7 @@ def test_views_are_global_then_crops_row_by_row():
     image = Image.new("RGB", (12, 12))
     for index, colour in enumerate(colours):
         image.paste(colour, (6 * (index % 2), 6 * (index // 2), 6 * (index % 2) + 6, 6 * (index // 2) + 6))
-    parts = views(image, tiles=2, size=6, interpolation="nearest")
+    parts = views(image, replace(TRANSFORM, interpolation="nearest"))
     assert len(parts) == 5 and all(part.size == (6, 6) for part in parts)
     assert [part.getpixel((3, 3)) for part in parts[1:]] == colours
     values = pixels(image, TRANSFORM)

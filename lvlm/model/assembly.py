@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tokenizers import AddedToken
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lvlm.config import ModelConfig, one_line
 from lvlm.errors import InputError
@@ -19,6 +19,7 @@ from lvlm.model.chat import IMAGE_PLACEHOLDER
 from lvlm.model.config import LvlmConfig
 from lvlm.model.lvlm import Lvlm
 from lvlm.model.processor import LvlmProcessor
+from lvlm.model.templates import Template, centurio_template
 from lvlm.model.tower import load_tower
 
 
@@ -29,21 +30,27 @@ def assemble(model_config: ModelConfig, *, seed: int) -> tuple[Lvlm, LvlmProcess
 
 
 def _assemble(model_config: ModelConfig, *, seed: int) -> tuple[Lvlm, LvlmProcessor]:
-    tower, description = load_tower(resolve(model_config.tower, seed=seed), feature_layer=model_config.feature_layer)
-    llm, tokenizer = load_llm(resolve(model_config.llm, seed=seed), attn=model_config.attn)
+    tower, description = load_tower(
+        resolve(model_config.tower, seed=seed),
+        feature_layer=model_config.feature_layer,
+        image_size=model_config.image_size,
+    )
+    source = resolve(model_config.llm, seed=seed)
+    llm, tokenizer = load_llm(source, attn=model_config.attn)
     config = LvlmConfig(
         text_config=llm.config,
         tower=description,
         adapter=model_config.adapter,
         adapter_args=model_config.adapter_args or None,
         tiles=model_config.tiles,
+        fit=model_config.fit,
         feature_layer=model_config.feature_layer,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER),
     )
     config._attn_implementation = model_config.attn
     model = Lvlm(config, vision_tower=tower, language_model=llm)
     initialise_adapter(model.multi_modal_projector.adapter, vision_width=description["width"], seed=seed)
-    processor = make_processor(config, tokenizer)
+    processor = make_processor(config, tokenizer, template=_template(model_config, llm.config))
     _check_head(model)
     _set_generation(model, processor)
     return model.eval(), processor
@@ -97,17 +104,24 @@ def _fill_with_mean(layer: nn.Module, rows: int) -> None:
     weight[rows:] = weight[:rows].mean(dim=0)
 
 
-def make_processor(config: LvlmConfig, tokenizer: Any) -> LvlmProcessor:
-    """The processor that fits a model config."""
+def _template(model_config: ModelConfig, llm_config: Any) -> Template | None:
+    """The template to put in the place of the tokenizer's own, if any."""
+    return centurio_template(llm_config) if model_config.template == "centurio" else None
+
+
+def make_processor(config: LvlmConfig, tokenizer: Any, *, template: Template | None = None) -> LvlmProcessor:
+    """The processor that fits a model config; conversations are written by `template`, or by the tokenizer's own."""
     transform = config.image_transform
     assert config.image_tokens is not None
     return LvlmProcessor(
         tokenizer,
+        **_written_by(template),
         image_size=transform.image_size,
         mean=transform.mean,
         std=transform.std,
         interpolation=transform.interpolation,
         tiles=transform.tiles,
+        fit=transform.fit,
         image_tokens=config.image_tokens,
     )
 
@@ -142,7 +156,24 @@ def load_processor(model_config: ModelConfig, *, seed: int) -> LvlmProcessor:
     """The processor of a run's LLM alone, for counting text tokens: no weights are read, so it cannot prepare
     images.
     """
-    tokenizer = load_tokenizer(resolve(model_config.llm, seed=seed))
+    source = resolve(model_config.llm, seed=seed)
+    tokenizer = load_tokenizer(source)
+    with _named(source):
+        template = _template(model_config, AutoConfig.from_pretrained(source))
     return LvlmProcessor(
-        tokenizer, image_size=1, mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="bicubic", tiles=1, image_tokens=1
+        tokenizer,
+        **_written_by(template),
+        image_size=1,
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+        interpolation="bicubic",
+        tiles=1,
+        image_tokens=1,
     )
+
+
+def _written_by(template: Template | None) -> dict[str, str]:
+    """What a processor is told about a template."""
+    if template is None:
+        return {}
+    return {"chat_template": template.jinja(), "image_separator": template.separator}

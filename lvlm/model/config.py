@@ -28,6 +28,7 @@ class LvlmConfig(PreTrainedConfig):  # type: ignore[misc]
     adapter_args: dict[str, int] | None = None
     """Settings of this adapter alone, such as `pool`, where they are not its defaults."""
     tiles: int = 1
+    fit: str = "squash"
     feature_layer: int = -2
     image_token_id: int | None = None
     image_tokens: int | None = None
@@ -55,4 +56,5 @@ class LvlmConfig(PreTrainedConfig):  # type: ignore[misc]
             std=tuple(self.tower["std"]),
             interpolation=self.tower["interpolation"],
             tiles=self.tiles,
+            fit=self.fit,
         )

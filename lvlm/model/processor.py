@@ -28,16 +28,21 @@ class LvlmProcessor(ProcessorMixin):  # type: ignore[misc]
         std: Sequence[float] = (),
         interpolation: str = "bicubic",
         tiles: int = 1,
+        fit: str = "squash",
         image_tokens: int = 0,
+        image_separator: str = "\n",
         chat_template: str | None = None,
     ) -> None:
         super().__init__(tokenizer, chat_template=chat_template or tokenizer.chat_template)
+        tokenizer.chat_template = self.chat_template
         self.image_size = image_size
         self.mean = list(mean)
         self.std = list(std)
         self.interpolation = interpolation
         self.tiles = tiles
+        self.fit = fit
         self.image_tokens = image_tokens
+        self.image_separator = image_separator
         self.image_token = IMAGE_PLACEHOLDER
         self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
         tokenizer.padding_side = "left"
@@ -53,7 +58,8 @@ class LvlmProcessor(ProcessorMixin):  # type: ignore[misc]
     @property
     def image_transform(self) -> ImageTransform:
         """Everything that decides an image's pixels."""
-        return ImageTransform(self.image_size, tuple(self.mean), tuple(self.std), self.interpolation, self.tiles)
+        mean, std = tuple(self.mean), tuple(self.std)
+        return ImageTransform(self.image_size, mean, std, self.interpolation, self.tiles, self.fit)
 
     @property
     def pad_token_id(self) -> int:
@@ -150,7 +156,7 @@ class LvlmProcessor(ProcessorMixin):  # type: ignore[misc]
         return_tensors = kwargs.pop("return_tensors", None)
         batched = bool(conversation) and isinstance(conversation[0], list | tuple)
         conversations = conversation if batched else [conversation]
-        flattened = [_flatten(messages) for messages in conversations]
+        flattened = [_flatten(messages, self.image_separator) for messages in conversations]
         template = chat_template or self.chat_template
         rendered = [
             self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **kwargs)
@@ -179,7 +185,8 @@ class LvlmProcessor(ProcessorMixin):  # type: ignore[misc]
         if found == n_images:
             return placed
         if n_images == 1 and found == 0:
-            return [(f"{IMAGE_PLACEHOLDER}\n{placed[0][0]}", placed[0][1]), *placed[1:]]
+            first, answer = placed[0]
+            return [(f"{IMAGE_PLACEHOLDER}{self.image_separator}{first}", answer), *placed[1:]]
         raise InputError(
             f"A sample has {n_images} images but {found} times {IMAGE_PLACEHOLDER} in its user texts; it "
             f"needs one for each image. Its first user text begins: {placed[0][0][:80]!r}."
@@ -210,9 +217,9 @@ class LvlmProcessor(ProcessorMixin):  # type: ignore[misc]
         return groups
 
 
-def _flatten(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Image.Image]]:
-    """Messages with plain-text contents, and the images taken out of them; each image leaves a placeholder and a line
-    break."""
+def _flatten(messages: Sequence[Mapping[str, Any]], separator: str) -> tuple[list[dict[str, Any]], list[Image.Image]]:
+    """Messages with plain-text contents, and the images taken out of them; each image leaves a placeholder and the
+    separator."""
     images: list[Image.Image] = []
     flat = []
     for message in messages:
@@ -222,7 +229,7 @@ def _flatten(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]
             for entry in content:
                 if entry["type"] == "image":
                     images += [entry["image"]] if "image" in entry else []
-                    texts.append(f"{IMAGE_PLACEHOLDER}\n")
+                    texts.append(f"{IMAGE_PLACEHOLDER}{separator}")
                 else:
                     texts.append(entry["text"])
             content = "".join(texts)

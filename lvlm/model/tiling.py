@@ -31,6 +31,7 @@ class ImageTransform:
     std: tuple[float, ...]
     interpolation: str
     tiles: int
+    fit: str = "squash"
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -61,16 +62,29 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return upright.convert("RGB")
 
 
-def views(image: Image.Image, *, tiles: int, size: int, interpolation: str) -> list[Image.Image]:
-    """The global view, then n x n crops row by row (source: Centurio's `multi_scale`).
+def square(image: Image.Image, side: int, transform: ImageTransform) -> Image.Image:
+    """An RGB image as `side` x `side` pixels: squashed, padded with the mean colour, or cut to its middle."""
+    resample = INTERPOLATIONS[transform.interpolation]
+    if transform.fit == "squash":
+        return image.resize((side, side), resample)
+    if transform.fit == "crop":
+        return ImageOps.fit(image, (side, side), method=resample)
+    scale = side / max(image.size)
+    width, height = (max(1, round(edge * scale)) for edge in image.size)
+    colour = tuple(round(255 * value) for value in transform.mean)
+    canvas = Image.new("RGB", (side, side), colour)  # type: ignore[arg-type]
+    canvas.paste(image.resize((width, height), resample), ((side - width) // 2, (side - height) // 2))
+    return canvas
 
-    The aspect ratio is not kept: the image is squashed to `size` x `size`, and for the crops to n times that.
-    """
+
+def views(image: Image.Image, transform: ImageTransform) -> list[Image.Image]:
+    """The global view, then n x n crops row by row of the image at n times the resolution (source: Centurio's
+    `multi_scale`)."""
     rgb = to_rgb(image)
-    resample = INTERPOLATIONS[interpolation]
-    result = [rgb.resize((size, size), resample)]
+    size, tiles = transform.image_size, transform.tiles
+    result = [square(rgb, size, transform)]
     if tiles > 1:
-        large = rgb.resize((tiles * size, tiles * size), resample)
+        large = square(rgb, tiles * size, transform)
         result += [
             large.crop((column * size, row * size, (column + 1) * size, (row + 1) * size))
             for row in range(tiles)
@@ -81,7 +95,7 @@ def views(image: Image.Image, *, tiles: int, size: int, interpolation: str) -> l
 
 def pixels(image: Image.Image, transform: ImageTransform) -> Tensor:
     """The normalised pixels of all views: (views, 3, size, size), float32, global view first."""
-    parts = views(image, tiles=transform.tiles, size=transform.image_size, interpolation=transform.interpolation)
+    parts = views(image, transform)
     values = torch.from_numpy(np.stack([np.asarray(part) for part in parts])).permute(0, 3, 1, 2).float().div(255)
     mean = torch.tensor(transform.mean).view(1, 3, 1, 1)
     std = torch.tensor(transform.std).view(1, 3, 1, 1)

@@ -1,28 +1,47 @@
-"""The vision tower: a timm model cut after the block whose output it gives. Used by `lvlm.model.lvlm` and
-`lvlm.train.features`."""
+"""The vision tower: a vision model of timm or transformers cut after the block whose output it gives. Used by
+`lvlm.model.lvlm` and `lvlm.train.features`."""
 
 from __future__ import annotations
 
+import inspect
 import json
+from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import timm.data
 import torch
+from PIL.Image import Resampling
 from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from lvlm.config import one_line
 from lvlm.errors import InputError
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_KEYS = ("image_size", "mean", "std", "interpolation")
+TRANSFORMERS = "transformers"
+"""The `architecture` of a description whose `args` are the config of a vision model of transformers."""
+FINAL_NORMS, HEADS = ("post_layernorm", "layernorm", "norm"), ("head", "pooler")
+"""What vision models of transformers call the norm after their last block, and what they make of its output."""
 
 
 class VisionTower(nn.Module):
-    """A timm transformer up to the chosen block; later blocks, the final norm and the head are dropped, not merely
+    """A vision transformer up to the chosen block; later blocks, the final norm and the head are dropped, not merely
     skipped."""
+
+    @abstractmethod
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(views, 3, height, width) -> (views, tokens, width): the block's output without final norm and prefix
+        tokens."""
+
+
+class TimmTower(VisionTower):
+    """A vision transformer of timm."""
 
     def __init__(self, model: nn.Module, *, feature_layer: int) -> None:
         super().__init__()
@@ -31,19 +50,12 @@ class VisionTower(nn.Module):
             raise InputError(
                 f"The tower {type(model).__name__} has no blocks to read features from. Use a timm vision transformer."
             )
-        index = len(blocks) + feature_layer if feature_layer < 0 else feature_layer
-        if not 0 <= index < len(blocks):
-            raise InputError(
-                f"feature_layer={feature_layer} does not exist in a tower of {len(blocks)} blocks. "
-                f"Use -{len(blocks)} to -1."
-            )
+        index = _index(feature_layer, len(blocks))
         model.prune_intermediate_layers([index], prune_norm=True, prune_head=True)  # type: ignore[operator]
         self.model = model
         self.index = index
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """(views, 3, height, width) -> (views, tokens, width): the block's output without final norm and prefix
-        tokens."""
         outputs = self.model.forward_intermediates(  # type: ignore[operator]
             pixel_values, indices=[self.index], norm=False, output_fmt="NLC", intermediates_only=True
         )
@@ -51,35 +63,90 @@ class VisionTower(nn.Module):
         return features
 
 
-def create(description: dict[str, Any], *, pretrained: bool = False) -> nn.Module:
-    """The timm model that a tower's description names, with its own random weights unless `pretrained`."""
+class TransformersTower(VisionTower):
+    """A vision model of transformers, such as the one of SigLIP, CLIP or DINOv2."""
+
+    def __init__(self, model: Any, *, feature_layer: int, image_size: int) -> None:
+        super().__init__()
+        config = model.config
+        stacks = [
+            module
+            for module in model.modules()
+            if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
+        ]
+        patch = getattr(config, "patch_size", None)
+        if len(stacks) != 1 or not isinstance(patch, int):
+            raise InputError(
+                f"The tower {type(model).__name__} is no plain vision transformer: it has {len(stacks)} stacks of "
+                f"{config.num_hidden_layers} blocks and patches of {patch}. Use SigLIP, CLIP, DINOv2 or the like."
+            )
+        del stacks[0][_index(feature_layer, len(stacks[0])) + 1 :]
+        inner = next(module for module in model.modules() if any(hasattr(module, name) for name in FINAL_NORMS))
+        for module in (model, inner):
+            for name in FINAL_NORMS:
+                if isinstance(getattr(module, name, None), nn.Module):
+                    setattr(module, name, nn.Identity())
+            for name in HEADS:
+                if isinstance(getattr(module, name, None), nn.Module):
+                    setattr(module, name, None)
+            if hasattr(module, "use_head"):
+                module.use_head = False
+        self.model = model
+        self.tokens = (image_size // patch) ** 2
+        accepts = inspect.signature(model.forward).parameters
+        resized = image_size != config.image_size
+        self.options = {"interpolate_pos_encoding": True} if resized and "interpolate_pos_encoding" in accepts else {}
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        hidden: Tensor = self.model(pixel_values=pixel_values, **self.options).last_hidden_state
+        return hidden[:, hidden.shape[1] - self.tokens :]
+
+
+def _index(feature_layer: int, blocks: int) -> int:
+    index = blocks + feature_layer if feature_layer < 0 else feature_layer
+    if not 0 <= index < blocks:
+        raise InputError(
+            f"feature_layer={feature_layer} does not exist in a tower of {blocks} blocks. Use -{blocks} to -1."
+        )
+    return index
+
+
+def create(description: Mapping[str, Any]) -> nn.Module:
+    """The model that a tower's description names, with its own random weights."""
     if description["architecture"] == "tiny_vit":
         from lvlm.backbones.vit import tiny_vit
 
         tiny: nn.Module = tiny_vit(**description["args"])
         return tiny
+    if description["architecture"] == TRANSFORMERS:
+        return AutoModel.from_config(AutoConfig.for_model(**description["args"]))  # type: ignore[no-any-return]
     model: nn.Module = timm.create_model(
-        description["architecture"], pretrained=pretrained, num_classes=0, **description["args"]
+        description["architecture"], pretrained=False, num_classes=0, **description["args"]
     )
     return model
 
 
-def build_tower(description: dict[str, Any], *, feature_layer: int) -> VisionTower:
+def build_tower(description: Mapping[str, Any], *, feature_layer: int) -> VisionTower:
     """A tower with random weights from the description in a model's config."""
     # Weights are loaded right afterwards; buffers that are not saved need real storage even when the rest is built on
     # `meta`.
     with torch.device("cpu"):
-        return VisionTower(create(description), feature_layer=feature_layer)
+        return _cut(create(description), description, feature_layer=feature_layer)
 
 
-def load_tower(source: str | Path, *, feature_layer: int) -> tuple[VisionTower, dict[str, Any]]:
-    """A tower with its weights in float32, and its description, from a folder or a timm name."""
+def load_tower(
+    source: str | Path, *, feature_layer: int, image_size: int | None = None
+) -> tuple[VisionTower, dict[str, Any]]:
+    """A tower with its weights in float32, and its description, from a folder or a name that timm or transformers
+    knows; with `image_size` for pictures of another size than its own, positions interpolated."""
     folder = Path(source)
     if folder.is_dir():
-        model, description = _from_folder(folder)
+        model, description = _from_folder(folder, image_size)
+    elif "/" in str(source) and ":" not in str(source):  # timm's names of hub models begin with `hf-hub:`
+        model, description = _from_transformers(str(source), image_size)
     else:
-        model, description = _from_timm(str(source))
-    tower = VisionTower(model.float(), feature_layer=feature_layer)
+        model, description = _from_timm(str(source), image_size)
+    tower = _cut(model.float(), description, feature_layer=feature_layer)
     size = description["image_size"]
     with torch.no_grad():
         features = tower(torch.zeros(1, 3, size, size))
@@ -91,13 +158,21 @@ def load_tower(source: str | Path, *, feature_layer: int) -> tuple[VisionTower, 
     return tower, {**description, "width": features.shape[2], "grid": [side, side]}
 
 
-def _from_folder(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+def _cut(model: nn.Module, description: Mapping[str, Any], *, feature_layer: int) -> VisionTower:
+    if description["architecture"] == TRANSFORMERS:
+        return TransformersTower(model, feature_layer=feature_layer, image_size=description["image_size"])
+    return TimmTower(model, feature_layer=feature_layer)
+
+
+def _from_folder(folder: Path, image_size: int | None) -> tuple[nn.Module, dict[str, Any]]:
     path = folder / "config.json"
     if not path.exists():
         raise InputError(f"The tower folder {folder} holds no config.json. It needs config.json and {WEIGHTS_FILE}.")
     config = json.loads(path.read_text(encoding="utf-8"))
+    if "model_type" in config:
+        return _from_transformers(str(folder), image_size)
     if "timm" not in config:  # a folder that timm itself wrote
-        return _from_timm(f"local-dir:{folder}")
+        return _from_timm(f"local-dir:{folder}", image_size)
     lacking = [key for key in DESCRIPTION_KEYS if key not in config]
     if lacking:
         raise InputError(
@@ -105,15 +180,29 @@ def _from_folder(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         )
     description = {"architecture": config["timm"]["architecture"], "args": dict(config["timm"].get("args", {}))}
     description |= {key: config[key] for key in DESCRIPTION_KEYS}
+    if image_size not in (None, config["image_size"]):
+        if description["architecture"] == "tiny_vit":
+            raise InputError(
+                f"The shipped towers see {config['image_size']} x {config['image_size']} pixels and no others: leave "
+                "image_size out, or use a tower of timm or transformers."
+            )
+        description |= {"args": description["args"] | {"img_size": image_size}, "image_size": image_size}
     model = create(description)
     _load_strictly(model, folder / WEIGHTS_FILE)
     return model, description
 
 
-def _load_strictly(model: nn.Module, path: Path) -> None:
+def _load_strictly(model: Any, path: Path) -> None:
     if not path.exists():
         raise InputError(f"The tower's weights {path} do not exist.")
-    result = model.load_state_dict({key: value.float() for key, value in load_file(path).items()}, strict=False)
+    state = {key: value.float() for key, value in load_file(path).items()}
+    wanted, found = getattr(model, "pos_embed", None), state.get("pos_embed")
+    if wanted is not None and found is not None and wanted.shape != found.shape:
+        prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+        state["pos_embed"] = resample_abs_pos_embed(
+            found, new_size=list(model.patch_embed.grid_size), num_prefix_tokens=prefix
+        )
+    result = model.load_state_dict(state, strict=False)
     if result.missing_keys or result.unexpected_keys:
         raise InputError(
             f"{path} does not fit the architecture in its config.json: missing keys {result.missing_keys}, "
@@ -121,9 +210,10 @@ def _load_strictly(model: nn.Module, path: Path) -> None:
         )
 
 
-def _from_timm(name: str) -> tuple[nn.Module, dict[str, Any]]:
+def _from_timm(name: str, image_size: int | None) -> tuple[nn.Module, dict[str, Any]]:
+    resized = {} if image_size is None else {"img_size": image_size}
     try:
-        model = timm.create_model(name, pretrained=True, num_classes=0)
+        model = timm.create_model(name, pretrained=True, num_classes=0, **resized)
     except (RuntimeError, OSError, ValueError) as error:  # an unknown name, no network and no copy here, a bad hub name
         raise InputError(
             f"timm cannot build the tower '{name}': {one_line(error).rstrip('.')}. Give a folder, or a name from "
@@ -133,9 +223,34 @@ def _from_timm(name: str) -> tuple[nn.Module, dict[str, Any]]:
     architecture = model.pretrained_cfg.get("architecture", name)
     return model, {
         "architecture": architecture,
-        "args": dict(model.pretrained_cfg.get("model_args") or {}),
-        "image_size": int(data["input_size"][1]),
+        "args": dict(model.pretrained_cfg.get("model_args") or {}) | resized,
+        "image_size": image_size or int(data["input_size"][1]),
         "mean": list(data["mean"]),
         "std": list(data["std"]),
         "interpolation": data["interpolation"],
+    }
+
+
+def _from_transformers(source: str, image_size: int | None) -> tuple[nn.Module, dict[str, Any]]:
+    try:
+        config = AutoConfig.from_pretrained(source)
+        config = getattr(config, "vision_config", config)  # the vision half of a model of images and texts
+        model, found = AutoModel.from_pretrained(
+            source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+        pixels = AutoImageProcessor.from_pretrained(source)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"transformers cannot load the tower '{source}': {one_line(error).rstrip('.')}. Give a folder with "
+            f"config.json, {WEIGHTS_FILE} and preprocessor_config.json, or a hub name that can be reached."
+        ) from error
+    if missing := sorted(found["missing_keys"]):
+        raise InputError(f"The weights of the tower '{source}' lack {', '.join(missing)}.")
+    return model, {
+        "architecture": TRANSFORMERS,
+        "args": config.to_dict(),
+        "image_size": image_size or int(config.image_size),
+        "mean": list(pixels.image_mean),
+        "std": list(pixels.image_std),
+        "interpolation": Resampling(pixels.resample).name.lower(),
     }
