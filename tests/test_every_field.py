@@ -121,6 +121,7 @@ FIELDS: dict[str, tuple[str, Changes]] = {
     "model.queries": ("model", {"model.adapter": "resampler", "model.queries": 5}),
     "model.tiles": ("model", {"model.tiles": 2}),
     "model.image_size": ("model", {"model.image_size": 40}),
+    "model.template": ("model", {"model.template": "centurio"}),
     "model.fit": ("model", {"model.fit": "letterbox"}),
     "model.feature_layer": ("model", {"model.feature_layer": -1}),
     "model.attn": ("model", {"model.attn": "eager"}),

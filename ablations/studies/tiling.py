@@ -4,7 +4,7 @@
     BUDGET=full python -m sweeps launch tiling     # the same arms, 5 seeds
     python -m ablations report tiling
 
-Cost: two to three minutes a run on one core (extrapolated); with 2 x 2 tiles the tower sees five views of each image
+Cost: about three minutes a run on one core; with 2 x 2 tiles the tower sees five views of each image
 instead of one, which are cached once for all arms and seeds that share a tower.
 
 Recipe: reading takes thousands of pictures of words, so this study trains mostly on those: 6,000 in English, seen
