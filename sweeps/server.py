@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 from lvlm.errors import InputError
 from sweeps.tracking import database, tracking_uri
+
+
+def study_links(home: Path, address: str) -> list[str]:
+    """A line for each study with the address of its runs; MLflow's own first page shows traces of chat models."""
+    with contextlib.closing(sqlite3.connect(f"{database(home).as_uri()}?mode=ro", uri=True)) as connection:
+        found = connection.execute(
+            "SELECT name, experiment_id FROM experiments "
+            "WHERE lifecycle_stage = 'active' AND name != 'Default' ORDER BY name"
+        ).fetchall()
+    return [f"  {name}: {address}/#/experiments/{number}/runs?workflowType=machine_learning" for name, number in found]
 
 
 def serve(home: Path, *, host: str = "127.0.0.1", port: int = 5000) -> int:
@@ -28,6 +40,8 @@ def serve(home: Path, *, host: str = "127.0.0.1", port: int = 5000) -> int:
                 f"Port {port} on {host} cannot be used ({error}). Choose another: python -m sweeps ui --port {port + 1}"
             ) from error
     print(f"MLflow on http://{host}:{port} (starts within half a minute; Ctrl-C ends it)", flush=True)
+    for line in study_links(home, f"http://{host}:{port}"):
+        print(line, flush=True)
     # One server process and no job runner: a quarter of the start-up time and half of the memory of the defaults.
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking_uri(home), "--workers", "1"]

@@ -37,6 +37,7 @@ from sweeps.launcher import Outcome, _check_making, _check_source, _display, lau
 from sweeps.plan import Place, find_place
 from sweeps.planner import make_plan
 from sweeps.queue import CellState, Queue
+from sweeps.server import study_links
 from sweeps.template import write_study
 from sweeps.tracking import Tracker, connect, database
 from sweeps.worker import EXIT_DONE, Worker
@@ -155,6 +156,8 @@ def test_what_mlflow_and_the_folder_hold_after_a_sweep(home: Path) -> None:
     assert artifacts == {"config.yaml", "plan.json", "scores.parquet", "predictions.parquet", "checkpoint.txt"}
     with sqlite3.connect(database(home)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    address = f"http://here:5000/#/experiments/{parent.info.experiment_id}/runs?workflowType=machine_learning"
+    assert study_links(home, "http://here:5000") == [f"  fake: {address}"]
 
     table = pd.read_parquet(folder / "results.parquet")
     assert list(table.columns[:5]) == ["study", "arm", "seed", "languages", "tiles"] and len(table) == 4 * 6
