@@ -13,7 +13,7 @@ from lvlm.config import ComputeConfig, OptimConfig
 from lvlm.errors import InputError
 from lvlm.train.compute import compute
 from lvlm.train.loop import sum_over_processes
-from lvlm.train.loss import token_weights, weighted_cross_entropy
+from lvlm.train.loss import supervised_loss, token_weights, weighted_cross_entropy
 from lvlm.train.optim import build_optimizer, lr_factor, part_of
 from lvlm.train.packing import micro_batches
 
@@ -106,3 +106,34 @@ def test_a_parameter_that_no_sample_reached_gets_zeros_in_one_process_too() -> N
         sum_over_processes(machinery.accelerator, [reached, missed])
     assert reached.grad is not None and reached.grad.tolist() == [1.0, 1.0]
     assert missed.grad is not None and missed.grad.tolist() == [0.0, 0.0]
+
+
+def test_a_loss_in_pieces_is_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same value and gradients with one piece, with several of uneven length, and without tokens; at no time more
+    logits than allowed."""
+    torch.manual_seed(0)
+    head, hidden = torch.nn.Linear(6, 11, dtype=torch.float64), torch.randn(10, 6, dtype=torch.float64)
+    targets, weights = torch.randint(0, 11, (10,)), torch.rand(10)
+    seen: list[int] = []
+
+    def logits_of(rows: torch.Tensor) -> torch.Tensor:
+        seen.append(len(rows))
+        return head(rows)
+
+    def outcome(limit: int, count: int = 10) -> list[torch.Tensor]:
+        monkeypatch.setattr("lvlm.train.loss.LOGITS_AT_ONCE", limit)
+        head.zero_grad()
+        inputs = hidden[:count].clone().requires_grad_()
+        loss = supervised_loss(logits_of, inputs, targets[:count], weights[:count], vocabulary=11)
+        loss.backward()
+        return [loss.detach(), inputs.grad, head.weight.grad.clone(), head.bias.grad.clone()]  # type: ignore[list-item]
+
+    whole = outcome(1 << 25)
+    assert seen == [10], "one piece is computed once"
+    seen.clear()
+    for ours, theirs in zip(outcome(4 * 11), whole, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+    assert sorted(seen) == [2, 2, 4, 4, 4, 4], "each piece once more for its gradient"
+    for ours, theirs in zip(outcome(1), whole, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+    assert outcome(1, count=0)[0] == 0

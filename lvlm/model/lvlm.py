@@ -94,7 +94,7 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> Any:
         return self.language_model.get_output_embeddings()  # type: ignore[no-any-return]
 
     def image_features(self, pixel_values: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from lvlm.errors import Diverged, InputError
 from lvlm.model.checkpoints import parts
 from lvlm.records import CURVE_FILE
 from lvlm.train.batches import BatchStream, MicroBatch
-from lvlm.train.loss import weighted_cross_entropy
+from lvlm.train.loss import supervised_loss
 from lvlm.train.optim import build_optimizer, lr_factor, set_lr
 from lvlm.train.progress import Reporter
 from lvlm.train.resume import load_checkpoint, save_checkpoint, seed_step
@@ -146,10 +146,12 @@ class StageLoop:
         return spent
 
     def loss(self, batch: MicroBatch, images: Mapping[str, Tensor]) -> Tensor:
-        """This micro-batch's share of the step's loss. Logits exist at supervised positions only."""
-        hidden = self.model.hidden_states({"input_ids": batch.input_ids, **images}, read_at=batch.positions)
-        logits = self.model.logits(hidden.flatten(0, 1).index_select(0, batch.positions))
-        return weighted_cross_entropy(logits, batch.targets, batch.weights)
+        """This micro-batch's share of the step's loss. Logits exist at supervised positions only, some at a time."""
+        model = self.model
+        hidden = model.hidden_states({"input_ids": batch.input_ids, **images}, read_at=batch.positions)
+        rows = hidden.flatten(0, 1).index_select(0, batch.positions)
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+        return supervised_loss(model.logits, rows, batch.targets, batch.weights, vocabulary=vocabulary)
 
     def _train_mode(self) -> None:
         """Dropout acts in the parts that learn; a frozen part computes as it does in evaluation."""

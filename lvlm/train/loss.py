@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 Reduction = Literal["token", "sample"]
+LOGITS_AT_ONCE = 1 << 25
+"""Logits that exist at one time: 128 MiB in fp32. A vocabulary of 152,000 makes that of 220 tokens."""
 
 
 def token_weights(supervised: Sequence[int], reduction: Reduction) -> list[float]:
@@ -36,3 +39,24 @@ def weighted_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> 
     """
     nll = F.cross_entropy(logits.float(), targets, reduction="none")
     return torch.dot(nll, weights)
+
+
+def supervised_loss(
+    logits_of: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, weights: Tensor, *, vocabulary: int
+) -> Tensor:
+    """`weighted_cross_entropy` of the logits (tokens, vocabulary) of `hidden` (tokens, width), in pieces of at most
+    `LOGITS_AT_ONCE` logits.
+
+    Where there are several pieces, each computes its logits a second time for its gradient and keeps none: a large
+    vocabulary costs the time of its head twice and the memory of one piece.
+    """
+
+    def piece(hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        return weighted_cross_entropy(logits_of(hidden), targets, weights)
+
+    tokens = max(1, LOGITS_AT_ONCE // vocabulary)
+    if len(hidden) <= tokens:
+        return piece(hidden, targets, weights)
+    parts = zip(*(torch.split(one, tokens) for one in (hidden, targets, weights)), strict=True)  # type: ignore[no-untyped-call]
+    losses: list[Tensor] = [checkpoint(piece, *part, use_reentrant=False) for part in parts]  # type: ignore[misc]
+    return torch.stack(losses).sum()
