@@ -169,6 +169,15 @@ class StepBatches:
         """This process's share of the step, ready to learn from."""
         return [self._collate(group) for group in self.groups(step)]
 
+    def halve(self) -> int | None:
+        """Make the longest micro-batch about half as large; the new token budget, or None where it is a single sample
+        already."""
+        longest = self.longest()
+        if longest is None or len(longest.lengths) == 1:
+            return None
+        self.token_budget = max(longest.input_ids.numel() // 2, longest.input_ids.shape[1])
+        return self.token_budget
+
     def longest(self) -> MicroBatch | None:
         """The micro-batch with most tokens, padding included, among the steps with most tokens and with the longest
         samples; None where this process has no sample in any of them."""

@@ -84,20 +84,13 @@ class StageLoop:
         plan, batches = stream.batches.plan, stream.batches
         self._train_mode()
         if spent.step == 0 and plan.steps:
-            self._probe(stream)
+            stream = self._probe(stream)
         last_checkpoint = time.monotonic()
         with self.reporter.bar(self.stage, plan.steps, int(spent.step)):
             for step in range(int(spent.step), plan.steps):
                 started = time.monotonic()
-                seed_step(self.seed, self.stage, step, accelerator.process_index)
                 lr = set_lr(optimizer, lr_factor(step, steps=plan.steps, config=self.config.optim))
-                loss = torch.zeros((), device=accelerator.device)
-                for batch, images in stream.step(step):
-                    with accelerator.autocast():
-                        part = self.loss(batch, images)
-                    if part.requires_grad:  # a batch of text alone reaches nothing where only the adapter learns
-                        accelerator.backward(part)
-                    loss += part.detach()
+                loss, stream = self._gradient(stream, step)
                 sum_over_processes(accelerator, learning)
                 norm = nn.utils.clip_grad_norm_(learning, self.config.optim.clip or math.inf)
                 optimizer.step()
@@ -107,7 +100,8 @@ class StageLoop:
                 if not math.isfinite(loss_value) or not math.isfinite(float(norm)):
                     raise Diverged(
                         f"The loss ({loss_value}) or gradient norm ({float(norm)}) of stage {self.stage} is not finite "
-                        f"at step {step}. Lower {self.stage}.optim.lr, or set {self.stage}.optim.clip."
+                        f"at step {step}, on the samples {', '.join(entry.id for entry in plan.step_entries(step))}. "
+                        f"Lower {self.stage}.optim.lr, or set {self.stage}.optim.clip. The last checkpoint is kept."
                     )
                 samples = batches.samples(step)
                 spent.step = step + 1
@@ -159,32 +153,79 @@ class StageLoop:
         for name, part in parts(self.model).items():
             part.train(getattr(self.config.train, name) != "frozen")
 
-    def _probe(self, stream: BatchStream) -> None:
+    def _gradient(self, stream: BatchStream, step: int) -> tuple[Tensor, BatchStream]:
+        """The gradients of one step, added up over its micro-batches, and this process's share of the loss.
+
+        Where memory does not suffice on any process, all begin the step again with smaller micro-batches, which
+        change nothing about it, and keep those: the stream that comes back has them.
+        """
+        while True:
+            seed_step(self.seed, self.stage, step, self.accelerator.process_index)
+            loss, trouble = torch.zeros((), device=self.accelerator.device), ""
+            try:
+                for batch, images in stream.step(step):
+                    loss += self._backward(batch, images)
+            except torch.OutOfMemoryError as error:
+                trouble = str(error)
+            if not self._anywhere(bool(trouble)):
+                return loss, stream
+            stream = self._smaller(stream, step, trouble)
+
+    def _backward(self, batch: MicroBatch, images: Mapping[str, Tensor]) -> Tensor:
+        with self.accelerator.autocast():
+            loss = self.loss(batch, images)
+        if loss.requires_grad:  # a batch of text alone reaches nothing where only the adapter learns
+            self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _probe(self, stream: BatchStream) -> BatchStream:
         """Forward and backward of the longest micro-batch without an update: a lack of memory shows now, not in the
-        last hour.
+        last hour; the stream with micro-batches that fit.
 
         Random state needs no care here: every step sets its own.
         """
-        longest = stream.batches.longest()
-        if longest is None:
-            return
-        batch, images = stream.outside(longest)
-        tokens = batch.input_ids.numel()
-        try:
-            with self.accelerator.autocast():
-                loss = self.loss(batch, images)
-            if loss.requires_grad:
-                self.accelerator.backward(loss)
-        except torch.OutOfMemoryError as error:
-            raise InputError(
-                f"The longest micro-batch of stage {self.stage} ({len(batch.lengths)} samples, {tokens} tokens with "
-                "padding) does not fit into memory. Lower compute.micro_batch_tokens; this does not change the "
-                f"objective. ({error})"
-            ) from error
+        while True:
+            longest, trouble = stream.batches.longest(), ""
+            try:
+                if longest is not None:
+                    self._backward(*stream.outside(longest))
+            except torch.OutOfMemoryError as error:
+                trouble = str(error)
+            if not self._anywhere(bool(trouble)):
+                break
+            stream = self._smaller(stream, 0, trouble)
         self.model.zero_grad(set_to_none=True)
-        self.reporter.say(
-            f"{self.stage}: longest micro-batch fits: {len(batch.lengths)} samples, {tokens} tokens with padding"
-        )
+        if longest is not None:
+            self.reporter.say(
+                f"{self.stage}: longest micro-batch fits: {len(longest.lengths)} samples, "
+                f"{longest.input_ids.numel()} tokens with padding"
+            )
+        return stream
+
+    def _anywhere(self, here: bool) -> bool:
+        """Whether something is so on any process."""
+        if self.accelerator.num_processes == 1:
+            return here
+        flag = torch.tensor(float(here), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    def _smaller(self, stream: BatchStream, step: int, trouble: str) -> BatchStream:
+        """A stream from `step` on whose micro-batches are half as large."""
+        self.model.zero_grad(set_to_none=True)
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+        budget = stream.batches.halve()
+        if trouble and budget is None:
+            raise InputError(
+                f"Stage {self.stage} does not fit into memory, though its longest micro-batch is a single sample. "
+                f"Lower {self.stage}.max_text_tokens, or take a smaller model or more memory. ({trouble})"
+            )
+        if budget is not None:
+            self.reporter.say(
+                f"{self.stage}, step {step}: out of memory; micro-batches have at most {budget:,} tokens from here on, "
+                "and more of them make up a step. The objective stays."
+            )
+        return self.stream_from(step)
 
     def _validates_after(self, step: int, steps: int) -> bool:
         every = validation_interval(self.config, steps)
