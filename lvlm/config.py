@@ -8,6 +8,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -154,13 +155,16 @@ class LoraSettings(Settings):
 
 
 class OptimConfig(Settings):
-    """AdamW and its schedule. Learning rates of adapter and tower default to `lr`."""
+    """AdamW and its schedule. Learning rates and weight decays of adapter and tower default to `lr` and
+    `weight_decay`; biases and norms do not decay."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-3
     adapter_lr: Annotated[float, Field(gt=0)] | None = None
     tower_lr: Annotated[float, Field(gt=0)] | None = None
     betas: tuple[Beta, Beta] = (0.9, 0.98)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adapter_weight_decay: Annotated[float, Field(ge=0)] | None = None
+    tower_weight_decay: Annotated[float, Field(ge=0)] | None = None
     warmup: Annotated[float, Field(ge=0)] = 0.03
     """Below 1 a fraction of all steps, from 1 on a number of steps."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -197,11 +201,11 @@ class StageConfig(Settings):
     @model_validator(mode="after")
     def _no_setting_is_ignored(self) -> Self:
         # A value other than the default was meant; the default may come from a config that was written out in full.
-        for part in ("adapter", "tower"):
-            rate = getattr(self.optim, f"{part}_lr")
-            if rate is not None and getattr(self.train, part) == "frozen":
+        for part, setting in product(("adapter", "tower"), ("lr", "weight_decay")):
+            value = getattr(self.optim, f"{part}_{setting}")
+            if value is not None and getattr(self.train, part) == "frozen":
                 raise ValueError(
-                    f"optim.{part}_lr is {rate} but train.{part} is frozen; leave the rate out, or train the {part}"
+                    f"optim.{part}_{setting} is {value} but train.{part} is frozen; leave it out, or train the {part}"
                 )
         if self.lora != LoraSettings() and "lora" not in (self.train.llm, self.train.tower):
             raise ValueError("lora is set but no part is trained with it; leave it out, or set train.llm=lora")

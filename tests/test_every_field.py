@@ -97,6 +97,8 @@ def of_stage(name: str) -> dict[str, tuple[str, Changes]]:
         one("weights", "optim.tower_lr", 1e-5),
         one("weights", "optim.betas", [0.5, 0.9]),
         one("weights", "optim.weight_decay", 0.5),
+        one("weights", "optim.adapter_weight_decay", 0.5),
+        one("weights", "optim.tower_weight_decay", 0.5),
         one("weights", "optim.warmup", 1),
         one("weights", "optim.schedule", "constant"),
         one("weights", "optim.clip", 1e-4),

@@ -70,14 +70,17 @@ def test_optimizer_holds_what_learns_with_the_rate_of_its_part() -> None:
             "language_model": torch.nn.Linear(2, 2),
         }
     )
+    settings = OptimConfig(lr=1e-3, adapter_lr=5e-4, weight_decay=0.1, adapter_weight_decay=0.0, tower_weight_decay=0.2)
+    whole = {group["weight_decay"] for group in build_optimizer(model, settings).param_groups}
+    assert whole == {0.1, 0.0, 0.2}
     model["vision_tower"].requires_grad_(False)
-    optimizer = build_optimizer(model, OptimConfig(lr=1e-3, adapter_lr=5e-4, weight_decay=0.1))
+    optimizer = build_optimizer(model, settings)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     seen = {
         names[id(p)]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]
     }
     assert seen == {
-        "multi_modal_projector.weight": (5e-4, 0.1),
+        "multi_modal_projector.weight": (5e-4, 0.0),
         "multi_modal_projector.bias": (5e-4, 0.0),
         "language_model.weight": (1e-3, 0.1),
         "language_model.bias": (1e-3, 0.0),

@@ -22,6 +22,8 @@ def part_of(parameter_name: str) -> str:
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over what learns, one group per part and decay; matrices decay, vectors (biases, norms) do not."""
     rates = {"llm": config.lr, "adapter": config.adapter_lr or config.lr, "tower": config.tower_lr or config.lr}
+    own_decay = {"adapter": config.adapter_weight_decay, "tower": config.tower_weight_decay}
+    decay = {part: config.weight_decay if (own := own_decay.get(part)) is None else own for part in rates}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -31,7 +33,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
             "params": parameters,
             "lr": rates[part],
             "base_lr": rates[part],
-            "weight_decay": config.weight_decay if decays else 0.0,
+            "weight_decay": decay[part] if decays else 0.0,
         }
         for (part, decays), parameters in groups.items()
     ]
