@@ -115,7 +115,7 @@ def test_a_step_of_the_clock_kills_no_worker_and_what_older_versions_wrote_can_b
         assert is_alive({**owner(), "born": owner()["born"] - 100})
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="start ticks are in the /proc of Linux alone")
 def test_a_command_name_with_spaces_and_brackets_hides_no_start(tmp_path: Path) -> None:
     program = tmp_path / "a ) b (c"
     program.symlink_to("/bin/sleep")
