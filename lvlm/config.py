@@ -85,13 +85,27 @@ class ModelConfig(Settings):
     """Which block of the tower gives the features, counted from the end; -2 is the penultimate one, without final
     norm.
     """
-    attn: Literal["sdpa", "eager"] = "sdpa"
+    attn: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """How attention is computed; `flash_attention_2` needs a GPU and the package flash-attn."""
+    load_4bit: bool = False
+    """The LLM's frozen weights in 4 bits (nf4) through bitsandbytes."""
+    load_8bit: bool = False
+    """The same in 8 bits."""
+    checkpoint: str | None = None
+    """A saved model to start from, in any layout that `lvlm.load` reads; None draws a new adapter for `tower` and
+    `llm`."""
 
     @property
     def adapter_args(self) -> dict[str, int]:
         """The settings that the adapter has for itself, where they are given."""
         given = {name: getattr(self, name) for name in ADAPTER_SETTINGS}
         return {name: value for name, value in given.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _one_quantisation(self) -> Self:
+        if self.load_4bit and self.load_8bit:
+            raise ValueError("load_4bit and load_8bit are both true; choose one")
+        return self
 
     @model_validator(mode="after")
     def _settings_fit_adapter(self) -> Self:
@@ -178,6 +192,9 @@ class StageConfig(Settings):
     mix: MixConfig
     train: TrainedParts = TrainedParts()
     lora: LoraSettings = LoraSettings()
+    start_lora: Literal["continue", "merge"] = "continue"
+    """What becomes of a LoRA that an earlier stage trained: the same one learns on, or it is merged into the weights
+    and a new one is drawn."""
     optim: OptimConfig = OptimConfig()
     batch_samples: Annotated[int, Field(ge=1)] = 16
     """Samples of one optimizer step, whatever the memory settings."""
@@ -237,15 +254,34 @@ class ComputeConfig(Settings):
     threads: Annotated[int, Field(ge=1)] | None = None
     micro_batch_tokens: Annotated[int, Field(ge=64)] = 4096
     """LLM tokens (image and text, padding included) of one forward pass; splits an optimizer step, never changes it."""
+    packing: bool = False
+    """Samples of a micro-batch laid end to end in one row without padding, none of which sees another."""
+    gradient_checkpointing: bool = False
+    """Activations of LLM and tower are computed again in the backward pass instead of kept."""
+    strategy: Literal["auto", "ddp", "zero2", "zero3"] = "auto"
+    """How several processes share the work: whole copies (`ddp`), or DeepSpeed's ZeRO with optimizer and gradients
+    (`zero2`) or the weights too (`zero3`) divided; `auto` is what the launcher was told, else `ddp`."""
     loader_workers: Annotated[int, Field(ge=0)] = 0
     feature_cache: Switch = "auto"
     """Features of a frozen tower kept on disk; `auto` measures at start whether that pays."""
+    feature_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    """Most disk that kept features may take under the work folder, in GiB; None is half of what is free."""
     evaluate_batch: Annotated[int, Field(ge=1)] = 64
     checkpoint_every: Annotated[float, Field(gt=0)] | None = None
     """Seconds between checkpoints of an unfinished stage; None is one minute."""
 
 
-FREE_COMPUTE = ("micro_batch_tokens", "loader_workers", "feature_cache", "evaluate_batch", "checkpoint_every")
+FREE_COMPUTE = (
+    "micro_batch_tokens",
+    "packing",
+    "gradient_checkpointing",
+    "strategy",
+    "loader_workers",
+    "feature_cache",
+    "feature_cache_gib",
+    "evaluate_batch",
+    "checkpoint_every",
+)
 """Compute settings about memory and speed: they move no more than the last bits of a result, so they are no part of a
 cell's identity, and an unfinished run may be resumed with other values of them. The exception is `micro_batch_tokens`
 where LoRA has dropout, whose masks are drawn for each micro-batch: there it is part of the stage's key, and `lvlm.run`
@@ -256,6 +292,8 @@ class RunConfig(Settings):
     """One run, from data to scores."""
 
     name: str = "run"
+    tags: tuple[str, ...] = ()
+    """Labels that the record and the tracker carry; they change no result."""
     seed: Annotated[int, Field(ge=0)] = 0
     model: ModelConfig = ModelConfig()
     pretrain: StageConfig | None = None
