@@ -198,7 +198,7 @@ def _ready(
         features = TowerFeatures(
             model, device=machinery.device, precision=machinery.precision, workers=settings.loader_workers
         )
-        with machinery.accelerator.autocast():
+        with machinery.autocast():
             yield model, processor, features
 
 

@@ -222,6 +222,7 @@ class _Run:
             token_budget=self.config.compute.micro_batch_tokens,
             rank=accelerator.process_index,
             processes=accelerator.num_processes,
+            lockstep=self.compute.zero_stage > 0,
         )
 
     def _train(self, name: str) -> None:
@@ -270,6 +271,7 @@ class _Run:
             )
             if not trained_here:
                 self.reporter.say(f"{name}: taken from {stage.folder}")
+            if not trained_here or self.compute.zero_stage:  # a model that was divided is read back whole
                 self.model, self.processor = load(stage.model_folder, attn=self.config.model.attn)
                 self.model.to(self.compute.device)
         self.stages[name], self.results[name] = stage, {**result, "trained_here": trained_here}
@@ -311,7 +313,7 @@ class _Run:
         from lvlm.evaluate import evaluate
 
         self.model.to(self.compute.device)
-        with self.compute.accelerator.autocast(), self.reporter.evaluation() as progress:
+        with self.compute.autocast(), self.reporter.evaluation() as progress:
             return evaluate(
                 self.model,
                 self.processor,

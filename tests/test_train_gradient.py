@@ -3,16 +3,12 @@ features."""
 
 from __future__ import annotations
 
-import os
-import socket
-import traceback
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import PartialState
 
 from lvlm.data.corpus import open_corpus
 from lvlm.data.plan import build_plan
@@ -21,6 +17,7 @@ from lvlm.train.batches import BatchStream, SampleEncoder, StepBatches
 from lvlm.train.features import FeatureStore, TowerFeatures
 from lvlm.train.loss import weighted_cross_entropy
 from lvlm.train.packing import micro_batches
+from tests.processes import together
 from tests.tiny import tiny_world
 from tests.train_worker import train
 from tests.train_world import run_config, write_corpus
@@ -194,25 +191,7 @@ def test_two_processes_train_as_one(corpus: Path, tmp_path: Path) -> None:
 
 
 def _train(corpus: Path, folder: Path, *, processes: int) -> None:
-    """Fork the processes: they find torch loaded, and each ends without running anything of pytest."""
     folder.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     world = tiny_world()
-    children = []
-    for rank in range(processes):
-        child = os.fork()
-        if not child:
-            try:
-                PartialState._reset_state()
-                if processes > 1:
-                    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-                    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-                train(corpus, folder, world.llm, world.tower, processes=processes)
-                os._exit(0)
-            finally:
-                traceback.print_exc()
-                os._exit(1)
-        children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * processes
+    work = partial(train, corpus, folder, world.llm, world.tower, processes=processes)
+    assert together(work, processes) == [0] * processes

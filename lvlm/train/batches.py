@@ -3,8 +3,9 @@ and `lvlm.run`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,10 @@ class EncodedSample:
         return len(self.text.targets)
 
 
+Group = list[tuple[EncodedSample, float]]
+"""Samples of one micro-batch, each with the weight of one of its supervised tokens."""
+
+
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
     """What one forward pass sees: `input_ids` (samples, tokens) padded on the right, and the supervised positions of
@@ -66,16 +71,15 @@ class MicroBatch:
     targets: Tensor
     weights: Tensor
     images: tuple[Path, ...]
+    last: bool = False
+    """Whether this process has no other micro-batch in its optimizer step."""
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same with its tensors on `device`."""
         if device.type == "cpu":
             return self
-        tensors = (
-            t.to(device, non_blocking=True) for t in (self.input_ids, self.positions, self.targets, self.weights)
-        )
-        input_ids, positions, targets, weights = tensors
-        return MicroBatch(input_ids, self.lengths, positions, targets, weights, self.images)
+        names = ("input_ids", "positions", "targets", "weights")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
 class SampleEncoder:
@@ -122,6 +126,7 @@ class StepBatches:
         token_budget: int,
         rank: int = 0,
         processes: int = 1,
+        lockstep: bool = False,
     ) -> None:
         self.plan = plan
         self.encoder = encoder
@@ -129,6 +134,7 @@ class StepBatches:
         self.token_budget = token_budget
         self.rank = rank
         self.processes = processes
+        self.lockstep = lockstep
         self._samples: dict[int, EncodedSample] = {}
 
     def samples(self, step: int) -> list[EncodedSample]:
@@ -148,16 +154,51 @@ class StepBatches:
             for sample in self.samples(step):
                 yield from sample.images
 
-    def groups(self, step: int) -> list[list[tuple[EncodedSample, float]]]:
+    def groups(self, step: int) -> list[Group]:
         """This process's samples of the step by micro-batch, each with the weight of its supervised tokens.
 
-        The weights divide by the supervised tokens (or samples) of the step over *all* processes.
+        The weights divide by the supervised tokens (or samples) of the step over *all* processes. In lockstep every
+        process has as many micro-batches as any other, each with an image where the plan has images: a process that
+        lacks some is given an image without text to learn from, which adds exact zeros to the gradient.
         """
         samples = self.samples(step)
         weights = token_weights([sample.supervised for sample in samples], self.reduction)
-        own = list(zip(samples, weights, strict=True))[self.rank :: self.processes]
-        positions = micro_batches([sample.length for sample, _ in own], self.token_budget)
-        return [[own[position] for position in group] for group in positions]
+        weighted = list(zip(samples, weights, strict=True))
+        if not self.lockstep:
+            return self._split(weighted[self.rank :: self.processes])
+        of_ranks = [self._with_images(self._split(weighted[rank :: self.processes])) for rank in range(self.processes)]
+        own = of_ranks[self.rank]
+        return own + [[self._unread]] * (max(map(len, of_ranks)) - len(own))
+
+    def _split(self, members: Group) -> list[Group]:
+        positions = micro_batches([sample.length for sample, _ in members], self.token_budget)
+        return [[members[position] for position in group] for group in positions]
+
+    def _with_images(self, groups: list[Group]) -> list[Group]:
+        """The same, each with an image; a group of text that has no room for one is divided until it has."""
+        image = self._unread[0]
+        if not image.images:
+            return groups
+        whole: list[Group] = []
+        while groups:
+            group, *groups = groups
+            with_image = group if any(sample.images for sample, _ in group) else [*group, self._unread]
+            padded = len(with_image) * max(sample.length for sample, _ in with_image)
+            if with_image is not group and padded > self.token_budget and len(group) > 1:
+                groups = [group[: len(group) // 2], group[len(group) // 2 :], *groups]
+            else:
+                whole.append(with_image)
+        return whole
+
+    @cached_property
+    def _unread(self) -> tuple[EncodedSample, float]:
+        """The plan's first image with nothing to learn; a single token where the plan has no image."""
+        image = next(self.images(), None)
+        tokens = [self.encoder.processor.image_token_id] * self.encoder.processor.image_tokens
+        ids = torch.tensor(tokens if image else [self.encoder.pad_id])
+        nothing = torch.zeros(0, dtype=torch.long)
+        text = EncodedText(ids=ids, predicted_from=nothing, targets=nothing, text_tokens=0)
+        return EncodedSample(text, (image,) if image else ()), 0.0
 
     def image_groups(self, first_step: int) -> Iterator[tuple[Path, ...]]:
         """The image files of every micro-batch from `first_step` on, in order."""
@@ -167,7 +208,8 @@ class StepBatches:
 
     def __call__(self, step: int) -> list[MicroBatch]:
         """This process's share of the step, ready to learn from."""
-        return [self._collate(group) for group in self.groups(step)]
+        groups = self.groups(step)
+        return [self._collate(group, last=place == len(groups)) for place, group in enumerate(groups, start=1)]
 
     def halve(self) -> int | None:
         """Make the longest micro-batch about half as large; the new token budget, or None where it is a single sample
@@ -189,7 +231,7 @@ class StepBatches:
             return None
         return self._collate(max(groups, key=lambda group: len(group) * max(sample.length for sample, _ in group)))
 
-    def _collate(self, members: Sequence[tuple[EncodedSample, float]]) -> MicroBatch:
+    def _collate(self, members: Group, *, last: bool = False) -> MicroBatch:
         texts = [sample.text for sample, _ in members]
         lengths = tuple(len(text.ids) for text in texts)
         width = max(lengths)
@@ -204,6 +246,7 @@ class StepBatches:
             targets=torch.cat([text.targets for text in texts]),
             weights=torch.cat([torch.full((sample.supervised,), weight) for sample, weight in members]),
             images=tuple(image for sample, _ in members for image in sample.images),
+            last=last,
         )
 
 

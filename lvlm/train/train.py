@@ -92,7 +92,7 @@ class StageTraining:
             seed=self.config.seed,
             folder=stage.folder,
             identity=stage.identity,
-            accelerator=accelerator,
+            compute=self.compute,
             reporter=self.reporter,
             checkpoint_seconds=settings.checkpoint_every or 60.0,
             validate=None if validate is None else validation,
@@ -100,9 +100,11 @@ class StageTraining:
         with self.phases(f"train/{stage.name}"):
             spent = loop.run()
         model.eval()
-        if accelerator.is_main_process:
-            with self.phases("save"):
+        with self.phases("save"), loop.strategy.whole():
+            if accelerator.is_main_process:
                 stage.publish_model(lambda folder: _save(folder, model, processor))
+            accelerator.wait_for_everyone()
+        loop.strategy.finish()
         views = spent.images * model.config.views
         learning = sum(part.trainable for part in counts)
         return {
