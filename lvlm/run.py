@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvlm.check import check_evaluation, check_learns, open_corpora, setting_notes, tuning
-from lvlm.config import FREE_COMPUTE, RunConfig, fingerprint, load_config, to_yaml
+from lvlm.config import FREE_COMPUTE, MASKS_DEPEND_ON, RunConfig, fingerprint, load_config, to_yaml
 from lvlm.errors import InputError
 from lvlm.provenance import Phases, git_commit, machine, versions
 from lvlm.records import (
@@ -149,9 +149,10 @@ def check_same_config(folder: Path, config: RunConfig) -> list[str]:
             "Use the old configuration or another folder; only compute settings about memory and speed may change."
         )
     dropping = [name for name, stage in config.stages().items() if stage.lora.dropout > 0]
-    if "micro_batch_tokens" in allowed and dropping and not (folder / RECORD_FILE).exists():
+    moving = [allowed[name] for name in MASKS_DEPEND_ON if name in allowed]
+    if moving and dropping and not (folder / RECORD_FILE).exists():
         raise InputError(
-            f"The run folder {folder} cannot be {allowed['micro_batch_tokens']}: lora.dropout is above 0 in "
+            f"The run folder {folder} cannot be {' and '.join(moving)}: lora.dropout is above 0 in "
             f"{' and '.join(dropping)}, and its masks are drawn for each micro-batch, so that more than the last bits "
             "would change. Use the old value or another folder."
         )
@@ -223,6 +224,7 @@ class _Run:
             rank=accelerator.process_index,
             processes=accelerator.num_processes,
             lockstep=self.compute.zero_stage > 0,
+            packing=self.config.compute.packing,
         )
 
     def _train(self, name: str) -> None:
@@ -245,7 +247,7 @@ class _Run:
             plan_hash=batches.plan.hash,
             data=data,
             compute=self.compute.identity(),
-            processes=self.compute.accelerator.num_processes,
+            masks=self._masks(),
         )
         trained_here = False
 
@@ -275,6 +277,14 @@ class _Run:
                 self.model, self.processor = load(stage.model_folder, attn=self.config.model.attn)
                 self.model.to(self.compute.device)
         self.stages[name], self.results[name] = stage, {**result, "trained_here": trained_here}
+
+    def _masks(self) -> dict[str, Any]:
+        """What a mask of dropout depends on beside the step: how its samples are divided."""
+        settings = self.config.compute
+        masks = {"micro_batch_tokens": settings.micro_batch_tokens, "processes": self.compute.accelerator.num_processes}
+        return masks | {
+            name: True for name, on in (("packing", settings.packing), ("lockstep", self.compute.zero_stage)) if on
+        }
 
     def _digest(self, use: CorpusUse) -> str:
         corpus = self.corpora[use.path]
