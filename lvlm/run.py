@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lvlm.check import check_evaluation, check_learns, open_corpora, setting_notes, tuning
 from lvlm.config import FREE_COMPUTE, MASKS_DEPEND_ON, RunConfig, fingerprint, load_config, to_yaml
 from lvlm.errors import InputError
+from lvlm.processes import process_index
 from lvlm.provenance import Phases, git_commit, machine, versions
 from lvlm.records import (
     CONFIG_FILE,
@@ -65,8 +66,7 @@ def run(
     phases = Phases()
     check_same_config(folder, config)
     if (folder / RECORD_FILE).exists():
-        # Nothing is set up yet; a launcher's environment says which process this is.
-        return _finished(folder, config, Reporter(silent=os.environ.get("RANK", "0") != "0"))
+        return _finished(folder, config, Reporter(silent=process_index() > 0))
     with phases("start-up"):
         from lvlm.train.compute import compute
         from lvlm.train.locks import file_lock

@@ -80,6 +80,8 @@ def compute(config: ComputeConfig) -> Iterator[Compute]:
     if use_cuda and not torch.cuda.is_available():
         raise InputError("compute.device is cuda, but torch sees no GPU here. Set compute.device=auto or cpu.")
     precision = ("bf16" if use_cuda else "fp32") if config.precision == "auto" else config.precision
+    if not use_cuda:
+        os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed warns of what it finds, whoever imports it
     stage = _zero_stage(config.strategy)
     _forget_settings(cpu=not use_cuda)
     try:
@@ -132,8 +134,6 @@ def _zero_stage(strategy: str) -> int:
 
 def _deepspeed(stage: int, *, bf16: bool, cpu: bool) -> DeepSpeedPlugin:
     """Settings that leave the objective alone: the loss divides and the loop accumulates, not DeepSpeed."""
-    if cpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
