@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command_line() -> CommandLine:
     line = CommandLine("lvlm", "Train, evaluate and use multilingual vision-language models.", "plan tiny")
     command = line.add
+    line.parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher says it this way too
 
     train = command("train", _train, "Train and evaluate one run.", "train tiny seed=1 instruct.mix.english_share=0.25")
     plan = command(

@@ -134,6 +134,12 @@ def _zero_stage(strategy: str) -> int:
 
 def _deepspeed(stage: int, *, bf16: bool, cpu: bool) -> DeepSpeedPlugin:
     """Settings that leave the objective alone: the loss divides and the loop accumulates, not DeepSpeed."""
+    if cpu:
+        import deepspeed
+
+        # A C++ extension for sums in shared memory: it compiles for a minute, and a process that is killed meanwhile
+        # leaves a lock on which all later ones wait for ever. Without it gloo adds up.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
