@@ -129,7 +129,7 @@ def _train(options: argparse.Namespace) -> None:
 
     config = read_run(options.run, options.overrides)
     home = options.home or default_home()
-    identity = fingerprint(config.model_dump(mode="json", exclude={"compute"}))
+    identity = fingerprint(config.model_dump(mode="json", exclude={"compute", "tags"}))
     folder = options.folder or home / "runs" / f"{config.name}-s{config.seed}-{identity}"
     record = run(config, folder, home=home)
     for name, value in record.scores.items():
