@@ -43,11 +43,11 @@ def _check_there(uses: Iterable[tuple[str, CorpusUse]]) -> None:
         return
     faults = "; ".join(f"{field}: {use.path} does not exist" for field, use in absent)
     field, use = absent[0]
-    world = "reading" if Path(use.path).name == "reading" else "shapes"
+    built_in = next((use.path for _, use in absent if Path(use.path).name in ("shapes", "reading")), None)
+    hint = f" `python -m lvlm data {Path(built_in).name} {built_in}` writes a built-in one." if built_in else ""
     raise InputError(
         f"{faults} (looked for from {Path.cwd()}). A corpus is a folder with a corpus.yaml, or a JSON file. Put it "
-        f"there, or name yours, as in {field}='[{{path: FOLDER, split: {use.split}}}]'; `python -m lvlm data {world} "
-        f"{use.path}` writes a built-in one."
+        f"there, or name yours, as in {field}='[{{path: FOLDER, split: {use.split}}}]'.{hint}"
     )
 
 

@@ -179,6 +179,7 @@ CHANGED: dict[str, tuple[str, Any]] = {
     "run.image_root=[/q]": ("instruct.mix.corpora.0.images", "/q"),
     "++run.overwrite_size=224": ("model.image_size", 224),
     "module.model.use_flash_attn=false": ("model.attn", "sdpa"),
+    "module.model.use_flash_attn=False run.llm=google/gemma-2-9b-it": ("model.attn", "eager"),
     "module.model.load_8bit=True": ("model.load_8bit", True),
     "module.model.gradient_checkpoint=False": ("compute.gradient_checkpointing", False),
     "module.optimizer.lora_lr=1e-3": ("instruct.optim.lr", 1e-3),

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from lvlm.errors import InputError
-from lvlm.trident.keys import ADAPTER, FIXED, MODEL, TABLE, Benchmark
+from lvlm.trident.keys import ADAPTER, EAGER, FIXED, MODEL, TABLE, Benchmark
 from lvlm.trident.line import Line
 
 CHECKPOINT, LORA = MODEL + "train_checkpoint", MODEL + "lora_checkpoint"
@@ -101,6 +101,12 @@ def _checkpoint(line: Line) -> str | None:
             f"Give {LORA}={beside} and {MODEL}use_lora=True."
         )
     return str(weights)
+
+
+def _attn(line: Line) -> str:
+    if line[MODEL + "use_flash_attn"]:
+        return "flash_attention_2"
+    return "eager" if any(part in line["run.llm"].lower() for part in EAGER) else "sdpa"
 
 
 def _strategy(line: Line) -> str:
@@ -225,6 +231,7 @@ DERIVED: dict[str, Derive] = {
     "model.pool": _pool_of("window-pool"),
     "model.shuffle": _pool_of("window-shuffle"),
     "model.checkpoint": _checkpoint,
+    "model.attn": _attn,
     "compute.strategy": _strategy,
 }
 TRAINED: dict[str, Derive] = {

@@ -53,7 +53,6 @@ WHOLE = Reader("a whole number", int)
 SIZE = Reader("a whole number, or -1 for the tower's own", lambda text: None if int(text) == -1 else int(text))
 DEVICES = Reader("a number of devices, or a list of them", _devices)
 FLAG = Reader("True or False", _flag)
-FLASH_ATTENTION = Reader(FLAG.wants, lambda text: "flash_attention_2" if _flag(text) else "sdpa")
 FOLDER = Reader("a folder", str)
 ROOT = Reader("one folder (where Centurio looks through several, put links to all of their files into one)", _one)
 LABELS = Reader("a list such as [training,english_only]", listed)
@@ -72,6 +71,8 @@ STRATEGIES = {
     "deepspeed_stage_2": "zero2",
     "deepspeed_stage_3": "zero3",
 }
+EAGER = ("stablelm", "gemma-2")
+"""Parts of the names of LLMs that Centurio computes without a fused attention, where it does not use flash-attn."""
 PRECISIONS = {"bf16": "bf16", "bf16-mixed": "bf16", "32": "fp32", "32-true": "fp32"}
 
 
@@ -117,7 +118,8 @@ TABLE: tuple[Key, ...] = (
     Key("run.overwrite_size", "model.image_size", SIZE, "pixels of a view's side", "-1"),
     Key("run.image_process_mode", "model.fit", _choice({"square": "squash"}), "its letterbox pads the large view alone",
         "square"),
-    Key(MODEL + "use_flash_attn", "model.attn", FLASH_ATTENTION, "flash_attention_2, or sdpa", "True"),
+    Key(MODEL + "use_flash_attn", "model.attn", FLAG,
+        "flash_attention_2, or sdpa (for StableLM and Gemma 2 eager)", "True"),
     Key(MODEL + "load_4bit", "model.load_4bit", FLAG, "nf4 through bitsandbytes", "True"),
     Key(MODEL + "load_8bit", "model.load_8bit", FLAG, "int8 through bitsandbytes", "False"),
     Key(MODEL + "train_checkpoint", "model.checkpoint", PATH, "the .pt file of DeepSpeed, or the .ckpt of DDP"),
