@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -39,8 +39,7 @@ class Compute:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Inside, matrix products are computed in the run's precision."""
-        bf16 = self.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16 if bf16 else None, enabled=bf16)
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def identity(self) -> dict[str, Any]:
         """What tells one result from another: stages that differ here are not shared.
