@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lvlm.config import StageConfig
 from lvlm.errors import Diverged, InputError
-from lvlm.model.checkpoints import parts
+from lvlm.model.parts import set_train_mode
 from lvlm.records import CURVE_FILE
 from lvlm.train.batches import BatchStream, MicroBatch
 from lvlm.train.loss import supervised_loss
@@ -82,7 +82,7 @@ class StageLoop:
         spent = self.spent = Spent(**position) if position else Spent()  # type: ignore[arg-type]
         stream = self.stream_from(int(spent.step))
         plan, batches = stream.batches.plan, stream.batches
-        self._train_mode()
+        set_train_mode(self.model, self.config.train)
         if spent.step == 0 and plan.steps:
             stream = self._probe(stream)
         last_checkpoint = time.monotonic()
@@ -146,12 +146,6 @@ class StageLoop:
         rows = hidden.flatten(0, 1).index_select(0, batch.positions)
         vocabulary = model.get_output_embeddings().weight.shape[0]
         return supervised_loss(model.logits, rows, batch.targets, batch.weights, vocabulary=vocabulary)
-
-    def _train_mode(self) -> None:
-        """Dropout acts in the parts that learn; a frozen part computes as it does in evaluation."""
-        self.model.eval()
-        for name, part in parts(self.model).items():
-            part.train(getattr(self.config.train, name) != "frozen")
 
     def _gradient(self, stream: BatchStream, step: int) -> tuple[Tensor, BatchStream]:
         """The gradients of one step, added up over its micro-batches, and this process's share of the loss.
@@ -235,7 +229,7 @@ class StageLoop:
         assert self.validate is not None
         started = time.monotonic()
         numbers = self.validate()
-        self._train_mode()
+        set_train_mode(self.model, self.config.train)
         self.spent.validation_seconds += time.monotonic() - started
         row = {"stage": self.stage, "step": self.spent.step, "samples": self.spent.samples, **numbers}
         self.reporter.tell("validation", **row)
