@@ -15,7 +15,6 @@ from lvlm.config import ModelConfig
 from lvlm.errors import InputError
 from lvlm.model.adapters import Projector, build_adapter
 from lvlm.model.attention import suited
-from lvlm.model.checkpoints import parts
 from lvlm.model.config import LvlmConfig
 from lvlm.model.economy import last_mlp_only_at
 from lvlm.model.register import register_model
@@ -65,8 +64,9 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             )
         config.image_tokens = adapter.tokens
         self.multi_modal_projector = Projector(adapter)
-        for name in config.halved or []:
-            halve(parts(self)[name])
+        for name, built in (("tower", self.vision_tower), ("llm", self.language_model)):
+            if name in (config.halved or []):
+                halve(built)
         for part in (vision_tower, language_model):  # weights that came from elsewhere are not drawn again
             for module in part.modules() if part is not None else ():
                 module._is_hf_initialized = True
