@@ -11,7 +11,7 @@ from lvlm.model.chat import IMAGE_PLACEHOLDER
 from lvlm.model.checkpoints import load, merge_and_save
 from lvlm.model.parts import prepare_training, set_train_mode
 from tests.families import CONTROLS, SPARE_ROWS, TIED, attention_of, make_family, tokenizer_of
-from tests.test_model_training import stage, train
+from tests.test_model_training import stage
 from tests.tiny import tiny_image, tiny_world
 
 

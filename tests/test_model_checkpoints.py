@@ -245,6 +245,9 @@ def test_bfloat16_is_stored_for_what_was_frozen_and_read_as_it_is_asked_for(fold
     halved = {key for key, value in stored.items() if value.dtype == torch.bfloat16}
     assert halved and all(key.startswith("language_model.") and "proj" in key for key in halved)
     assert json.loads((folders / f"{LORA}-bf16" / "config.json").read_text())["dtype"] == "float32"
+    kept, _ = load(folders / f"{LORA}-bf16", precision="bf16")
+    lora = [value for name, value in kept.state_dict().items() if "lora_B" in name]
+    assert lora and all(not torch.equal(value, value.bfloat16().float()) for value in lora), "LoRA loses no bit"
     whole = Lvlm.from_pretrained(folders / f"{LORA}-bf16", dtype=torch.bfloat16)
     assert {parameter.dtype for name, parameter in whole.named_parameters() if "lora_" not in name} == {torch.bfloat16}
 

@@ -136,10 +136,14 @@ def add_lora(part: nn.Module, *, r: int, alpha: float, dropout: float, seed: int
 
 
 def inject_lora(part: nn.Module, config: LoraConfig) -> None:
-    """Put LoRA layers into a part, in place, without touching the global random state."""
+    """Put LoRA layers into a part, in place, in float32 whatever the part is held in, without touching the global
+    random state."""
     config._register_custom_module(_layer_classes(part))
     with torch.random.fork_rng(devices=[]):
         inject_adapter_in_model(config, part, adapter_name=ADAPTER)
+    for name, parameter in part.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.float()
 
 
 def _layer_classes(part: nn.Module) -> dict[type[nn.Module], type[nn.Module]]:

@@ -3,7 +3,7 @@ transformers' Auto classes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +19,7 @@ from lvlm.model.config import LvlmConfig
 from lvlm.model.economy import last_mlp_only_at
 from lvlm.model.register import register_model
 from lvlm.model.tower import VisionTower, build_tower
-from lvlm.model.weights import halve
+from lvlm.model.weights import halve, keep_scales
 
 IMAGE_INPUTS = ("pixel_values", "image_features", "image_counts")
 
@@ -101,6 +101,16 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         from lvlm.model.checkpoints import save_model
 
         save_model(self, super().save_pretrained, save_directory, **kwargs)
+
+    def named_non_persistent_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
+        """Those that transformers makes anew when it loads a model: not the tower's, which are built as they are."""
+        found = super().named_non_persistent_buffers(*args, **kwargs)
+        return ((name, buffer) for name, buffer in found if not name.startswith("vision_tower."))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        moved = super()._apply(fn, recurse=recurse)
+        keep_scales(self.language_model)
+        return moved
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()  # type: ignore[no-any-return]

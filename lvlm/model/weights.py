@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -95,6 +94,8 @@ def _quantised(layer: nn.Linear, bits: int) -> nn.Module:
     settings = {name: value for name, value in new.weight.__dict__.items() if name != "SCB"}
     new.weight = type(new.weight)(weight, **{"requires_grad": False, **settings})
     new.bias = layer.bias
+    # On a CPU, evaluation would pack the weights for a kernel that passes no gradient on when training goes on.
+    new.support_avx512bf16_for_cpu = False
     moved: nn.Module = new.to(weight.device)  # quantises
     return moved.train(layer.training)
 
@@ -108,11 +109,30 @@ def quantised_layers(part: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def dequantised(layer: nn.Module) -> Tensor:
+def dequantised(layer: Any) -> Tensor:
     """The weight of a quantised layer in bfloat16: (out, in)."""
-    layer.state_dict()  # on a CPU, evaluation may have packed the weight for its kernel; this unpacks it
-    weight: Tensor = dequantize_module_weight(layer)
-    return weight.detach().to(torch.bfloat16)
+    from bitsandbytes import functional
+
+    stored = layer.weight.data
+    if hasattr(layer.weight, "quant_state"):
+        weight: Tensor = functional.dequantize_4bit(stored, layer.weight.quant_state)
+    else:
+        weight = functional.int8_vectorwise_dequant(stored, _scales(layer))
+    return weight.to(torch.bfloat16)
+
+
+def _scales(layer: Any) -> Tensor:
+    """Those of an 8-bit layer's rows, which bitsandbytes moves from the weight to the layer in its first pass."""
+    scales: Tensor = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
+    return scales
+
+
+def keep_scales(part: nn.Module) -> None:
+    """After a part was moved: give the weights of 8-bit layers their scales back, which the move has lost."""
+    for layer in quantised_layers(part).values():
+        weight: Any = layer.weight
+        if not hasattr(weight, "quant_state"):
+            weight.SCB = _scales(layer).to(weight.device)
 
 
 def numel(parameter: Tensor) -> int:
