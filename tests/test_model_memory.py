@@ -15,7 +15,7 @@ from lvlm.model.assembly import assemble
 from lvlm.model.checkpoints import load, merge_and_save
 from lvlm.model.lora import FusedLoraLinear, lora_layers
 from lvlm.model.parts import prepare_training, set_train_mode
-from lvlm.model.weights import quantised_layers
+from lvlm.model.weights import matrices, quantised_layers
 from lvlm.run import run
 from tests.families import CONTROLS, make_family
 from tests.test_model_towers import write
@@ -200,6 +200,21 @@ def test_fifty_steps_in_bf16_stay_near_those_in_fp32():
     assert not torch.equal(fp32, bf16)
 
 
+def test_a_stage_holds_in_bf16_what_it_freezes_and_in_fp32_what_learns():
+    model, _ = tiny_world().assemble()
+    rounded = model.language_model.model.layers[0].mlp.up_proj.weight.bfloat16().float()
+    for settings, tower, llm in (
+        (stage(llm="full"), torch.bfloat16, torch.float32),
+        (stage(tower="full", llm="lora"), torch.float32, torch.bfloat16),
+        (stage(llm="full"), torch.bfloat16, torch.float32),
+    ):
+        prepare_training(model, settings, seed=0, precision="bf16")
+        assert model.vision_tower.model.blocks[0].mlp.fc1.weight.dtype == tower
+        assert {weight.dtype for weight in matrices(model.language_model)} == {llm}
+        assert model.config.halved == (["tower"] if llm == torch.float32 else ["llm"])
+    assert torch.equal(model.language_model.model.layers[0].mlp.up_proj.weight, rounded)
+
+
 # Quantisation
 
 
@@ -208,7 +223,7 @@ def test_quantisation_says_what_it_lacks(monkeypatch, nothing_is_loaded, tmp_pat
     config = tiny_world().model_config(**{f"load_{bits}bit": True})
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "bitsandbytes", None)
-        with pytest.raises(InputError, match=rf"load_{bits}bit needs the package bitsandbytes.*lvlm\[quantised\]"):
+        with pytest.raises(InputError, match=rf"load_{bits}bit needs the package bitsandbytes.*\.\[quantised\]"):
             assemble(config, seed=0)
 
     def broken(*_):

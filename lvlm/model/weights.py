@@ -53,7 +53,7 @@ def check_quantisation(bits: int | None) -> None:
     except ImportError as error:
         raise InputError(
             f"model.load_{bits}bit needs the package bitsandbytes, which is not installed here ({one_line(error)}). "
-            f"Install it (pip install 'lvlm[quantised]'), or leave load_{bits}bit out."
+            f"Install it (pip install -e '.[quantised]'), or leave load_{bits}bit out."
         ) from error
     except Exception as error:  # its kernels are chosen as they are called, and fail in many ways
         raise InputError(
