@@ -239,7 +239,7 @@ def _ready(
     config = recorded or RunConfig()
     settings = config.compute.model_copy(update={"device": device} if device else {})
     with compute(settings) as machinery, quiet_transformers():
-        model, processor = load(folder, attn=config.model.attn)
+        model, processor = load(folder, attn=config.model.attn, bits=config.model.bits, precision=machinery.precision)
         model.to(machinery.device)
         features = TowerFeatures(
             model, device=machinery.device, precision=machinery.precision, workers=settings.loader_workers

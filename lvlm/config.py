@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from lvlm.errors import InputError, nearest
+from lvlm.lineage import check_lineage
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Part = Literal["frozen", "lora", "full"]
@@ -89,9 +90,10 @@ class ModelConfig(Settings):
     norm.
     """
     attn: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """How attention is computed; `flash_attention_2` needs a GPU and the package flash-attn."""
+    """How attention is computed; `flash_attention_2` needs a GPU and the package flash-attn, and Gemma 2 computes with
+    `eager` or that. A tower of timm chooses for itself."""
     load_4bit: bool = False
-    """The LLM's frozen weights in 4 bits (nf4) through bitsandbytes."""
+    """The LLM's frozen matrices in 4 bits (nf4) through bitsandbytes; a saved model has them in 16 again."""
     load_8bit: bool = False
     """The same in 8 bits."""
     checkpoint: str | None = None
@@ -104,14 +106,15 @@ class ModelConfig(Settings):
         given = {name: getattr(self, name) for name in ADAPTER_SETTINGS}
         return {name: value for name, value in given.items() if value is not None}
 
-    @model_validator(mode="after")
-    def _one_quantisation(self) -> Self:
-        if self.load_4bit and self.load_8bit:
-            raise ValueError("load_4bit and load_8bit are both true; choose one")
-        return self
+    @property
+    def bits(self) -> int | None:
+        """Of the LLM's frozen matrices, where they are quantised."""
+        return 4 if self.load_4bit else 8 if self.load_8bit else None
 
     @model_validator(mode="after")
-    def _settings_fit_adapter(self) -> Self:
+    def _settings_fit_together(self) -> Self:
+        if self.load_4bit and self.load_8bit:
+            raise ValueError("load_4bit and load_8bit are both true; choose one")
         if self.adapter == "mlp" and self.tiles != 1:
             raise ValueError(f"adapter 'mlp' takes tiles=1, not {self.tiles}; use adapter 'multiscale-pool' for tiles")
         for name in self.adapter_args:
@@ -197,7 +200,7 @@ class StageConfig(Settings):
     lora: LoraSettings = LoraSettings()
     start_lora: Literal["continue", "merge"] = "continue"
     """What becomes of a LoRA that an earlier stage trained: the same one learns on, or it is merged into the weights
-    and a new one is drawn."""
+    and a new one is drawn, whose settings may differ."""
     optim: OptimConfig = OptimConfig()
     batch_samples: Annotated[int, Field(ge=1)] = 16
     """Samples of one optimizer step, whatever the memory settings."""
@@ -253,7 +256,7 @@ class ComputeConfig(Settings):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`bf16` is autocast over fp32 weights; `auto` is bf16 on a GPU and fp32 on a CPU."""
+    """`bf16` is autocast; frozen matrices are then held in bf16. `auto` is bf16 on a GPU and fp32 on a CPU."""
     threads: Annotated[int, Field(ge=1)] | None = None
     micro_batch_tokens: Annotated[int, Field(ge=64)] = 4096
     """LLM tokens (image and text, padding included) of one forward pass; splits an optimizer step, never changes it."""
@@ -305,6 +308,11 @@ class RunConfig(Settings):
     def stages(self) -> dict[str, StageConfig]:
         """The stages that run, in order."""
         return {name: stage for name in ("pretrain", "instruct") if (stage := getattr(self, name)) is not None}
+
+    @model_validator(mode="after")
+    def _stages_fit_together(self) -> Self:
+        check_lineage(self)
+        return self
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -191,7 +191,9 @@ class _Run:
             self.stamps = {path: corpus.stamp() for path, corpus in self.corpora.items()}
         with self.phases("start-up"):
             self.backbones = backbone_digests(self.config.model, seed=self.config.seed)
-            self.model, self.processor = assemble(self.config.model, seed=self.config.seed)
+            self.model, self.processor = assemble(
+                self.config.model, seed=self.config.seed, precision=self.compute.precision
+            )
             self.encoder = SampleEncoder(self.processor)
             self.training = StageTraining(self.config, self.home, self.compute, self.reporter, self.phases)
         with self.phases("data"):
@@ -275,7 +277,12 @@ class _Run:
             if not trained_here:
                 self.reporter.say(f"{name}: taken from {stage.folder}")
             if not trained_here or self.compute.zero_stage:  # a model that was divided is read back whole
-                self.model, self.processor = load(stage.model_folder, attn=self.config.model.attn)
+                self.model, self.processor = load(
+                    stage.model_folder,
+                    attn=self.config.model.attn,
+                    bits=self.config.model.bits,
+                    precision=self.compute.precision,
+                )
                 self.model.to(self.compute.device)
         self.stages[name], self.results[name] = stage, {**result, "trained_here": trained_here}
 

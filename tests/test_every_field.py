@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lvlm.check import tuning
 from lvlm.config import ComputeConfig, RunConfig, flat_fields, make_config, set_value
 from lvlm.data.corpus import Corpus, open_corpus
 from lvlm.data.plan import build_plan
+from lvlm.errors import InputError
 from lvlm.evaluate import evaluate
 from lvlm.model.tiling import pixels
 from lvlm.run import run
@@ -89,9 +91,6 @@ def of_stage(name: str) -> dict[str, tuple[str, Changes]]:
         one("weights", "train.tower", "frozen"),
         one("weights", "train.adapter", "frozen"),
         one("weights", "train.llm", "full"),
-        one("weights", "lora.r", 2),
-        one("weights", "lora.alpha", 16.0),
-        one("weights", "lora.dropout", 0.5),
         one("weights", "optim.lr", 5e-3),
         one("weights", "optim.adapter_lr", 1e-5),
         one("weights", "optim.tower_lr", 1e-5),
@@ -112,6 +111,12 @@ def of_stage(name: str) -> dict[str, tuple[str, Changes]]:
     ])  # fmt: skip
 
 
+def of_both_stages(field: str, value: Any) -> dict[str, tuple[str, Changes]]:
+    """A setting of the LoRA that goes through both stages."""
+    changes = {f"{name}.{field}": value for name in ("pretrain", "instruct")}
+    return {name: ("weights", changes) for name in changes}
+
+
 FIELDS: dict[str, tuple[str, Changes]] = {
     "name": ("record", {}),
     "tags": ("record", {}),
@@ -128,8 +133,15 @@ FIELDS: dict[str, tuple[str, Changes]] = {
     "model.fit": ("model", {"model.fit": "letterbox"}),
     "model.feature_layer": ("model", {"model.feature_layer": -1}),
     "model.attn": ("model", {"model.attn": "eager"}),
+    "model.load_4bit": ("quantised", {"model.load_4bit": True}),
+    "model.load_8bit": ("quantised", {"model.load_8bit": True}),
     **of_stage("pretrain"),
     **of_stage("instruct"),
+    **of_both_stages("lora.r", 2),
+    **of_both_stages("lora.alpha", 16.0),
+    **of_both_stages("lora.dropout", 0.5),
+    "pretrain.start_lora": ("refused", {"pretrain.start_lora": "merge"}),
+    "instruct.start_lora": ("lora", {"instruct.start_lora": "merge"}),
     "evaluate.corpora": ("answers", {"evaluate.corpora": "half"}),
     "evaluate.languages": ("answers", {"evaluate.languages": ["de"]}),
     "evaluate.tasks": ("answers", {"evaluate.tasks": ["vqa"]}),
@@ -140,7 +152,8 @@ FIELDS: dict[str, tuple[str, Changes]] = {
     **{f"compute.{name}": ("read", {}) for name in ComputeConfig.model_fields},
 }
 """Field -> (what it changes, the changes). `read`: it moves where and how fast something is computed and at most its
-last bits, so that it is only seen that a run asks for it; tests of their own say that the results stay."""
+last bits, so that it is only seen that a run asks for it; tests of their own say that the results stay. `refused`: a
+run cannot have it. `quantised`: without bitsandbytes the model is refused, with it another one."""
 
 
 NEEDS: dict[str, Changes] = {
@@ -222,6 +235,16 @@ def modelled(config: RunConfig) -> str:
     return f"{digest(logits)} {adapter} {model.language_model.config._attn_implementation}"
 
 
+def lora_after(config: RunConfig) -> str:
+    """The draw of the LoRA that the second stage begins with, after the first one."""
+    from lvlm.model.parts import prepare_training
+
+    model, _ = fresh(config)
+    for name, stage in config.stages().items():
+        prepare_training(model, stage, seed=config.seed, name=name)
+    return digest(*(value for name, value in model.state_dict().items() if "lora_A" in name))
+
+
 def answered(config: RunConfig, corpus: Corpus) -> str:
     """Every answer of the evaluation and of the validation, by an untrained model."""
     model, processor = fresh(config)
@@ -300,12 +323,23 @@ def test_another_value_changes_something(
     if kind in ("read", "record"):
         assert field in request.getfixturevalue("watched")
         return
+    if kind == "refused":
+        with pytest.raises(InputError, match=field):
+            base(corpus, table)
+        return
     config = base(corpus, concrete(table, corpus, tmp_path))
+    if kind == "quantised" and find_spec("bitsandbytes") is None:
+        with pytest.raises(InputError, match=f"{field} needs the package bitsandbytes"):
+            modelled(config)
+        return
+    if kind == "lora":
+        assert lora_after(config) != lora_after(base(corpus, {})), field
+        return
     stage = field.partition(".")[0] if "." in field else "instruct"
     if field in NEEDS:
         assert modelled(config) != modelled(base(corpus, NEEDS[field])), field
         return
-    if kind == "model":
+    if kind in ("model", "quantised"):
         outcome: Any = modelled(config)
     elif kind == "answers":
         outcome = answered(config, corpus)

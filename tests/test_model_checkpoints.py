@@ -13,18 +13,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lvlm.errors import InputError
+from lvlm.model.assembly import assemble
 from lvlm.model.checkpoints import load, merge_and_save
 from lvlm.model.lvlm import Lvlm
 from lvlm.model.parts import prepare_training
-from tests.test_model_training import batch_for, stage, train
+from tests.test_model_training import MODES, batch_for, stage, train
 from tests.tiny import make_llm, tiny_image, tiny_world
 
-VARIANTS = {
-    "adapter": {"adapter": "full"},
-    "lora": {"llm": "lora", "tower": "full"},
-    "tower-lora": {"llm": "full", "tower": "lora", "adapter": "frozen"},
-    "full": {"llm": "full", "tower": "full"},
-}
+VARIANTS = {"-".join(modes): dict(zip(("tower", "adapter", "llm"), modes, strict=True)) for modes in MODES}
+ADAPTER, LORA = "frozen-full-frozen", "full-full-lora"
+HELD = (ADAPTER, LORA, "lora-full-full")
+"""Those that are also saved with frozen matrices in bfloat16."""
+WITH_LORA = [name for name in VARIANTS if "lora" in name]
 FRESH = """
 import sys, torch
 torch.set_num_threads(1)
@@ -33,9 +33,11 @@ import lvlm
 from pathlib import Path
 for folder in sorted(Path(sys.argv[1]).iterdir()):
     expected = torch.load(folder / "expected.pt", weights_only=True)
-    model, processor = lvlm.load(folder)
-    for loaded in (model, *([AutoModelForCausalLM.from_pretrained(folder).eval()] if folder.name == "lora" else [])):
-        with torch.no_grad():
+    bf16 = folder.name.endswith("bf16")
+    model, processor = lvlm.load(folder, precision="bf16" if bf16 else "fp32")
+    auto = [AutoModelForCausalLM.from_pretrained(folder).eval()] if folder.name == "full-full-lora" else []
+    for loaded in (model, *auto):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits = loaded(**expected["batch"]).logits
         assert torch.equal(logits, expected["logits"]), (folder.name, (logits - expected["logits"]).abs().max())
         tied = loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
@@ -101,8 +103,8 @@ def saved(folder, model, processor, *, merge=False):
     return folder
 
 
-def note(folder, model, batch):
-    with torch.no_grad():
+def note(folder, model, batch, *, bf16=False):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         logits = model(**batch).logits
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     torch.save({"batch": batch, "logits": logits, "tied": tied}, folder / "expected.pt")
@@ -122,6 +124,12 @@ def folders(tmp_path_factory):
         if "lora" in name:
             folder = saved(root / f"{name}-merged", model, processor, merge=True)
             note(folder, load(folder)[0], batch)
+    for name in HELD:
+        model, processor = assemble(tiny_world().model_config(tiles=2), seed=0, precision="bf16")
+        prepare_training(model, stage(**VARIANTS[name]), seed=0, precision="bf16")
+        with torch.autocast("cpu", torch.bfloat16):
+            train(model, processor)
+        note(saved(root / f"{name}-bf16", model, processor), model, batch_for(model, processor), bf16=True)
     bare = make_llm(root.parent / f"{root.name}-llm", placeholder=False, tied=False)
     model, processor = tiny_world().assemble(llm=str(bare), adapter="mlp", feature_layer=-1)
     note(saved(root / "untied-resized", model, processor), model, batch_for(model, processor))
@@ -129,15 +137,16 @@ def folders(tmp_path_factory):
 
 
 def test_logits_are_bit_equal_in_a_fresh_process(folders):
-    assert set(run(FRESH, folders)) == {*VARIANTS, "lora-merged", "tower-lora-merged", "untied-resized"}
+    merged, held = {f"{name}-merged" for name in WITH_LORA}, {f"{name}-bf16" for name in HELD}
+    assert set(run(FRESH, folders)) == {*VARIANTS, *merged, *held, "untied-resized"}
 
 
 def test_readme_usage_in_a_fresh_process(folders, tmp_path):
     tiny_image(7).save(tmp_path / "image.png")
-    assert run(README, folders / "lora", tmp_path / "image.png") == ["ok"]
+    assert run(README, folders / LORA, tmp_path / "image.png") == ["ok"]
 
 
-@pytest.mark.parametrize("name", ["lora", "tower-lora"])
+@pytest.mark.parametrize("name", WITH_LORA)
 def test_merged_equals_unmerged_and_leaves_the_model_as_it_is(folders, name):
     kept, merged = (
         torch.load(folders / folder / "expected.pt", weights_only=True) for folder in (name, f"{name}-merged")
@@ -148,7 +157,7 @@ def test_merged_equals_unmerged_and_leaves_the_model_as_it_is(folders, name):
     assert not config.get("lora") and not (folders / f"{name}-merged" / "lora").exists()
     model, _ = load(folders / name)
     keys = set(model.state_dict())
-    model.save_pretrained(folders.parent / "again", merge_lora=True)
+    model.save_pretrained(folders.parent / f"{name}-again", merge_lora=True)
     assert set(model.state_dict()) == keys and model.config.lora
 
 
@@ -156,22 +165,22 @@ def test_lora_is_an_ordinary_peft_adapter(folders):
     """peft itself reads the saved LoRA and gives the same LLM."""
     from peft import PeftModel
 
-    model, _ = load(folders / "lora")
-    plain, _ = load(folders / "adapter")
-    weights = load_file(folders / "lora" / "model.safetensors")
+    model, _ = load(folders / LORA)
+    plain, _ = load(folders / ADAPTER)
+    weights = load_file(folders / LORA / "model.safetensors")
     prefix = "language_model."
     state = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     plain.language_model.load_state_dict(state, strict=False)
-    wrapped = PeftModel.from_pretrained(plain.language_model, folders / "lora" / "lora" / "llm").eval()
+    wrapped = PeftModel.from_pretrained(plain.language_model, folders / LORA / "lora" / "llm").eval()
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         assert torch.equal(wrapped(input_ids=ids).logits, model.language_model(input_ids=ids).logits)
 
 
 def test_only_safetensors_and_plain_keys_are_written(folders):
-    keys = set(load_file(folders / "lora" / "model.safetensors"))
+    keys = set(load_file(folders / LORA / "model.safetensors"))
     assert not any("lora" in key or "base_layer" in key for key in keys)
-    assert keys == set(load_file(folders / "adapter" / "model.safetensors"))
+    assert keys == set(load_file(folders / ADAPTER / "model.safetensors"))
     assert "language_model.lm_head.weight" not in keys, "tied weights are stored once"
     assert not [path for path in folders.rglob("*") if path.suffix in (".bin", ".pt") and path.name != "expected.pt"]
 
@@ -180,7 +189,7 @@ def test_only_safetensors_and_plain_keys_are_written(folders):
 @pytest.mark.parametrize("file", ["model.safetensors", "lora/llm/adapter_model.safetensors"])
 def test_weights_that_do_not_fit_are_refused(folders, tmp_path, file, fault):
     folder = tmp_path / "broken"
-    shutil.copytree(folders / "lora", folder)
+    shutil.copytree(folders / LORA, folder)
     state = load_file(folder / file)
     key = next(key for key in state if "layers.1" in key and key.endswith("weight"))
     if fault == "surplus":
@@ -195,7 +204,7 @@ def test_weights_that_do_not_fit_are_refused(folders, tmp_path, file, fault):
 
 
 def test_a_lora_that_is_gone_is_refused(folders, tmp_path):
-    shutil.copytree(folders / "lora", tmp_path / "broken")
+    shutil.copytree(folders / LORA, tmp_path / "broken")
     shutil.rmtree(tmp_path / "broken" / "lora")
     with pytest.raises(InputError, match="does not exist"):
         Lvlm.from_pretrained(tmp_path / "broken")
@@ -221,9 +230,31 @@ def test_attention_is_that_which_was_asked_for(tmp_path):
         assert not torch.equal(sdpa(**batch).logits, model(**batch).logits)
 
 
+def test_bfloat16_is_stored_for_what_was_frozen_and_read_as_it_is_asked_for(folders):
+    def types(**settings):
+        model, _ = load(folders / f"{LORA}-bf16", **settings)
+        return {
+            part: {parameter.dtype for parameter in getattr(model, part).parameters()}
+            for part in ("vision_tower", "multi_modal_projector", "language_model")
+        }
+
+    fp32, both = {torch.float32}, {torch.float32, torch.bfloat16}
+    assert types(precision="bf16") == {"vision_tower": fp32, "multi_modal_projector": fp32, "language_model": both}
+    assert set(map(frozenset, types().values())) == {frozenset(fp32)}
+    stored = load_file(folders / f"{LORA}-bf16" / "model.safetensors")
+    halved = {key for key, value in stored.items() if value.dtype == torch.bfloat16}
+    assert halved and all(key.startswith("language_model.") and "proj" in key for key in halved)
+    assert json.loads((folders / f"{LORA}-bf16" / "config.json").read_text())["dtype"] == "float32"
+    kept, _ = load(folders / f"{LORA}-bf16", precision="bf16")
+    lora = [value for name, value in kept.state_dict().items() if "lora_B" in name]
+    assert lora and all(not torch.equal(value, value.bfloat16().float()) for value in lora), "LoRA loses no bit"
+    whole = Lvlm.from_pretrained(folders / f"{LORA}-bf16", dtype=torch.bfloat16)
+    assert {parameter.dtype for name, parameter in whole.named_parameters() if "lora_" not in name} == {torch.bfloat16}
+
+
 def test_training_goes_on_from_a_saved_model(folders):
     """A second stage on a loaded model learns the same tensors as one on the model that was never saved."""
-    model, processor = load(folders / "lora")
+    model, processor = load(folders / LORA)
     before = set(model.state_dict())
     prepare_training(model, stage(llm="lora"), seed=0)
     assert set(model.state_dict()) == before

@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import CohereConfig, Gemma2Config, LlamaConfig, Phi3Config, Qwen2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from lvlm.model.economy import FusedRmsNorm, fuse_norms, last_mlp_only_at
 from lvlm.model.lora import add_lora
-
-SIZES = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-FAMILIES = {"qwen2": Qwen2Config, "llama": LlamaConfig, "phi3": Phi3Config, "gemma2": Gemma2Config}
+from tests.families import CONTROLS, tiny_config
 
 
-def causal_lm(config_class):
+def causal_lm(family):
     torch.manual_seed(0)
-    llm = AutoModelForCausalLM.from_config(config_class(**SIZES), attn_implementation="eager").eval()
+    llm = AutoModelForCausalLM.from_config(tiny_config(family), attn_implementation="eager").eval()
     add_lora(llm, r=2, alpha=4, dropout=0.0, seed=0)
     for name, parameter in llm.named_parameters():
         parameter.requires_grad_("lora_" in name)
@@ -46,10 +32,10 @@ def loss_and_gradients(llm, positions, *, spared):
     return loss, {name: parameter.grad for name, parameter in llm.named_parameters() if parameter.requires_grad}
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "cohere"])
+@pytest.mark.parametrize("family", CONTROLS)
 def test_gradients_are_those_of_the_whole_model(family):
     positions = torch.tensor([2, 3, 8, 11, 17])
-    llm = causal_lm({**FAMILIES, "cohere": CohereConfig}[family])
+    llm = causal_lm(family)
     loss, gradients = loss_and_gradients(llm, positions, spared=False)
     fuse_norms(llm)
     spared, economical = loss_and_gradients(llm, positions, spared=True)
@@ -59,7 +45,7 @@ def test_gradients_are_those_of_the_whole_model(family):
 
 
 def test_the_last_mlp_sees_only_what_is_read():
-    llm = causal_lm(Qwen2Config)
+    llm = causal_lm("qwen2")
     seen: dict[int, int] = {}
     for number, block in enumerate(llm.model.layers):
         block.mlp.gate_proj.register_forward_pre_hook(
@@ -72,14 +58,14 @@ def test_the_last_mlp_sees_only_what_is_read():
 
 
 def test_nothing_read_gives_no_gradient_and_no_error():
-    llm = causal_lm(Qwen2Config)
+    llm = causal_lm("qwen2")
     with last_mlp_only_at(llm, torch.tensor([], dtype=torch.long)):
         hidden = llm.base_model(input_ids=torch.tensor([[3, 4, 5]]), use_cache=False)[0]
     hidden.flatten(0, 1)[:0].sum().backward()
 
 
 def test_an_llm_that_computes_blocks_twice_runs_whole():
-    llm = causal_lm(Qwen2Config)
+    llm = causal_lm("qwen2")
     positions = torch.tensor([2, 3])
     _, gradients = loss_and_gradients(llm, positions, spared=False)
     llm.activation_checkpointing_enable({"use_reentrant": False})
@@ -99,7 +85,7 @@ def test_the_fused_norm_is_its_formula():
 
 @pytest.mark.parametrize(("family", "norms"), [("qwen2", 5), ("llama", 5), ("phi3", 5), ("gemma2", 0)])
 def test_norms_are_fused_by_what_they_compute(family, norms):
-    llm = causal_lm(FAMILIES[family])
+    llm = causal_lm(family)
     kinds = {type(module).__name__ for module in llm.modules()}
     assert fuse_norms(llm) == norms
     assert fuse_norms(llm) == 0, "once is enough"
@@ -107,7 +93,7 @@ def test_norms_are_fused_by_what_they_compute(family, norms):
 
 
 def test_a_norm_that_learns_gets_its_gradient():
-    llm = causal_lm(Qwen2Config)
+    llm = causal_lm("qwen2")
     llm.requires_grad_(True)
     _, gradients = loss_and_gradients(llm, torch.tensor([2, 3]), spared=False)
     fuse_norms(llm)

@@ -104,14 +104,16 @@ def test_another_image_size_for_a_folder_of_a_timm_tower(tmp_path, class_token):
         tiny_world().assemble(tower="tiny-vit/0", image_size=96)
 
 
-def test_a_saved_model_brings_its_tower_of_transformers_back(tmp_path):
-    write(tmp_path / "tower", "siglip")
-    model, processor = tiny_world().assemble(tower=str(tmp_path / "tower"), fit="letterbox", image_size=32)
+@pytest.mark.parametrize("size", [24, 32])
+@pytest.mark.parametrize("name", HUB)
+def test_a_saved_model_brings_its_tower_of_transformers_back(tmp_path, name, size):
+    write(tmp_path / "tower", name)
+    model, processor = tiny_world().assemble(tower=str(tmp_path / "tower"), fit="letterbox", image_size=size)
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     again, read = load(tmp_path / "model")
     views = pixels(tiny_image(), read.image_transform)
-    assert torch.equal(views, pixels(tiny_image(), processor.image_transform)) and views.shape == (1, 3, 32, 32)
+    assert torch.equal(views, pixels(tiny_image(), processor.image_transform)) and views.shape == (1, 3, size, size)
     with torch.no_grad():
         assert torch.equal(again.image_features(views), model.image_features(views))
 

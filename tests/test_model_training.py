@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import product
 
 import pytest
@@ -21,8 +22,9 @@ MODES = [
 ]
 
 
-def stage(tower="frozen", adapter="full", llm="frozen", **lora):
+def stage(tower="frozen", adapter="full", llm="frozen", *, start_lora="continue", **lora):
     return StageConfig(
+        start_lora=start_lora,
         mix=MixConfig(corpora=()),
         train=TrainedParts(tower=tower, adapter=adapter, llm=llm),
         lora=LoraSettings(**({"r": 4} | lora)) if "lora" in (tower, llm) else LoraSettings(),
@@ -114,6 +116,48 @@ def test_a_second_stage_continues_the_same_lora():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(InputError, match="already has a LoRA"):
         prepare_training(model, stage(llm="lora", r=8), seed=0)
+
+
+def test_an_earlier_lora_is_merged_and_another_one_drawn():
+    """Nothing changes before the first step but rounding; the new LoRA has settings and a draw of its own."""
+    model, processor = tiny_world().assemble()
+    prepare_training(model, stage(tower="lora", llm="lora"), seed=0, name="pretrain")
+    first = {name: value.clone() for name, value in model.state_dict().items() if "lora_A" in name}
+    train(model, processor)
+    batch = batch_for(model, processor)
+    known = {name: value.clone() for name, value in model.state_dict().items()}
+    draws = []
+    with torch.no_grad():
+        before = model(**batch).logits
+        settings = stage(llm="lora", start_lora="merge", dropout=0.1)
+        for _ in range(2):
+            again = copy.deepcopy(model)
+            prepare_training(again, settings, seed=0, name="instruct")
+            torch.testing.assert_close(again.eval()(**batch).logits, before, rtol=1e-5, atol=1e-5)
+            draws.append({name: value for name, value in again.state_dict().items() if "lora_A" in name})
+    layers = lora_layers(again.language_model)
+    assert all(not layer.lora_B["default"].weight.any() for layer in layers.values()), "the earlier one is gone"
+    assert all(layer.lora_dropout["default"].p == 0.1 for layer in layers.values())
+    for name, layer in layers.items():
+        place = f"language_model.{name}"
+        assert not torch.equal(layer.get_base_layer().weight, known[f"{place}.base_layer.weight"]), "merged"
+        assert not torch.equal(layer.lora_A["default"].weight, first[f"{place}.lora_A.default.weight"]), "drawn anew"
+    assert all(torch.equal(value, draws[1][name]) for name, value in draws[0].items()), "one seed, one draw"
+    tower = {name: value for name, value in again.state_dict().items() if name.startswith("vision_tower.")}
+    assert all(torch.equal(value, known[name]) for name, value in tower.items()), "a frozen part keeps its own"
+    other = copy.deepcopy(model)
+    prepare_training(other, stage(llm="lora", start_lora="merge", r=2), seed=0, name="instruct")
+    assert {layer.r["default"] for layer in lora_layers(other.language_model).values()} == {2}
+    trained = {name for name, parameter in again.named_parameters() if parameter.requires_grad}
+    before = {name: value.clone() for name, value in again.state_dict().items()}
+    train(again, processor)
+    assert {name for name, value in again.state_dict().items() if not torch.equal(value, before[name])} == trained
+
+
+def test_a_merge_without_a_lora_is_refused():
+    model, _ = tiny_world().assemble()
+    with pytest.raises(InputError, match="start_lora is merge but the model has no LoRA in llm"):
+        prepare_training(model, stage(llm="lora", start_lora="merge"), seed=0)
 
 
 def test_full_training_after_lora_starts_from_the_merged_weights():

@@ -5,23 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from lvlm.errors import InputError
 from lvlm.model.chat import IGNORED, IMAGE_PLACEHOLDER
 from lvlm.model.processor import LvlmProcessor
 from lvlm.model.templates import CENTURIO, centurio_template
+from tests.families import CONTROLS, tokenizer_of
 
-CONTROLS = {
-    "qwen2": ("<|im_start|>", "<|im_end|>"),
-    "phi3": ("<s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
-    "llama": ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    "gemma2": ("<bos>", "<start_of_turn>", "<end_of_turn>"),
-    "cohere": (
-        "<BOS_TOKEN>", "<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|END_OF_TURN_TOKEN|>",
-    ),
-}  # fmt: skip
 ONE_IMAGE = {
     "qwen2": (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -52,20 +42,10 @@ ONE_IMAGE = {
 
 
 def processor_of(family):
-    """A processor with a small byte-level tokenizer that has the family's special tokens, and Centurio's template."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [*CONTROLS[family], IMAGE_PLACEHOLDER, "<pad>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(["Was ist das? Ein Kreis."], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", extra_special_tokens=special[:-1])
+    """A processor with a small tokenizer of the family and Centurio's template."""
     template = CENTURIO[family]
     return LvlmProcessor(
-        fast, image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, image_tokens=1,
+        tokenizer_of(family, placeholder=True), image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, image_tokens=1,
         image_separator=template.separator, chat_template=template.jinja(),
     )  # fmt: skip
 
@@ -112,6 +92,28 @@ def test_answers_and_ends_of_turns_are_learned_and_nothing_else(family, name):
     processor, end = processor_of(family), ONE_IMAGE[family][3]
     turns = CONVERSATIONS[name]
     assert runs(processor, processor.encode_sample(turns)) == [answer + end for _, answer in turns]
+
+
+@pytest.mark.parametrize("family", ONE_IMAGE)
+def test_texts_create_no_control_token_and_there_is_one_bos(family):
+    """In training, in generation, and for a prompt that was rendered as the README does. A placeholder in a user text
+    that no image goes with is an error; in an answer it is text."""
+    processor = processor_of(family)
+    typed = " ".join([*CONTROLS[family], "<pad>"])
+    plain = processor.encode_sample([("Was?", "Ein Kreis.")])["input_ids"]
+    hostile = processor.encode_sample([(typed, f"{typed} {IMAGE_PLACEHOLDER}")])["input_ids"]
+    with pytest.raises(InputError, match="0 images but 1 times <image_placeholder>"):
+        processor.encode_sample([(f"{typed} {IMAGE_PLACEHOLDER}", "Ja.")])
+    asked = processor.encode_prompt(typed)
+    assert hostile[: len(asked)] == asked
+    for token in processor.tokenizer.all_special_ids:
+        assert hostile.count(token) == plain.count(token)
+    rendered = processor.apply_chat_template([{"role": "user", "content": "Was?"}], add_generation_prompt=True)
+    (called,) = processor(text=[rendered])["input_ids"]
+    if processor.tokenizer.bos_token_id is not None:
+        for ids in (plain, hostile, asked, called):
+            assert ids[0] == processor.tokenizer.bos_token_id and ids.count(ids[0]) == 1
+    assert called == processor.encode_prompt("Was?")
 
 
 @pytest.mark.parametrize("family", ONE_IMAGE)

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from lvlm.config import ModelConfig, one_line
 from lvlm.errors import InputError
 from lvlm.model.adapters import initialise_adapter
+from lvlm.model.attention import check_attention, check_family
 from lvlm.model.backbones import resolve, tokenizer_source
 from lvlm.model.chat import IMAGE_PLACEHOLDER
 from lvlm.model.config import LvlmConfig
@@ -21,22 +22,25 @@ from lvlm.model.lvlm import Lvlm
 from lvlm.model.processor import LvlmProcessor
 from lvlm.model.templates import Template, centurio_template
 from lvlm.model.tower import load_tower
+from lvlm.model.weights import check_quantisation, halve, matrices, quantise
 
 
-def assemble(model_config: ModelConfig, *, seed: int) -> tuple[Lvlm, LvlmProcessor]:
+def assemble(model_config: ModelConfig, *, seed: int, precision: str = "fp32") -> tuple[Lvlm, LvlmProcessor]:
     """(model, processor); see `Lvlm.assemble`. The global random state stays as it was."""
+    check_attention(model_config.attn, precision=precision)
+    check_quantisation(model_config.bits)
     with torch.random.fork_rng(devices=[]):
-        return _assemble(model_config, seed=seed)
+        return _assemble(model_config, seed=seed, precision=precision)
 
 
-def _assemble(model_config: ModelConfig, *, seed: int) -> tuple[Lvlm, LvlmProcessor]:
+def _assemble(model_config: ModelConfig, *, seed: int, precision: str) -> tuple[Lvlm, LvlmProcessor]:
     tower, description = load_tower(
         resolve(model_config.tower, seed=seed),
         feature_layer=model_config.feature_layer,
         image_size=model_config.image_size,
     )
     source = resolve(model_config.llm, seed=seed)
-    llm, tokenizer = load_llm(source, attn=model_config.attn)
+    llm, tokenizer = load_llm(source, attn=model_config.attn, precision=precision)
     config = LvlmConfig(
         text_config=llm.config,
         tower=description,
@@ -51,18 +55,35 @@ def _assemble(model_config: ModelConfig, *, seed: int) -> tuple[Lvlm, LvlmProces
     model = Lvlm(config, vision_tower=tower, language_model=llm)
     initialise_adapter(model.multi_modal_projector.adapter, vision_width=description["width"], seed=seed)
     processor = make_processor(config, tokenizer, template=_template(model_config, llm.config))
-    _check_head(model)
+    _check_head(model, precision=precision)
     _set_generation(model, processor)
+    tower.attend(model_config.attn)
+    with _named(source):
+        llm.set_attn_implementation(model_config.attn)
+    if precision == "bf16":
+        halve(tower)
+        halve(llm)
+        config.halved = ["llm", "tower"]
+    if model_config.bits:
+        quantise(llm, model_config.bits)
     return model.eval(), processor
 
 
-def load_llm(source: str, *, attn: str) -> tuple[Any, Any]:
-    """(causal LM in float32, tokenizer) whose vocabulary has the image placeholder."""
+def load_llm(source: str, *, attn: str, precision: str) -> tuple[Any, Any]:
+    """(causal LM, tokenizer) whose vocabulary has the image placeholder, in float32; for `precision` `bf16` its
+    matrices stay in the type they are stored in. It computes attention eagerly, which it can anywhere."""
     tokenizer = load_tokenizer(source)
     with _named(source):
+        check_family(attn, AutoConfig.from_pretrained(source))
+        dtype = "auto" if precision == "bf16" else torch.float32
         llm = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, attn_implementation=attn, use_safetensors=True
+            source, dtype=dtype, attn_implementation="eager", use_safetensors=True
         )
+    stay = {id(weight) for weight in matrices(llm)} - {id(llm.get_output_embeddings().weight)}
+    for parameter in llm.parameters():
+        if id(parameter) not in stay:
+            parameter.data = parameter.data.float()
+    llm.config.dtype = torch.float32
     _make_room(llm, len(tokenizer))
     return llm, tokenizer
 
@@ -127,12 +148,13 @@ def make_processor(config: LvlmConfig, tokenizer: Any, *, template: Template | N
 
 
 @torch.no_grad()
-def _check_head(model: Lvlm) -> None:
+def _check_head(model: Lvlm, *, precision: str) -> None:
     """The training loss applies the head to hidden states itself; an LLM family that does more than that must not pass
     unseen."""
     ids = torch.tensor([[0, 1]])
-    expected = model.language_model(input_ids=ids).logits
-    found = model.logits(model.hidden_states({"input_ids": ids}))
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        expected = model.language_model(input_ids=ids).logits
+        found = model.logits(model.hidden_states({"input_ids": ids}))
     if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
         raise InputError(
             f"The language model {type(model.language_model).__name__} computes its logits in a way that is not "

@@ -16,7 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lvlm.errors import InputError
+from lvlm.model.attention import check_attention, check_family
+from lvlm.model.config import LvlmConfig
 from lvlm.model.lora import load_lora, lora_config, split_state
+from lvlm.model.weights import check_quantisation, matrices, quantise
 
 if TYPE_CHECKING:
     from lvlm.model.lvlm import Lvlm
@@ -35,10 +38,14 @@ def parts(model: Lvlm) -> dict[str, nn.Module]:
 PREFIXES = {"tower": "vision_tower.", "adapter": "multi_modal_projector.", "llm": "language_model."}
 
 
-def load(path: str | Path, *, attn: str | None = None) -> tuple[Lvlm, LvlmProcessor]:
+def load(
+    path: str | Path, *, attn: str | None = None, bits: int | None = None, precision: str = "fp32"
+) -> tuple[Lvlm, LvlmProcessor]:
     """(model, processor) of a saved model, ready to generate.
 
-    `attn` is `ModelConfig.attn`, which no model folder keeps; None leaves the choice to transformers.
+    `attn` and `bits` are those of `ModelConfig`, which no model folder keeps; None leaves attention to transformers
+    and the LLM whole. The model is in float32; with `precision` `bf16` what lies in the files in bfloat16 stays so, to
+    be used under autocast.
     """
     from lvlm.model.lvlm import Lvlm
     from lvlm.model.processor import LvlmProcessor
@@ -51,7 +58,11 @@ def load(path: str | Path, *, attn: str | None = None) -> tuple[Lvlm, LvlmProces
             f"{folder / 'config.json'}, field 'model_type', is {found!r} and not 'lvlm': this is no model of this "
             "package. Give the folder of a finished run, or one that `python -m lvlm export` wrote."
         )
-    model: Lvlm = Lvlm.from_pretrained(folder, **({} if attn is None else {"attn_implementation": attn}))
+    check_attention(attn, precision=precision)
+    check_quantisation(bits)
+    check_family(attn, LvlmConfig.from_pretrained(folder).text_config)
+    settings: dict[str, Any] = {"bits": bits, "keep_halved": precision == "bf16"}
+    model: Lvlm = Lvlm.from_pretrained(folder, **settings | ({} if attn is None else {"attn_implementation": attn}))
     return model.eval(), LvlmProcessor.from_pretrained(folder)
 
 
@@ -64,7 +75,8 @@ def _model_type(path: Path) -> Any:
 
 
 def merge_and_save(model: Lvlm, processor: LvlmProcessor, folder: str | Path) -> None:
-    """Write the model with its LoRA added to the weights, and its processor; the model itself keeps its LoRA."""
+    """Write the model with its LoRA added to the weights, and its processor; the model itself keeps its LoRA. A
+    quantised LLM is written in 16 or 32 bits, as its layers compute."""
     model.save_pretrained(folder, merge_lora=True)
     processor.save_pretrained(folder)
 
@@ -78,7 +90,7 @@ def save_model(model: Lvlm, save: Callable[..., Any], folder: Any, *, merge_lora
     state: dict[str, torch.Tensor] = {}
     with_lora: list[str] = []
     for name, part in parts(model).items():
-        plain, lora = split_state(part, merged=merge_lora)
+        plain, lora = split_state(part, merged=merge_lora, halved=name in (model.config.halved or []))
         state |= {PREFIXES[name] + key: value for key, value in plain.items()}
         if lora:
             with_lora.append(name)
@@ -118,11 +130,18 @@ def _config_text(config: LoraConfig) -> str:
 
 def load_model(cls: Any, load_base: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any:
     """See `Lvlm.from_pretrained`. `load_base` is the method of transformers."""
-    wants_info = kwargs.pop("output_loading_info", False)
+    wants_info, bits, keep_halved = (kwargs.pop(name, None) for name in ("output_loading_info", "bits", "keep_halved"))
     kwargs.setdefault("use_safetensors", True)
     kwargs["ignore_mismatched_sizes"] = True  # so that all faults come back together and are refused below
     model, info = load_base(path, *args, output_loading_info=True, **kwargs)
     _refuse(path, missing=info["missing_keys"], surplus=info["unexpected_keys"], shapes=info["mismatched_keys"])
+    if not keep_halved:
+        for name in model.config.halved or []:
+            for weight in matrices(parts(model)[name]):
+                weight.data = weight.data.to(model.dtype)
+        model.config.halved = None
+    if bits:
+        quantise(model.language_model, bits)
     for name in model.config.lora or []:
         _restore_lora(parts(model)[name], Path(path) / LORA_FOLDER / name, device=model.device)
     return (model, info) if wants_info else model

@@ -35,6 +35,8 @@ class LvlmConfig(PreTrainedConfig):  # type: ignore[misc]
     """LLM tokens of one image."""
     lora: list[str] | None = None
     """Parts whose LoRA is kept beside the weights: `llm`, `tower`."""
+    halved: list[str] | None = None
+    """Parts whose matrices are stored in bfloat16, because they were frozen under that precision."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)

@@ -1,5 +1,6 @@
-"""What training need not compute: passes over memory in a frozen RMSNorm, and the last block's MLP where no output is
-read. Neither changes a number beyond rounding. Called by `lvlm.model.parts` and `lvlm.model.lvlm`."""
+"""What training need not compute or keep: passes over memory in a frozen RMSNorm, the last block's MLP where no output
+is read, activations that can be computed again. None changes a number beyond rounding. Called by `lvlm.model.parts` and
+`lvlm.model.lvlm`."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 class FusedRmsNorm(Function):
@@ -81,12 +83,12 @@ def last_mlp_only_at(llm: Any, positions: Tensor | None) -> Iterator[None]:
     """Inside, the MLP of the LLM's last block runs at `positions` alone, flat into (batch * tokens).
 
     Everywhere else the block's output then lacks its MLP: right where no one reads it, since nothing after the last
-    MLP mixes positions. An LLM that keeps its blocks elsewhere, or that computes them a second time for the backward
-    pass, runs whole.
+    MLP mixes positions. An LLM that keeps its blocks elsewhere, or that computes the last one a second time for the
+    backward pass, runs whole.
     """
-    blocks = getattr(llm.base_model, "layers", None)
-    mlp: Any = getattr(blocks[-1], "mlp", None) if isinstance(blocks, nn.ModuleList) and len(blocks) else None
-    if positions is None or mlp is None or llm.is_activation_checkpointing:
+    block = _last_block(llm)
+    mlp: Any = getattr(block, "mlp", None)
+    if positions is None or mlp is None or getattr(block, "gradient_checkpointing", False):
         yield
         return
     whole = mlp.forward
@@ -100,3 +102,32 @@ def last_mlp_only_at(llm: Any, positions: Tensor | None) -> Iterator[None]:
         yield
     finally:
         del mlp.forward
+
+
+def _last_block(llm: Any) -> nn.Module | None:
+    blocks = getattr(llm.base_model, "layers", None)
+    return blocks[-1] if isinstance(blocks, nn.ModuleList) and len(blocks) else None
+
+
+def checkpoint_blocks(llm: Any, on: bool) -> None:
+    """Let the blocks of an LLM be computed again in the backward pass, or let them keep their activations, in place.
+
+    The last block keeps its own: `last_mlp_only_at` then spares the same work, and dropout draws the same masks, with
+    and without. It acts in blocks in training mode alone; see `train_mode`.
+    """
+    if not on:
+        llm.activation_checkpointing_disable()
+        return
+    llm.activation_checkpointing_enable({"use_reentrant": False})
+    llm.disable_input_require_grads()  # which only re-entrant checkpoints need
+    if hasattr(block := _last_block(llm), "mlp"):
+        block.gradient_checkpointing = False  # type: ignore[union-attr,assignment]
+
+
+def train_mode(part: nn.Module, learns: bool) -> None:
+    """Dropout acts in a part that learns; a frozen one computes as in evaluation, though its blocks are told that this
+    is training where they are checkpointed, since gradients may pass through them."""
+    part.train(learns)
+    for module in part.modules():
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+            module.training = True

@@ -17,7 +17,9 @@ from torch.autograd import Function
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from lvlm.errors import InputError
 from lvlm.model.seeding import generator_for
+from lvlm.model.weights import dequantised, quantised_layers
 
 ADAPTER = "default"
 SUM_BYTES = 1 << 30
@@ -121,25 +123,43 @@ def linear_names(part: nn.Module) -> list[str]:
     ]
 
 
-def add_lora(part: nn.Module, *, r: int, alpha: float, dropout: float, seed: int) -> None:
+def add_lora(part: nn.Module, *, r: int, alpha: float, dropout: float, seed: int, stream: str = "lora") -> None:
     """Put LoRA on every linear layer of a part, in place. B starts at zero; A is drawn layer by layer from its own
-    stream of `seed`."""
+    stream of `seed`, whose name begins with `stream`."""
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=linear_names(part), bias="none")
     inject_lora(part, config)
     for name, layer in lora_layers(part).items():
         weight = layer.lora_A[ADAPTER].weight
         draw = torch.empty(weight.shape)
-        nn.init.kaiming_uniform_(draw, a=math.sqrt(5), generator=generator_for(seed, f"lora.{name}"))
+        nn.init.kaiming_uniform_(draw, a=math.sqrt(5), generator=generator_for(seed, f"{stream}.{name}"))
         with torch.no_grad():
             weight.copy_(draw)
             layer.lora_B[ADAPTER].weight.zero_()
 
 
 def inject_lora(part: nn.Module, config: LoraConfig) -> None:
-    """Put LoRA layers into a part, in place, without touching the global random state."""
-    config._register_custom_module({nn.Linear: FusedLoraLinear})
+    """Put LoRA layers into a part, in place, in float32 whatever the part is held in, without touching the global
+    random state."""
+    config._register_custom_module(_layer_classes(part))
     with torch.random.fork_rng(devices=[]):
         inject_adapter_in_model(config, part, adapter_name=ADAPTER)
+    for name, parameter in part.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.float()
+
+
+def _layer_classes(part: nn.Module) -> dict[type[nn.Module], type[nn.Module]]:
+    """Layer -> what computes it with LoRA, the first that fits; a quantised layer is an `nn.Linear` too."""
+    if not quantised_layers(part):
+        return {nn.Linear: FusedLoraLinear}
+    from bitsandbytes import nn as quantised
+    from peft.tuners.lora import bnb
+
+    return {
+        quantised.Linear4bit: bnb.Linear4bit,
+        quantised.Linear8bitLt: bnb.Linear8bitLt,
+        nn.Linear: FusedLoraLinear,
+    }
 
 
 def lora_config(part: nn.Module) -> LoraConfig:
@@ -148,25 +168,30 @@ def lora_config(part: nn.Module) -> LoraConfig:
     return config
 
 
-def split_state(part: nn.Module, *, merged: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def split_state(part: nn.Module, *, merged: bool, halved: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(plain weights, LoRA weights) of a part.
 
     Plain keys are those of the part without LoRA; with `merged` the update is added to them and the second dict is
-    empty. LoRA keys are peft's own, so that `peft.PeftModel.from_pretrained` reads them.
+    empty. LoRA keys are peft's own, so that `peft.PeftModel.from_pretrained` reads them. Quantised layers give the
+    numbers that they compute with, in bfloat16 where the part is `halved`, else in float32.
     """
-    layers = lora_layers(part)
+    layers, quantised = lora_layers(part), quantised_layers(part)
     plain: dict[str, Tensor] = {}
     lora: dict[str, Tensor] = {}
     for key, value in part.state_dict().items():
         if ".lora_" in key:
             lora[_peft_key(key)] = value
-        else:
+        elif key.partition(".weight")[0].removesuffix(".SCB") not in quantised:
             plain[key.replace(".base_layer.", ".")] = value
+    for name, module in quantised.items():
+        weight = dequantised(module).cpu()
+        plain[f"{name.removesuffix('.base_layer')}.weight"] = weight if halved else weight.float()
     if not merged:
         return plain, lora
     for name, layer in layers.items():
-        key = f"{name}.weight"
-        plain[key] = plain[key] + layer.get_delta_weight(ADAPTER).to(plain[key].dtype)
+        weight = plain[f"{name}.weight"]
+        delta = layer.get_delta_weight(ADAPTER).to(weight.device)
+        plain[f"{name}.weight"] = (weight.float() + delta).to(weight.dtype)
     return plain, {}
 
 
@@ -187,11 +212,15 @@ def _peft_key(key: str) -> str:
 
 
 def merge_lora(part: nn.Module) -> None:
-    """Add a part's LoRA to its weights and remove it, in place."""
+    """Add a part's LoRA to its weights, which are in float32 then, and remove it, in place."""
+    if quantised_layers(part):
+        raise InputError(
+            "A LoRA cannot be merged into quantised weights: rounding would lose most of what it learned. Save the "
+            "model, and load it without load_4bit or load_8bit."
+        )
     for name, layer in lora_layers(part).items():
         base: Any = layer.get_base_layer()
-        with torch.no_grad():
-            base.weight.add_(layer.get_delta_weight(ADAPTER).to(base.weight.dtype))
+        base.weight.data = base.weight.data.float() + layer.get_delta_weight(ADAPTER).detach()
         parent, _, child = name.rpartition(".")
         setattr(part.get_submodule(parent), child, base)
     if hasattr(part, "peft_config"):

@@ -3,7 +3,7 @@ transformers' Auto classes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -14,10 +14,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from lvlm.config import ModelConfig
 from lvlm.errors import InputError
 from lvlm.model.adapters import Projector, build_adapter
+from lvlm.model.attention import suited
 from lvlm.model.config import LvlmConfig
 from lvlm.model.economy import last_mlp_only_at
 from lvlm.model.register import register_model
 from lvlm.model.tower import VisionTower, build_tower
+from lvlm.model.weights import halve, keep_scales
 
 IMAGE_INPUTS = ("pixel_values", "image_features", "image_counts")
 
@@ -43,8 +45,10 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.vision_tower = vision_tower or build_tower(config.tower, feature_layer=config.feature_layer)
         text_config: Any = config.text_config
         self.language_model = language_model or AutoModelForCausalLM.from_config(
-            text_config, attn_implementation=config._attn_implementation
+            text_config, attn_implementation=suited(config._attn_implementation, text_config)
         )
+        if vision_tower is None:
+            self.vision_tower.attend(config._attn_implementation)
         adapter = build_adapter(
             config.adapter,
             vision_width=config.tower["width"],
@@ -60,18 +64,28 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             )
         config.image_tokens = adapter.tokens
         self.multi_modal_projector = Projector(adapter)
+        for name, built in (("tower", self.vision_tower), ("llm", self.language_model)):
+            if name in (config.halved or []):
+                halve(built)
         for part in (vision_tower, language_model):  # weights that came from elsewhere are not drawn again
             for module in part.modules() if part is not None else ():
                 module._is_hf_initialized = True
         self.post_init()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the adapter: matrices of other parts may be held in half of it."""
+        return next(self.multi_modal_projector.parameters()).dtype
+
     @classmethod
-    def assemble(cls, model_config: ModelConfig, *, seed: int) -> tuple[Lvlm, Any]:
-        """(model, processor) from the backbones that `model_config` names, in float32, with an adapter drawn from
-        `seed`."""
+    def assemble(cls, model_config: ModelConfig, *, seed: int, precision: str = "fp32") -> tuple[Lvlm, Any]:
+        """(model, processor) from the backbones that `model_config` names, with an adapter drawn from `seed`.
+
+        In float32; with `precision` `bf16` the matrices of tower and LLM are in bfloat16, to be used under autocast.
+        """
         from lvlm.model.assembly import assemble
 
-        return assemble(model_config, seed=seed)
+        return assemble(model_config, seed=seed, precision=precision)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -87,6 +101,16 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         from lvlm.model.checkpoints import save_model
 
         save_model(self, super().save_pretrained, save_directory, **kwargs)
+
+    def named_non_persistent_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
+        """Those that transformers makes anew when it loads a model: not the tower's, which are built as they are."""
+        found = super().named_non_persistent_buffers(*args, **kwargs)
+        return ((name, buffer) for name, buffer in found if not name.startswith("vision_tower."))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        moved = super()._apply(fn, recurse=recurse)
+        keep_scales(self.language_model)
+        return moved
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()  # type: ignore[no-any-return]

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from lvlm.config import LoraSettings, Part, StageConfig
+from lvlm.config import LoraSettings, Part, StageConfig, TrainedParts
 from lvlm.errors import InputError
 from lvlm.model.checkpoints import parts
-from lvlm.model.economy import fuse_norms
+from lvlm.model.economy import checkpoint_blocks, fuse_norms, train_mode
 from lvlm.model.lora import add_lora, lora_config, lora_layers, merge_lora
+from lvlm.model.weights import halve, numel, quantised_layers
 
 if TYPE_CHECKING:
     from lvlm.model.lvlm import Lvlm
@@ -29,20 +30,47 @@ class PartCount:
     trainable: int
 
 
-def prepare_training(model: Lvlm, stage: StageConfig, *, seed: int) -> list[PartCount]:
-    """Set what learns, in place: gradients on, and float32, for exactly those tensors. Returns counts by part.
+def prepare_training(
+    model: Lvlm,
+    stage: StageConfig,
+    *,
+    seed: int,
+    name: str = "",
+    precision: str = "fp32",
+    checkpointing: bool = False,
+) -> list[PartCount]:
+    """Set what learns in the stage `name`, in place: gradients on, and float32, for exactly those tensors. Returns
+    counts by part.
 
-    LoRA that is already there is continued; a part that goes on in `full` gets it merged first. The draw of a new
-    LoRA depends on `seed` and layer names only, so that arms share it.
+    LoRA that is already there is continued or, with `start_lora` `merge`, merged and drawn anew; a part that goes on
+    in `full` gets it merged first. The draw of a new LoRA depends on `seed` and layer names only, so that arms share
+    it, and after a merge on `name` too. Under `precision` `bf16` matrices that are frozen are held in bfloat16. With
+    `checkpointing`, blocks through which gradients pass are computed again in the backward pass.
     """
+    _check_merge(model, stage)
     counts = []
-    for name, part in parts(model).items():
-        mode: Part = getattr(stage.train, name)
-        _prepare(part, name=name, mode=mode, lora=stage.lora, seed=seed)
+    for part_name, part in parts(model).items():
+        mode: Part = getattr(stage.train, part_name)
+        _prepare(part, name=part_name, mode=mode, stage=stage, seed=seed, stream=f"lora.{name}")
         fuse_norms(part)
         learning = sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
-        counts.append(PartCount(name, mode, sum(parameter.numel() for parameter in part.parameters()), learning))
+        counts.append(PartCount(part_name, mode, sum(numel(parameter) for parameter in part.parameters()), learning))
+    model.config.halved = None
+    if precision == "bf16":
+        held = [name for name in ("llm", "tower") if getattr(stage.train, name) != "full"]
+        for part_name in held:
+            halve(parts(model)[part_name])
+        model.config.halved = held or None
+    model.vision_tower.checkpoint(checkpointing and stage.train.tower != "frozen")
+    checkpoint_blocks(model.language_model, checkpointing)
     return counts
+
+
+def set_train_mode(model: Lvlm, train: TrainedParts) -> None:
+    """Dropout acts in the parts that learn; a frozen part computes as it does in evaluation."""
+    model.eval()
+    for name, part in parts(model).items():
+        train_mode(part, getattr(train, name) != "frozen")
 
 
 def describe(counts: list[PartCount]) -> list[str]:
@@ -51,15 +79,28 @@ def describe(counts: list[PartCount]) -> list[str]:
     return lines + [f"{row.part:<8} {row.mode:<7} {row.parameters:>14,} {row.trainable:>14,}" for row in counts]
 
 
-def _prepare(part: nn.Module, *, name: str, mode: Part, lora: LoraSettings, seed: int) -> None:
-    has_lora = bool(lora_layers(part))
-    if mode == "full" and has_lora:
+def _check_merge(model: Lvlm, stage: StageConfig) -> None:
+    """Raise where a LoRA is to be merged and there is none; stages before this one were looked at with the config."""
+    with_lora = [name for name in ("tower", "llm") if getattr(stage.train, name) == "lora"]
+    if stage.start_lora == "merge" and not any(lora_layers(parts(model)[name]) for name in with_lora):
+        raise InputError(
+            f"start_lora is merge but the model has no LoRA in {' or '.join(with_lora) or 'a part that trains one'} to "
+            "merge. Set start_lora=continue."
+        )
+
+
+def _prepare(part: nn.Module, *, name: str, mode: Part, stage: StageConfig, seed: int, stream: str) -> None:
+    if mode == "full" and quantised_layers(part):
+        raise InputError(f"The {name} is quantised, and quantised weights cannot learn. Train it with lora.")
+    lora, has_lora, merges = stage.lora, bool(lora_layers(part)), stage.start_lora == "merge"
+    if has_lora and (mode == "full" or (mode == "lora" and merges)):
         merge_lora(part)
     if mode == "lora":
-        if has_lora:
+        if has_lora and not merges:
             _check_same(part, name=name, lora=lora)
         else:
-            add_lora(part, r=lora.r, alpha=lora.alpha, dropout=lora.dropout, seed=seed)
+            stream = stream if has_lora else "lora"
+            add_lora(part, r=lora.r, alpha=lora.alpha, dropout=lora.dropout, seed=seed, stream=stream)
     for key, parameter in part.named_parameters():
         learns = mode == "full" or (mode == "lora" and ".lora_" in key)
         parameter.requires_grad_(learns)
@@ -73,5 +114,5 @@ def _check_same(part: nn.Module, *, name: str, lora: LoraSettings) -> None:
         raise InputError(
             f"The {name} already has a LoRA with r={known.r}, alpha={known.lora_alpha}, dropout={known.lora_dropout} "
             f"from an earlier stage, and this stage asks for r={lora.r}, alpha={lora.alpha}, dropout={lora.dropout}. "
-            "Use the same settings in both."
+            "Use the same settings in both, or start_lora=merge."
         )

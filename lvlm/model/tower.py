@@ -39,6 +39,13 @@ class VisionTower(nn.Module):
         """(views, 3, height, width) -> (views, tokens, width): the block's output without final norm and prefix
         tokens."""
 
+    @abstractmethod
+    def checkpoint(self, on: bool) -> None:
+        """Whether blocks are computed again in the backward pass instead of keeping their activations."""
+
+    def attend(self, attn: str) -> None:
+        """Compute attention by `attn`, where a tower can be told; one of timm chooses for itself."""
+
 
 class TimmTower(VisionTower):
     """A vision transformer of timm."""
@@ -61,6 +68,9 @@ class TimmTower(VisionTower):
         )
         features: Tensor = outputs[0]
         return features
+
+    def checkpoint(self, on: bool) -> None:
+        self.model.set_grad_checkpointing(on)  # type: ignore[operator]
 
 
 class TransformersTower(VisionTower):
@@ -100,6 +110,23 @@ class TransformersTower(VisionTower):
     def forward(self, pixel_values: Tensor) -> Tensor:
         hidden: Tensor = self.model(pixel_values=pixel_values, **self.options).last_hidden_state
         return hidden[:, hidden.shape[1] - self.tokens :]
+
+    def checkpoint(self, on: bool) -> None:
+        if on:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+        else:
+            self.model.activation_checkpointing_disable()
+
+    def attend(self, attn: str) -> None:
+        if attn == "sdpa" and not self.model._supports_sdpa:
+            return
+        try:
+            self.model.set_attn_implementation(attn)
+        except (ValueError, ImportError) as error:
+            raise InputError(
+                f"The tower {type(self.model).__name__} cannot compute attention by {attn}: {one_line(error)}. Set "
+                "model.attn=sdpa or eager."
+            ) from error
 
 
 def _index(feature_layer: int, blocks: int) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lvlm.config import StageConfig
 from lvlm.errors import Diverged, InputError
-from lvlm.model.checkpoints import parts
+from lvlm.model.parts import set_train_mode
 from lvlm.records import CURVE_FILE
 from lvlm.train.batches import BatchStream
 from lvlm.train.optim import lr_factor
@@ -82,7 +82,7 @@ class StageLoop:
         spent = self.spent = Spent(**position) if position else Spent()  # type: ignore[arg-type]
         stream = self.stream_from(int(spent.step))
         plan, batches = stream.batches.plan, stream.batches
-        self._train_mode()
+        set_train_mode(self.model, self.config.train)
         if spent.step == 0 and plan.steps:
             stream = self._probe(stream)
         last_checkpoint = time.monotonic()
@@ -133,12 +133,6 @@ class StageLoop:
                     last_checkpoint = time.monotonic()
         curve.close()
         return spent
-
-    def _train_mode(self) -> None:
-        """Dropout acts in the parts that learn; a frozen part computes as it does in evaluation."""
-        self.model.eval()
-        for name, part in parts(self.model).items():
-            part.train(getattr(self.config.train, name) != "frozen")
 
     def _gradient(self, stream: BatchStream, step: int) -> tuple[Tensor, BatchStream]:
         """The gradients of one step, added up over its micro-batches, and this process's share of the loss.
@@ -226,7 +220,7 @@ class StageLoop:
         started = time.monotonic()
         with self.strategy.whole():
             numbers = self.validate()
-        self._train_mode()
+        set_train_mode(self.model, self.config.train)
         self.spent.validation_seconds += time.monotonic() - started
         row = {"stage": self.stage, "step": self.spent.step, "samples": self.spent.samples, **numbers}
         self.reporter.tell("validation", **row)

@@ -55,7 +55,14 @@ class StageTraining:
         `later_images`: those that the run reads after this stage."""
         settings, accelerator, plan = self.config.compute, self.compute.accelerator, batches.plan
         with self.phases("start-up"):
-            counts = prepare_training(model, stage.config, seed=self.config.seed)
+            counts = prepare_training(
+                model,
+                stage.config,
+                seed=self.config.seed,
+                name=stage.name,
+                precision=self.compute.precision,
+                checkpointing=settings.gradient_checkpointing,
+            )
             model.to(accelerator.device)
             if settings.packing:
                 check_isolation(model)
