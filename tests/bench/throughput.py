@@ -1,6 +1,7 @@
-"""Samples per second of one instruct arm: our trainer against stock Llava under `transformers.Trainer`.
+"""Samples per second on short answers and captions in equal parts: our trainer against stock Llava under
+`transformers.Trainer` and, where trl is installed, under its `SFTTrainer`, each with its best batches.
 
-python tests/bench/throughput.py [--samples 480] [--rounds 3]        about three minutes on two free cores
+python tests/bench/throughput.py [--samples 320] [--rounds 3]        about eight minutes on two free cores
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from loops import stock
@@ -17,7 +19,6 @@ from loops.ours import Arm, Measured
 from loops.tower import write_tower
 
 from lvlm.data.worlds.writer import write_world
-from lvlm.model.backbones import draws
 from lvlm.run import quiet_transformers
 
 HELD_EQUAL = """\
@@ -25,18 +26,20 @@ Held equal: the samples and their order, token ids, supervised labels and pixels
 step, the token mean of the step as loss, fused AdamW with constant rate {rate:g} and clipping at 1, fp32, {threads}
 thread(s), no loader processes; one CLIP tower with the same random weights in both (timm here, transformers there), the
 same tiny LM, and the same draws of projector and LoRA (r=16 on every linear layer of the LLM). The losses agree step by
-step: largest difference {difference:.1e}. The stock loop pads a batch to its longest sample, computes logits at every
-position and runs the tower to its last block. Time is that of the loop: Trainer.train() there; here the stage's
+step: largest difference {difference:.1e}. The stock loops pad a batch to its longest sample and run the tower to its
+last block; a number behind their name is how many samples they take at once, of 16 a step, behind ours how many tokens.
+Ratios are against the fastest of them, {fastest}. Time is that of the loop: Trainer.train() there; here the stage's
 training with its probe, curve file and checkpoint. Not in it: planning and tokenising (for neither), saving the model,
 and computing the features once, which all arms and seeds with one tower share ({features:.1f} s wall for {images}
-images here). The shipped tower has another architecture, so its row compares speed only. The loops run in turn; ratios
-are of pairs in one round: median [lowest, highest]. Wall time suffers from other work on the machine, and CPU time
-counts waiting threads: {load} at the end."""
+images here). The loops run in turn; ratios are of pairs in one round: median [lowest, highest]. Wall time suffers from
+other work on the machine, and CPU time counts waiting threads: {load} at the end."""
+AT_ONCE = (16, 8, 4)
+TOKENS = (4096, 1024)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=480)
+    parser.add_argument("--samples", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="one on a machine where others compute (default: 2)")
     parser.add_argument("--shapes", type=Path, default=Path("runs/data/shapes"), help="written if it is missing")
@@ -52,22 +55,24 @@ def compare(scratch: Path, options: argparse.Namespace) -> None:
     """Run the loops in turn and print the table."""
     samples, rounds, threads = options.samples, options.rounds, options.threads
     arm = Arm.make(shapes=options.shapes, tower=str(write_tower(scratch / "tower")), samples=samples, threads=threads)
-    arms = {"ours": (arm, False), "ours, cached features": (arm, True)}
-    if draws("tiny-vit"):
-        shipped = Arm.make(shapes=options.shapes, tower="tiny-vit/0", samples=samples, threads=threads)
-        arms["ours, shipped tower"] = (shipped, False)
     stage = arm.config.instruct
     assert stage is not None
     fed = arm.samples()
     prepared = arm.prepared_model()
-    measured: dict[str, list[Measured]] = {"stock": [], **{name: [] for name in arms}}
+    loops = ("Trainer", "SFTTrainer") if stock.has_trl() else ("Trainer",)
+    theirs = {f"{loop}, {at_once}": (loop, at_once) for loop in loops for at_once in AT_ONCE}
+    ours: dict[str, dict[str, Any]] = {f"ours, {tokens}": {"micro_batch_tokens": tokens} for tokens in TOKENS}
+    ours |= {f"ours, {TOKENS[0]}, packed": {"packing": True}, f"ours, {TOKENS[0]}, cached features": {"cached": True}}
+    measured: dict[str, list[Measured]] = {name: [] for name in (*theirs, *ours)}
 
     def run(name: str, folder: Path) -> Measured:
-        if name == "stock":
-            transform, pad_id = prepared.config.image_transform, arm.encoder.pad_id
-            return stock.train(prepared, fed, stage=stage, transform=transform, pad_id=pad_id, folder=folder)
-        chosen, cached = arms[name]
-        return chosen.train(folder, home=scratch / "home", cached=cached)
+        if name in theirs:
+            loop, at_once = theirs[name]
+            return stock.train(
+                prepared, arm.encoder.processor.tokenizer, fed, loop=loop, at_once=at_once, stage=stage,
+                transform=prepared.config.image_transform, pad_id=arm.encoder.pad_id, folder=folder,
+            )  # fmt: skip
+        return arm.train(folder, home=scratch / "home", **{"cached": False} | ours[name])
 
     features = None
     for number in range(rounds):
@@ -76,17 +81,17 @@ def compare(scratch: Path, options: argparse.Namespace) -> None:
             measured[name].append(result)
             features = features or (result.features if name.endswith("cached features") else None)
             speed = samples / result.training.wall
-            print(f"round {number + 1}  {name:<22} {speed:6.1f} samples/s  loss {_mean(result.losses):.4f}", flush=True)
+            print(f"round {number + 1}  {name:<28} {speed:6.1f} samples/s  loss {_mean(result.losses):.4f}", flush=True)
     assert features is not None
-    same = [name for name in measured if name != "ours, shipped tower"]
+    fastest = min(theirs, key=lambda name: statistics.median(result.training.wall for result in measured[name]))
     difference = max(
         abs(a - b)
-        for name in same
-        for result, other in zip(measured[name], measured["stock"], strict=True)
+        for results in measured.values()
+        for result, other in zip(results, measured[fastest], strict=True)
         for a, b in zip(result.losses, other.losses, strict=True)
     )
     print()
-    print(table(HEAD, [_row(name, results, measured["stock"], samples) for name, results in measured.items()]))
+    print(table(HEAD, [_row(name, results, measured[fastest], samples) for name, results in measured.items()]))
     tokens = sum(sample.length for sample in fed) / len(fed)
     supervised = sum(sample.supervised for sample in fed) / len(fed)
     text = sum(sample.text.text_tokens for sample in fed) / len(fed)
@@ -97,6 +102,7 @@ def compare(scratch: Path, options: argparse.Namespace) -> None:
             rate=stage.optim.lr,
             threads=threads,
             difference=difference,
+            fastest=fastest,
             features=features.wall,
             images=len({image for sample in fed for image in sample.images}),
             load=load(),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from loops.measure import Clock, Cost
-from lvlm.config import RunConfig, make_config
+from lvlm.config import ComputeConfig, RunConfig, make_config
 from lvlm.data.corpus import open_corpus
 from lvlm.data.plan import Plan, build_plan
 from lvlm.model.assembly import assemble
@@ -45,10 +45,12 @@ class Arm:
 
     @classmethod
     def make(cls, *, shapes: Path, tower: str, samples: int, threads: int) -> Arm:
-        """The instruct stage of the built-in recipe on the shapes alone: all 16 languages, half of it English."""
+        """The instruct stage of the built-in recipe on short answers and captions in equal parts: all 16 languages,
+        half of it English."""
+        uses = [{"path": str(shapes), "split": split, "samples": samples // 2} for split in ("instruct", "captions")]
         stage = {
             "mix": {
-                "corpora": [{"path": str(shapes), "split": "instruct"}],
+                "corpora": uses,
                 "languages": "all",
                 "english_share": 0.5,
             },
@@ -73,10 +75,12 @@ class Arm:
         plan = build_plan(STAGE, config.instruct, seed=0, corpora=corpora, measure=encoder.measure)
         return cls(config, plan, encoder)
 
-    def batches(self) -> StepBatches:
+    def batches(self, settings: ComputeConfig | None = None) -> StepBatches:
         """The optimizer steps of the plan."""
-        budget = self.config.compute.micro_batch_tokens
-        return StepBatches(self.plan, self.encoder, "token", token_budget=budget)
+        settings = settings or self.config.compute
+        return StepBatches(
+            self.plan, self.encoder, "token", token_budget=settings.micro_batch_tokens, packing=settings.packing
+        )
 
     def samples(self) -> list[EncodedSample]:
         """What is learned from, in order."""
@@ -90,9 +94,10 @@ class Arm:
         prepare_training(model, self.config.instruct, seed=self.config.seed)
         return model
 
-    def train(self, folder: Path, *, home: Path, cached: bool) -> Measured:
-        """Train the stage from step 0 in an empty `folder`; features are kept in `home` if `cached`."""
-        settings = self.config.compute.model_copy(update={"feature_cache": "on" if cached else "off"})
+    def train(self, folder: Path, *, home: Path, cached: bool, **changes: Any) -> Measured:
+        """Train the stage from step 0 in an empty `folder`; features are kept in `home` if `cached`. `changes` are
+        compute settings."""
+        settings = self.config.compute.model_copy(update={"feature_cache": "on" if cached else "off", **changes})
         config = self.config.model_copy(update={"compute": settings})
         assert config.instruct is not None
         model, processor = assemble(config.model, seed=0)
@@ -101,7 +106,7 @@ class Arm:
         with compute(settings) as machinery:
             training = StageTraining(config, home, machinery, Reporter(silent=True), clock)
             result = training(
-                stage, batches=self.batches(), model=model, processor=processor, later_images=(), validate=None
+                stage, batches=self.batches(settings), model=model, processor=processor, later_images=(), validate=None
             )
         rows = [json.loads(line) for line in (folder / CURVE_FILE).read_text(encoding="utf-8").splitlines()]
         assert torch.get_num_threads() == settings.threads

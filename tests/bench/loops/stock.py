@@ -1,5 +1,5 @@
-"""The plain loop: stock `LlavaForConditionalGeneration`, peft LoRA, padded batches, `transformers.Trainer`. Used by
-`throughput.py`.
+"""The plain loops: stock `LlavaForConditionalGeneration`, peft LoRA, padded batches, under `transformers.Trainer` or
+trl's `SFTTrainer`. Used by `throughput.py`.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -105,21 +106,31 @@ def build(ours: Any, stage: StageConfig) -> Any:
     return wrapped
 
 
+def has_trl() -> bool:
+    """Whether trl is installed; the project does not need it."""
+    return find_spec("trl") is not None
+
+
 def train(
     ours: Any,
+    tokenizer: Any,
     samples: Sequence[EncodedSample],
     *,
+    loop: str,
+    at_once: int,
     stage: StageConfig,
     transform: ImageTransform,
     pad_id: int,
     folder: Path,
 ) -> Measured:
-    """Train on `samples` in their order; the cost is that of `Trainer.train()`."""
+    """Train on `samples` in their order under `loop` (`Trainer` or `SFTTrainer`), `at_once` in a forward pass; the cost
+    is that of its `train()`."""
     model = build(ours, stage)
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
-    arguments = TrainingArguments(
+    settings = dict(
         output_dir=str(folder),
-        per_device_train_batch_size=stage.batch_samples,
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=stage.batch_samples // at_once,
         num_train_epochs=1,
         learning_rate=stage.optim.lr,
         lr_scheduler_type="constant",
@@ -136,9 +147,25 @@ def train(
         dataloader_pin_memory=False,
         remove_unused_columns=False,
     )
-    trainer = Trainer(
-        model=model, args=arguments, train_dataset=Samples(samples, transform), data_collator=Padded(pad_id)
-    )
+    data, padded = Samples(samples, transform), Padded(pad_id)
+    if loop == "SFTTrainer":
+        import datasets
+        import trl
+
+        arguments = trl.SFTConfig(
+            **settings, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, gradient_checkpointing=False,
+            bf16=False,
+        )  # fmt: skip
+        trainer: Any = trl.SFTTrainer(
+            model=model,
+            args=arguments,
+            processing_class=tokenizer,
+            train_dataset=datasets.Dataset.from_dict({"number": list(range(len(data)))}),
+            data_collator=lambda rows: padded([data[row["number"]] for row in rows]),
+        )
+    else:
+        arguments = TrainingArguments(**settings)
+        trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=padded)
     trainer.remove_callback(PrinterCallback)
     wall, cpu = time.perf_counter(), time.process_time()
     trainer.train()
