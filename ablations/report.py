@@ -65,12 +65,16 @@ pre { background: #f7f7f7; padding: .6em .8em; overflow-x: auto; font-size: .82e
 def headlines(results: Results) -> list[str]:
     """The first three expectations of the study with effect, interval and verdict.
 
-    Without a known study, a word on that.
+    Where there are none, why.
     """
     judged = results.verdicts()[:3]
     if not judged:
-        return ["No headline effects: the study declares no expectations, or its file is not known here."]
+        return [f"No headline effects. {_no_expectations(results)}"]
     return [f"{expectation.claim}: {found.text()}" for expectation, found in judged]
+
+
+def _no_expectations(results: Results) -> str:
+    return "The study declares no expectations." if results.study else f"{results.unknown}."
 
 
 def write_report(results: Results, *, notebooks: bool = True) -> Path:
@@ -162,7 +166,7 @@ def _write_pictures(results: Results) -> None:
 def _expectations(results: Results) -> list[str]:
     judged = results.verdicts()
     if not judged:
-        return ["<h2>Expectations</h2><p>The study declares none, or its file is not known here.</p>"]
+        return [f"<h2>Expectations</h2><p>{html.escape(_no_expectations(results))}</p>"]
     table = results.verdict_table()
     open_ends = [
         f"<li>{html.escape(expectation.claim)}: {html.escape(found.text())}</li>"
