@@ -50,7 +50,8 @@ class Origin:
             return cls(**{**data, **lists, "backbones": backbones})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f"{path} cannot be read ({type(error).__name__}: {error}). Write it again: python -m sweeps export."
+                f"{path} cannot be read ({type(error).__name__}: {error}). "
+                "Write it again: python -m sweeps export STUDY."
             ) from error
 
     def lines(self) -> list[tuple[str, str]]:

@@ -32,13 +32,14 @@ languages like these (two-way random effects, Satterthwaite's degrees of freedom
 such as English, it is a t interval over seeds. The unit of replication is the training run; languages are repeated
 measures inside it. <em>Shown</em>: the interval lies on the expected side of zero (or within the stated margin).
 <em>Contradicted</em>: it lies on the other side. <em>Within noise</em>: neither. <em>Not judged</em>: there are fewer
-than two seeds with both arms. Where little change is expected the margin stands for zero: <em>shown</em> if the whole
-interval lies within it, <em>contradicted</em> if the whole interval lies outside, and <em>within noise</em> if the
-interval crosses the margin, whether or not it holds zero: these data do not tell a small change from a larger one. The
-figure shows the margin as a light band. <em>In seed sd</em>: the effect over the standard deviation of the paired
-difference between seeds. All runs answer the same test items, so the intervals hold for these items and do not speak of
-others. Each interval stands for itself and nothing is adjusted for their number: where nothing has an effect, one
-starred interval in twenty is to be expected. Verdicts speak of the world, the backbones and the budget of this study.
+than two seeds with both arms, or their difference is the same everywhere, so that nothing tells its noise. Where little
+change is expected the margin stands for zero: <em>shown</em> if the whole interval lies within it,
+<em>contradicted</em> if the whole interval lies outside, and <em>within noise</em> if the interval crosses the margin,
+whether or not it holds zero: these data do not tell a small change from a larger one. The figure shows the margin as a
+light band. <em>In seed sd</em>: the effect over the standard deviation of the paired difference between seeds. All runs
+answer the same test items, so the intervals hold for these items and do not speak of others. Each interval stands for
+itself and nothing is adjusted for their number: where nothing has an effect, one starred interval in twenty is to be
+expected. Verdicts speak of the world, the backbones and the budget of this study.
 """
 
 CSS = """

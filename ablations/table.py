@@ -159,7 +159,7 @@ class Results:
     @property
     def home_option(self) -> str:
         """What a command to paste needs to find these results' home: ` --home DIR`, or nothing for the default."""
-        home, default = self.folder.resolve().parent.parent, _home(None).expanduser().resolve()
+        home, default = self.folder.resolve().parent.parent, _home(None).resolve()
         return "" if home == default else f" --home {shlex.quote(str(home))}"
 
     def arms(self) -> pd.DataFrame:
@@ -281,7 +281,7 @@ def study_folder(study: str, home: str | Path | None = None, overrides: Sequence
 
 
 def _home(home: str | Path | None) -> Path:
-    return Path(home or os.environ.get("LVLM_HOME") or "runs")
+    return Path(home or os.environ.get("LVLM_HOME") or "runs").expanduser()
 
 
 def load_results(
@@ -293,6 +293,7 @@ def load_results(
     """
     given, path = _locate(study, home, overrides)
     name = " ".join([str(given.name if isinstance(study, Study) and given else study), *overrides])
+    name += f" --home {shlex.quote(str(home))}" if home else ""
     if not path.exists():
         raise InputError(
             f"There are no results at {path}. Run the study first: python -m sweeps launch {name}; "
@@ -364,7 +365,7 @@ def _planned(folder: Path) -> tuple[tuple[tuple[str, int], ...], dict[tuple[str,
         planned = tuple((cell["arm"], int(cell["seed"])) for cell in cells)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). Write it again: python -m sweeps export."
+            f"{path} cannot be read ({type(error).__name__}: {error}). Write it again: python -m sweeps export STUDY."
         ) from error
     errors = (cell.get("error") for cell in cells)
     return planned, {one: error for one, error in zip(planned, errors, strict=True) if error}
