@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvlm.check import check_evaluation, check_learns, open_corpora, setting_notes, tuning
-from lvlm.config import FREE_COMPUTE, RunConfig, fingerprint, load_config, to_yaml
+from lvlm.config import FREE_COMPUTE, LABELS, MASKS_DEPEND_ON, RunConfig, fingerprint, load_config, to_yaml
 from lvlm.errors import InputError
+from lvlm.processes import process_index
 from lvlm.provenance import Phases, git_commit, machine, versions
 from lvlm.records import (
     CONFIG_FILE,
@@ -65,8 +66,7 @@ def run(
     phases = Phases()
     check_same_config(folder, config)
     if (folder / RECORD_FILE).exists():
-        # Nothing is set up yet; a launcher's environment says which process this is.
-        return _finished(folder, config, Reporter(silent=os.environ.get("RANK", "0") != "0"))
+        return _finished(folder, config, Reporter(silent=process_index() > 0))
     with phases("start-up"):
         from lvlm.train.compute import compute
         from lvlm.train.locks import file_lock
@@ -135,7 +135,8 @@ def check_same_config(folder: Path, config: RunConfig) -> list[str]:
     if not path.exists():
         return []
     found, wanted = load_config(path).model_dump(mode="json"), config.model_dump(mode="json")
-    found.pop("name"), wanted.pop("name")  # a label, which changes nothing
+    for label in LABELS:
+        found.pop(label), wanted.pop(label)
     allowed: dict[str, Any] = {}
     for name in FREE_COMPUTE:
         before, now = found["compute"].pop(name), wanted["compute"].pop(name)
@@ -149,9 +150,10 @@ def check_same_config(folder: Path, config: RunConfig) -> list[str]:
             "Use the old configuration or another folder; only compute settings about memory and speed may change."
         )
     dropping = [name for name, stage in config.stages().items() if stage.lora.dropout > 0]
-    if "micro_batch_tokens" in allowed and dropping and not (folder / RECORD_FILE).exists():
+    moving = [allowed[name] for name in MASKS_DEPEND_ON if name in allowed]
+    if moving and dropping and not (folder / RECORD_FILE).exists():
         raise InputError(
-            f"The run folder {folder} cannot be {allowed['micro_batch_tokens']}: lora.dropout is above 0 in "
+            f"The run folder {folder} cannot be {' and '.join(moving)}: lora.dropout is above 0 in "
             f"{' and '.join(dropping)}, and its masks are drawn for each micro-batch, so that more than the last bits "
             "would change. Use the old value or another folder."
         )
@@ -223,6 +225,7 @@ class _Run:
             rank=accelerator.process_index,
             processes=accelerator.num_processes,
             lockstep=self.compute.zero_stage > 0,
+            packing=self.config.compute.packing,
         )
 
     def _train(self, name: str) -> None:
@@ -245,7 +248,7 @@ class _Run:
             plan_hash=batches.plan.hash,
             data=data,
             compute=self.compute.identity(),
-            processes=self.compute.accelerator.num_processes,
+            masks=self._masks(),
         )
         trained_here = False
 
@@ -275,6 +278,14 @@ class _Run:
                 self.model, self.processor = load(stage.model_folder, attn=self.config.model.attn)
                 self.model.to(self.compute.device)
         self.stages[name], self.results[name] = stage, {**result, "trained_here": trained_here}
+
+    def _masks(self) -> dict[str, Any]:
+        """What a mask of dropout depends on beside the step: how its samples are divided."""
+        settings = self.config.compute
+        masks = {"micro_batch_tokens": settings.micro_batch_tokens, "processes": self.compute.accelerator.num_processes}
+        return masks | {
+            name: True for name, on in (("packing", settings.packing), ("lockstep", self.compute.zero_stage)) if on
+        }
 
     def _digest(self, use: CorpusUse) -> str:
         corpus = self.corpora[use.path]
@@ -364,6 +375,7 @@ class _Run:
                 "features": {name: result["features"] for name, result in self.results.items()},
             },
             notes=[*notes, *scores.attrs.get("notes", []), *left_out(scores)],
+            tags=list(self.config.tags),
         )
 
     def _budget(self, seconds: float) -> dict[str, float]:

@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lvlm.config import RunConfig
+from lvlm.config import RunConfig, to_yaml
 from lvlm.model.checkpoints import load
 from lvlm.records import RunRecord
 from lvlm.run import run
@@ -132,3 +134,22 @@ def dies_in_step_7(config: RunConfig, folder: Path) -> None:
 
     StageLoop._report = dying  # type: ignore[method-assign]  # in this process alone
     run(config, folder / "run", home=folder / "home")
+
+
+def test_the_command_starts_its_processes_and_ends_as_they_do(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(to_yaml(config_of(corpus, "ddp")), encoding="utf-8")
+
+    def command(*changes: str) -> subprocess.CompletedProcess[str]:
+        words = ["train", tmp_path / "run.yaml", "--processes", "2", "--home", tmp_path / "home", *changes]
+        return subprocess.run(
+            [sys.executable, "-m", "lvlm", *map(str, words)], capture_output=True, text=True, timeout=300
+        )
+
+    done = command()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("score/en") == 1, "one process speaks"
+    (record,) = (tmp_path / "home" / "runs").glob("*/record.json")
+    assert json.loads(record.read_text())["provenance"]["processes"] == 2
+    failed = command("model.llm=/nowhere/llm")
+    assert failed.returncode == 2 and failed.stderr.count("error: The language model '/nowhere/llm'") == 1
+    assert "Traceback" not in failed.stderr

@@ -16,7 +16,7 @@ from lvlm.model.tiling import ImageTransform
 from lvlm.train.features import ImageFeatures, TowerFeatures
 from lvlm.train.images import load_pixels
 from lvlm.train.loss import Reduction, token_weights
-from lvlm.train.packing import micro_batches
+from lvlm.train.packing import micro_batches, packed_micro_batches
 
 if TYPE_CHECKING:
     from lvlm.data.corpus import Sample
@@ -61,10 +61,13 @@ Group = list[tuple[EncodedSample, float]]
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """What one forward pass sees: `input_ids` (samples, tokens) padded on the right, and the supervised positions of
-    all rows, flat."""
+    """What one forward pass sees: `input_ids` (samples, tokens) padded on the right, or (1, tokens) with the samples
+    end to end, and the supervised positions of all rows, flat."""
 
     input_ids: Tensor
+    position_ids: Tensor | None
+    """(1, tokens), from 0 in every sample, where samples lie end to end: no sample attends to another. None where each
+    has its row."""
     lengths: tuple[int, ...]
     positions: Tensor
     """Into the flattened (samples * tokens) hidden states."""
@@ -78,8 +81,15 @@ class MicroBatch:
         """The same with its tensors on `device`."""
         if device.type == "cpu":
             return self
-        names = ("input_ids", "positions", "targets", "weights")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        names = ("input_ids", "position_ids", "positions", "targets", "weights")
+        tensors = {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What the LLM is given beside the images."""
+        ids = {"input_ids": self.input_ids}
+        return ids if self.position_ids is None else ids | {"position_ids": self.position_ids}
 
 
 class SampleEncoder:
@@ -127,6 +137,7 @@ class StepBatches:
         rank: int = 0,
         processes: int = 1,
         lockstep: bool = False,
+        packing: bool = False,
     ) -> None:
         self.plan = plan
         self.encoder = encoder
@@ -135,6 +146,7 @@ class StepBatches:
         self.rank = rank
         self.processes = processes
         self.lockstep = lockstep
+        self.packing = packing
         self._samples: dict[int, EncodedSample] = {}
 
     def samples(self, step: int) -> list[EncodedSample]:
@@ -171,7 +183,8 @@ class StepBatches:
         return own + [[self._unread]] * (max(map(len, of_ranks)) - len(own))
 
     def _split(self, members: Group) -> list[Group]:
-        positions = micro_batches([sample.length for sample, _ in members], self.token_budget)
+        split = packed_micro_batches if self.packing else micro_batches
+        positions = split([sample.length for sample, _ in members], self.token_budget)
         return [[members[position] for position in group] for group in positions]
 
     def _with_images(self, groups: list[Group]) -> list[Group]:
@@ -183,12 +196,16 @@ class StepBatches:
         while groups:
             group, *groups = groups
             with_image = group if any(sample.images for sample, _ in group) else [*group, self._unread]
-            padded = len(with_image) * max(sample.length for sample, _ in with_image)
-            if with_image is not group and padded > self.token_budget and len(group) > 1:
+            if with_image is not group and self._tokens(with_image) > self.token_budget and len(group) > 1:
                 groups = [group[: len(group) // 2], group[len(group) // 2 :], *groups]
             else:
                 whole.append(with_image)
         return whole
+
+    def _tokens(self, group: Group) -> int:
+        """Tokens of a micro-batch, padding included."""
+        lengths = [sample.length for sample, _ in group]
+        return sum(lengths) if self.packing else len(lengths) * max(lengths)
 
     @cached_property
     def _unread(self) -> tuple[EncodedSample, float]:
@@ -217,7 +234,7 @@ class StepBatches:
         longest = self.longest()
         if longest is None or len(longest.lengths) == 1:
             return None
-        self.token_budget = max(longest.input_ids.numel() // 2, longest.input_ids.shape[1])
+        self.token_budget = max(longest.input_ids.numel() // 2, *longest.lengths)
         return self.token_budget
 
     def longest(self) -> MicroBatch | None:
@@ -229,20 +246,28 @@ class StepBatches:
         groups = [group for step in {*by_total, *by_longest} for group in self.groups(step)]
         if not groups:
             return None
-        return self._collate(max(groups, key=lambda group: len(group) * max(sample.length for sample, _ in group)))
+        return self._collate(max(groups, key=self._tokens))
 
     def _collate(self, members: Group, *, last: bool = False) -> MicroBatch:
         texts = [sample.text for sample, _ in members]
         lengths = tuple(len(text.ids) for text in texts)
-        width = max(lengths)
-        # Padding stands on the right of causal attention: no real token can see it, so no attention mask is needed.
-        input_ids = torch.full((len(members), width), self.encoder.pad_id)
-        for row, text in enumerate(texts):
-            input_ids[row, : lengths[row]] = text.ids
+        position_ids = None
+        if self.packing:
+            input_ids = torch.cat([text.ids for text in texts])[None]
+            position_ids = torch.cat([torch.arange(length) for length in lengths])[None]
+            starts = [sum(lengths[:place]) for place in range(len(lengths))]
+        else:
+            # Padding on the right of causal attention: no real token can see it, so no attention mask is needed.
+            width = max(lengths)
+            input_ids = torch.full((len(members), width), self.encoder.pad_id)
+            for row, text in enumerate(texts):
+                input_ids[row, : lengths[row]] = text.ids
+            starts = [row * width for row in range(len(lengths))]
         return MicroBatch(
             input_ids=input_ids,
+            position_ids=position_ids,
             lengths=lengths,
-            positions=torch.cat([text.predicted_from + row * width for row, text in enumerate(texts)]),
+            positions=torch.cat([text.predicted_from + start for text, start in zip(texts, starts, strict=True)]),
             targets=torch.cat([text.targets for text in texts]),
             weights=torch.cat([torch.full((sample.supervised,), weight) for sample, weight in members]),
             images=tuple(image for sample, _ in members for image in sample.images),

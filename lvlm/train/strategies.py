@@ -78,7 +78,7 @@ class StepLoss(nn.Module):
         """Logits exist at supervised positions only, some at a time."""
         (model,) = self._of
         with self._autocast():
-            hidden = model.hidden_states({"input_ids": batch.input_ids, **images}, read_at=batch.positions)
+            hidden = model.hidden_states({**batch.inputs, **images}, read_at=batch.positions)
             rows = hidden.flatten(0, 1).index_select(0, batch.positions)
             vocabulary = model.config.get_text_config().vocab_size
             return supervised_loss(model.logits, rows, batch.targets, batch.weights, vocabulary=vocabulary)

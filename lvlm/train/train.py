@@ -18,6 +18,7 @@ from lvlm.train.compute import Compute
 from lvlm.train.decide import decide_cache
 from lvlm.train.features import FeatureStore, ImageFeatures, TowerFeatures
 from lvlm.train.loop import StageLoop
+from lvlm.train.packing import check_isolation
 from lvlm.train.progress import Reporter
 from lvlm.train.stages import Stage
 
@@ -56,6 +57,8 @@ class StageTraining:
         with self.phases("start-up"):
             counts = prepare_training(model, stage.config, seed=self.config.seed)
             model.to(accelerator.device)
+            if settings.packing:
+                check_isolation(model)
         self.reporter.say(f"{stage.name}: what learns\n" + "\n".join(describe(counts)))
         self.reporter.say("\n".join(plan.table()))
         stage.folder.mkdir(parents=True, exist_ok=True)
