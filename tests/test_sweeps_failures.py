@@ -155,7 +155,7 @@ def test_a_missing_corpus_fails_before_any_worker_and_before_the_plan_is_kept(
     started: list[object] = []
     monkeypatch.setattr("sweeps.launcher.Crew", lambda *given, **options: started.append(given))
     monkeypatch.chdir(tmp_path)  # where no `shapes` lies
-    with pytest.raises(InputError, match="The corpus shapes does not exist"):
+    with pytest.raises(InputError, match=r"instruct\.mix\.corpora: shapes does not exist"):
         launch(fake_study(seeds=(0,)), workers=1, home=tmp_path / "home")
     assert not started and not (tmp_path / "home").exists()
 
