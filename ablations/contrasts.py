@@ -315,9 +315,7 @@ def _arms_beside(results: Results, changes: Sequence[Change]) -> list[tuple[str,
     """Labels of the arms at each corner of the changes (level, level), (level, against), (against, level), (against,
     against), in every combination of the other factors where all levels of the changed ones have runs (of those that
     have any); each set of arms once."""
-    study = results.study
-    if study is None:
-        raise InputError(f"The study of {results.folder} is not known here: its factors are needed to combine arms.")
+    study = results.known_study("Its factors are needed to combine arms: compare two arms by label.")
     names = [name for name, _, _ in changes]
     if len(set(names)) < len(names):
         raise InputError(f"An interaction is that of two different factors, not of '{names[0]}' with itself.")

@@ -4,10 +4,12 @@ the table, `report` shows it."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ablations.studies import Study, list_studies, load_study
+from lvlm.config import one_line
 from lvlm.errors import InputError
 from lvlm.records import write_json
 
@@ -48,7 +50,8 @@ class Origin:
             return cls(**{**data, **lists, "backbones": backbones})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f"{path} cannot be read ({type(error).__name__}: {error}). Write it again: python -m sweeps export."
+                f"{path} cannot be read ({type(error).__name__}: {error}). "
+                "Write it again: python -m sweeps export STUDY."
             ) from error
 
     def lines(self) -> list[tuple[str, str]]:
@@ -74,13 +77,27 @@ class Origin:
         return f"{said}: {', '.join(prints)}"
 
 
-def declared(name: str, columns: set[str], origin: Origin | None) -> Study | None:
-    """The study behind a table: by the file that it was launched from, else by its name among those of the toolkit.
+def declared(name: str, factors: Sequence[str], origin: Origin | None, *, given: Study | None = None) -> Study:
+    """The study behind a table: `given`, else by the file that it was launched from, else by its name among those of
+    the toolkit.
 
-    None where that file is gone, or where the study has other factors than the table.
+    Raises `InputError` with the reason where that file is missing, cannot be loaded, or declares other factors than the
+    table has.
     """
-    if origin is not None and origin.source.endswith(".py"):
-        found = load_study(origin.source) if Path(origin.source).is_file() else None
-    else:
-        found = load_study(name) if name in list_studies() else None
-    return found if found and {factor.name for factor in found.factors} <= columns else None
+    unknown = f"The study '{name}' is not known here"
+    source = origin.source if origin is not None else name
+    if given is None and source not in list_studies() and not Path(source).is_file():
+        gone = f"its file {source} does not exist any more"
+        unnamed = f"no study of the toolkit has that name, and no {ORIGIN_FILE} beside the table names its file"
+        raise InputError(f"{unknown}: {gone if source.endswith('.py') else unnamed}")
+    try:
+        study = given or load_study(source)
+    except InputError as error:
+        raise InputError(f"{unknown}: {one_line(error)}") from error
+    if (now := [factor.name for factor in study.factors]) != list(factors):
+        version = f" (version {origin.version})" if origin is not None else ""
+        raise InputError(
+            f"{unknown}: its file has changed since the launch{version} and declares the factors {', '.join(now)}, "
+            f"while the table has {', '.join(factors) or 'none'}"
+        )
+    return study

@@ -192,9 +192,10 @@ def expected(results: Results) -> Figure:
 
     Behind the interval of one that expects little change lies its margin: there the verdict is about the band, not 0.
     """
+    _study(results)
     judged = results.verdicts()
     if not judged:
-        raise InputError(f"Study '{results.name}' declares no expectations, or its file is not known here.")
+        raise InputError(f"Study '{results.name}' declares no expectations.")
     with plt.rc_context(STYLE | {"axes.grid.axis": "x"}):
         figure, ax = plt.subplots(figsize=(9.6, 1.3 + 0.34 * len(judged)), layout="constrained")
         for row, (expectation, found) in enumerate(judged):
@@ -309,9 +310,7 @@ def _merge_row(ax: Axes, row: int, means: pd.DataFrame, texts: pd.DataFrame) -> 
 
 
 def _study(results: Results) -> Study:
-    if results.study is None:
-        raise InputError(f"The study of {results.folder} is not known here; this figure needs its factors.")
-    return results.study
+    return results.known_study("This figure needs it.")
 
 
 def _factor(results: Results, name: str) -> Factor:

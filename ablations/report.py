@@ -32,13 +32,14 @@ languages like these (two-way random effects, Satterthwaite's degrees of freedom
 such as English, it is a t interval over seeds. The unit of replication is the training run; languages are repeated
 measures inside it. <em>Shown</em>: the interval lies on the expected side of zero (or within the stated margin).
 <em>Contradicted</em>: it lies on the other side. <em>Within noise</em>: neither. <em>Not judged</em>: there are fewer
-than two seeds with both arms. Where little change is expected the margin stands for zero: <em>shown</em> if the whole
-interval lies within it, <em>contradicted</em> if the whole interval lies outside, and <em>within noise</em> if the
-interval crosses the margin, whether or not it holds zero: these data do not tell a small change from a larger one. The
-figure shows the margin as a light band. <em>In seed sd</em>: the effect over the standard deviation of the paired
-difference between seeds. All runs answer the same test items, so the intervals hold for these items and do not speak of
-others. Each interval stands for itself and nothing is adjusted for their number: where nothing has an effect, one
-starred interval in twenty is to be expected. Verdicts speak of the world, the backbones and the budget of this study.
+than two seeds with both arms, or their difference is the same everywhere, so that nothing tells its noise. Where little
+change is expected the margin stands for zero: <em>shown</em> if the whole interval lies within it,
+<em>contradicted</em> if the whole interval lies outside, and <em>within noise</em> if the interval crosses the margin,
+whether or not it holds zero: these data do not tell a small change from a larger one. The figure shows the margin as a
+light band. <em>In seed sd</em>: the effect over the standard deviation of the paired difference between seeds. All runs
+answer the same test items, so the intervals hold for these items and do not speak of others. Each interval stands for
+itself and nothing is adjusted for their number: where nothing has an effect, one starred interval in twenty is to be
+expected. Verdicts speak of the world, the backbones and the budget of this study.
 """
 
 CSS = """
@@ -65,12 +66,16 @@ pre { background: #f7f7f7; padding: .6em .8em; overflow-x: auto; font-size: .82e
 def headlines(results: Results) -> list[str]:
     """The first three expectations of the study with effect, interval and verdict.
 
-    Without a known study, a word on that.
+    Where there are none, why.
     """
     judged = results.verdicts()[:3]
     if not judged:
-        return ["No headline effects: the study declares no expectations, or its file is not known here."]
+        return [f"No headline effects. {_no_expectations(results)}"]
     return [f"{expectation.claim}: {found.text()}" for expectation, found in judged]
+
+
+def _no_expectations(results: Results) -> str:
+    return "The study declares no expectations." if results.study else f"{results.unknown}."
 
 
 def write_report(results: Results, *, notebooks: bool = True) -> Path:
@@ -162,7 +167,7 @@ def _write_pictures(results: Results) -> None:
 def _expectations(results: Results) -> list[str]:
     judged = results.verdicts()
     if not judged:
-        return ["<h2>Expectations</h2><p>The study declares none, or its file is not known here.</p>"]
+        return [f"<h2>Expectations</h2><p>{html.escape(_no_expectations(results))}</p>"]
     table = results.verdict_table()
     open_ends = [
         f"<li>{html.escape(expectation.claim)}: {html.escape(found.text())}</li>"

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +98,7 @@ def write_results(
 
 @dataclass(frozen=True)
 class Results:
-    """The results of a study. `study` is None where its file is not known here.
+    """The results of a study. `study` is None where its file is not known here, and `unknown` says why.
 
     Then arms are named and compared by label.
     """
@@ -111,6 +111,8 @@ class Results:
     failed: Mapping[tuple[str, int], str] = field(default_factory=dict)
     """Why cells failed, by arm and seed: they have no row in the table, and no effect uses them."""
     origin: Origin | None = None
+    unknown: str = ""
+    """Why `study` is None, in a sentence without its full stop."""
     wide: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False, compare=False)
     """Metric -> values by run and (task, language), and differences between two arms.
 
@@ -157,7 +159,7 @@ class Results:
     @property
     def home_option(self) -> str:
         """What a command to paste needs to find these results' home: ` --home DIR`, or nothing for the default."""
-        home, default = self.folder.resolve().parent.parent, _home(None).expanduser().resolve()
+        home, default = self.folder.resolve().parent.parent, _home(None).resolve()
         return "" if home == default else f" --home {shlex.quote(str(home))}"
 
     def arms(self) -> pd.DataFrame:
@@ -175,12 +177,13 @@ class Results:
     @property
     def baseline(self) -> str:
         """Label of the study's baseline arm."""
+        return self.known_study("Name a baseline, such as baseline='LABEL'.").baseline_arm.label
+
+    def known_study(self, otherwise: str) -> Study:
+        """The study. Raises `InputError` where there is none, with the reason and what to do `otherwise`."""
         if self.study is None:
-            raise InputError(
-                f"The study of {self.folder} is not known here, so it has no baseline: "
-                "name one, such as baseline='LABEL'."
-            )
-        return self.study.baseline_arm.label
+            raise InputError(f"{self.unknown}. {otherwise}")
+        return self.study
 
     def label(self, arm: str | Mapping[str, Level] | None) -> str:
         """The label of an arm given by label or by levels (the rest as in the baseline); None is the baseline."""
@@ -191,18 +194,16 @@ class Results:
             if arm not in known and arm != (self.study and self.study.baseline_arm.label):
                 raise InputError(f"There is no arm '{arm}' in {self.folder}. The nearest are: {nearest(arm, known)}.")
             return arm
-        if self.study is None:
-            raise InputError(f"The study of {self.folder} is not known here: name arms by label, not by levels.")
-        return self.study.arm(arm).label
+        return self.known_study("Name arms by label, not by levels.").arm(arm).label
 
     def margin(self, factor: str) -> list[str]:
         """Labels of the arms with results that differ from the baseline in this factor only, by its levels."""
-        if self.study is None or factor not in (names := [f.name for f in self.study.factors]):
-            known = ", ".join(names) if self.study else "none, as its file is not known here"
-            raise InputError(f"'{factor}' is not a factor of study '{self.name}'; factors: {known}.")
-        levels = next(f.levels for f in self.study.factors if f.name == factor)
+        study = self.known_study("Without it nobody knows the levels of a factor: compare arms by label.")
+        levels = {known.name: known.levels for known in study.factors}
+        if factor not in levels:
+            raise InputError(f"'{factor}' is not a factor of study '{self.name}'; factors: {', '.join(levels)}.")
         present = set(self.table["arm"])
-        labels = dict.fromkeys(self.study.arm({factor: level}).label for level in levels)
+        labels = dict.fromkeys(study.arm({factor: level}).label for level in levels[factor])
         return [label for label in labels if label in present]  # one, where the factor does not apply to the baseline
 
     def short_label(self, arm: str) -> str:
@@ -280,7 +281,7 @@ def study_folder(study: str, home: str | Path | None = None, overrides: Sequence
 
 
 def _home(home: str | Path | None) -> Path:
-    return Path(home or os.environ.get("LVLM_HOME") or "runs")
+    return Path(home or os.environ.get("LVLM_HOME") or "runs").expanduser()
 
 
 def load_results(
@@ -292,6 +293,7 @@ def load_results(
     """
     given, path = _locate(study, home, overrides)
     name = " ".join([str(given.name if isinstance(study, Study) and given else study), *overrides])
+    name += f" --home {shlex.quote(str(home))}" if home else ""
     if not path.exists():
         raise InputError(
             f"There are no results at {path}. Run the study first: python -m sweeps launch {name}; "
@@ -318,10 +320,13 @@ def load_results(
             f"{path}, row {row}: a second value for {dict(table.loc[row, key])}. "
             "One run per arm and seed belongs in a table."
         )
-    origin = Origin.load(path.parent)
-    known = given or declared(str(table["study"].iloc[0]), set(table.columns), origin)
     planned, failed = _planned(path.parent)
-    return Results(table=table, folder=path.parent, study=known, planned=planned, failed=failed, origin=origin)
+    origin = Origin.load(path.parent)
+    found = Results(table=table, folder=path.parent, study=None, planned=planned, failed=failed, origin=origin)
+    try:
+        return replace(found, study=declared(found.name, found.factors, origin, given=given))
+    except InputError as error:  # the table can be read without it
+        return replace(found, unknown=str(error))
 
 
 def _locate(study: str | Path | Study, home: str | Path | None, overrides: Sequence[str]) -> tuple[Study | None, Path]:
@@ -360,7 +365,7 @@ def _planned(folder: Path) -> tuple[tuple[tuple[str, int], ...], dict[tuple[str,
         planned = tuple((cell["arm"], int(cell["seed"])) for cell in cells)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). Write it again: python -m sweeps export."
+            f"{path} cannot be read ({type(error).__name__}: {error}). Write it again: python -m sweeps export STUDY."
         ) from error
     errors = (cell.get("error") for cell in cells)
     return planned, {one: error for one, error in zip(planned, errors, strict=True) if error}

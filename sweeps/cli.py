@@ -13,6 +13,7 @@ from types import FrameType
 
 from lvlm.commands import HOME_HELP, Command, CommandLine, add_overrides
 from lvlm.errors import InputError
+from sweeps.plan import DEFAULT_RUNNER
 
 STUDY_HELP = "name of a study in ablations/studies/, or the path of a study file"
 LAUNCHED_HELP = "the settings that the study was launched with, where there were any"
@@ -190,7 +191,7 @@ def _command_line() -> CommandLine:
         )
         sub.add_argument(
             "--runner",
-            default="lvlm.run:run",
+            default=DEFAULT_RUNNER,
             metavar="MODULE:FUNCTION",
             help="what runs one cell (default: %(default)s)",
         )

@@ -81,8 +81,8 @@ def connect(home: Path) -> MlflowClient:
 
 
 class Tracker:
-    """Sends finished cells of one plan to MLflow. No method raises for a tracker that fails: it says why and leaves a
-    note beside the run."""
+    """Sends finished cells of one plan to MLflow. Only `attach` raises for a tracker that fails; else `trouble` says
+    why, and a cell that was not sent has a note beside its run."""
 
     def __init__(self, place: Place, plan: Plan) -> None:
         self.place = place
@@ -312,9 +312,7 @@ class Tracker:
         final = {**record.scores, **{f"budget/{name}": value for name, value in record.budget.items()}}
         tokens, seconds = record.budget.get("llm_tokens"), record.budget.get("train_seconds")
         if tokens and seconds and not any(point.name == "train/tokens_per_second" for point in points):
-            final["train/tokens_per_second"] = (
-                tokens / seconds
-            )  # the mean, where the curve does not have it step by step
+            final["train/tokens_per_second"] = tokens / seconds  # the mean, as the curve does not have it by step
         keys = {point.name for point in points} | set(final)
         final |= {name: value for name, value in language_scores(folder, taken=len(keys)).items() if name not in final}
         metrics = [Metric(name, float(value), time_ms, 0) for name, value in final.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from ablations.origin import Origin
 from ablations.report import _combined, headlines, write_report
 from ablations.studies import Arm
 from ablations.table import load_results, tidy, write_results
+from lvlm.errors import InputError
 from lvlm.records import RunRecord
 from sweeps.planner import make_plan
 from sweeps.read import export
@@ -118,8 +120,38 @@ def test_a_study_of_the_users_own_is_reported_with_its_notebooks(tmp_path, capsy
     page = (place.folder / "report.html").read_text(encoding="utf-8")
     assert "did not run" not in page and page.count("<summary>code</summary>") > 4, "the kernel knows the study, too"
     assert load_results(place.folder).study is not None
+
+
+def test_a_report_says_why_the_study_behind_it_is_not_known(tmp_path):
+    path, place = own_study(tmp_path)
+    text, version = path.read_text(encoding="utf-8"), load_results(place.folder).origin.version
+    renamed = text.replace('"english_share"', '"share"')
+
+    def said(given):
+        results = load_results(given, home=tmp_path)
+        assert results.study is None and not results.table.empty
+        page = write_report(results, notebooks=False).read_text("utf-8")
+        (line,) = headlines(results)
+        assert html.escape(line.removeprefix("No headline effects. ")) in page
+        with pytest.raises(InputError, match="Name a baseline") as refused:
+            results.effects(metric="score")
+        assert str(refused.value).startswith(results.unknown)
+        return line
+
+    path.write_text(text.replace("study = Study(", "study = Studie("), encoding="utf-8")
+    assert re.search(
+        rf"not known here: The study file {path}, line \d+: NameError: name 'Studie' is", said(place.folder)
+    )
+    path.write_text(renamed, encoding="utf-8")
+    for given in (place.folder, path):
+        assert (
+            f"not known here: its file has changed since the launch (version {version}) and declares the factors "
+            "languages, share, while the table has languages, english_share." in said(given)
+        )
     path.unlink()
-    assert load_results(place.folder).study is None
+    assert f"not known here: its file {path} does not exist any more." in said(place.folder)
+    (place.folder / "study.json").unlink()
+    assert "no study of the toolkit has that name, and no study.json beside the table" in said(place.folder)
 
 
 def test_the_head_of_a_report_says_what_was_launched(tmp_path, capsys):

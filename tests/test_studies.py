@@ -8,8 +8,9 @@ from ablations import outcomes
 from ablations.designs import FullGrid
 from ablations.factors import Factor
 from ablations.studies import Expectation, Study, list_studies, load_study
-from ablations.table import load_results, tidy, write_results
+from ablations.table import load_results, study_folder, tidy, write_results
 from lvlm.errors import InputError
+from sweeps.plan import Place, find_home
 from tests.synthetic_results import scores, write_study
 
 CORPORA = {"corpora": [{"path": "data/shapes", "split": "instruct"}], "languages": "all", "english_share": 0.5}
@@ -187,6 +188,14 @@ def test_the_table_goes_through_parquet_and_knows_what_is_missing(tmp_path):
     assert set(results.table.loc[results.table["language"] == "en", "tier"]) == {"en"}
 
 
+def test_results_are_looked_for_in_the_home_that_sweeps_uses_and_commands_to_paste_name_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LVLM_HOME", "~/work")
+    assert study_folder("tiling") == Place(find_home(), "tiling").folder == tmp_path / "work/studies/tiling"
+    with pytest.raises(InputError, match=f"sweeps launch tiling --home {tmp_path}; .* sweeps export tiling --home"):
+        load_results("tiling", home=tmp_path)
+
+
 def test_a_csv_alone_can_be_read(tmp_path):
     write_study(tmp_path, "tiling")
     load_results("tiling", home=tmp_path).table.assign(study="theirs").to_csv(tmp_path / "theirs.csv", index=False)
@@ -194,7 +203,7 @@ def test_a_csv_alone_can_be_read(tmp_path):
     assert results.study is None
     one, two = results.arms().index
     assert len(results.effects(baseline=one, arms=[two])) == 7
-    with pytest.raises(InputError, match="has no baseline: name one"):
+    with pytest.raises(InputError, match=r"not known here: no study of the toolkit has that name.* Name a baseline"):
         results.effects()
 
 

@@ -1,0 +1,67 @@
+"""A home whose MLflow database is there already, sweeps in it, and what they left. Shared by the tests of `sweeps`."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.launcher import Outcome, launch
+from sweeps.planner import make_plan
+from sweeps.queue import Queue
+from sweeps.tracking import connect, database
+from sweeps.worker import Worker
+from tests.sweeps_fakes import CALLS, RUNNER
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    lay_database(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setattr("sweeps.launcher.POLL_SECONDS", 0.1)
+    return tmp_path
+
+
+def lay_database(home: Path) -> None:
+    """A database without runs, copied into a test's folder. Creating MLflow's tables takes seconds: once is enough."""
+    shutil.copyfile(_empty_database(home.parent), database(home))
+
+
+@cache
+def _empty_database(session: Path) -> Path:
+    folder = session / "mlflow"
+    folder.mkdir()
+    connect(folder)
+    with sqlite3.connect(database(folder)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return database(folder)
+
+
+def work_alone(home: Path, study: Any, *, overrides: Sequence[str] = (), retry_failed: bool = False) -> Outcome:
+    """A launch whose cells are run in this process, so that no worker has to start."""
+    plan = make_plan(study, runner=RUNNER, overrides=overrides)
+    place = plan.place(home)
+    plan.save(place)
+    queue = Queue(plan, place.journal)
+    queue.add_missing()
+    if retry_failed:
+        queue.requeue_failed()
+    Worker(plan, place).work()
+    return launch(study, workers=1, home=home, runner=RUNNER, overrides=overrides)
+
+
+def runs_of(home: Path, *, parents: bool = False) -> list[Any]:
+    client = connect(home)
+    experiment = client.get_experiment_by_name("fake")
+    runs = client.search_runs([experiment.experiment_id]) if experiment else []
+    return [run for run in runs if ("mlflow.parentRunId" not in run.data.tags) == parents]
+
+
+def calls(home: Path) -> list[list[str]]:
+    path = home / CALLS
+    return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
