@@ -1,4 +1,5 @@
-"""A new model from a tower, an LLM and a freshly drawn adapter. Called through `Lvlm.assemble`."""
+"""The model that a run starts from: a tower, an LLM and a freshly drawn adapter, or a checkpoint. Called through
+`Lvlm.assemble`."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from lvlm.model.adapters import initialise_adapter
 from lvlm.model.backbones import resolve, tokenizer_source
 from lvlm.model.chat import IMAGE_PLACEHOLDER
 from lvlm.model.config import LvlmConfig
+from lvlm.model.layouts import locate
 from lvlm.model.lvlm import Lvlm
 from lvlm.model.processor import LvlmProcessor
 from lvlm.model.templates import Template, centurio_template
@@ -30,6 +32,11 @@ def assemble(model_config: ModelConfig, *, seed: int) -> tuple[Lvlm, LvlmProcess
 
 
 def _assemble(model_config: ModelConfig, *, seed: int) -> tuple[Lvlm, LvlmProcessor]:
+    if model_config.checkpoint is not None:
+        from lvlm.model.checkpoints import load
+
+        model, processor = load(model_config.checkpoint, model=model_config, seed=seed)
+        return model.float(), processor
     tower, description = load_tower(
         resolve(model_config.tower, seed=seed),
         feature_layer=model_config.feature_layer,
@@ -51,8 +58,8 @@ def _assemble(model_config: ModelConfig, *, seed: int) -> tuple[Lvlm, LvlmProces
     model = Lvlm(config, vision_tower=tower, language_model=llm)
     initialise_adapter(model.multi_modal_projector.adapter, vision_width=description["width"], seed=seed)
     processor = make_processor(config, tokenizer, template=_template(model_config, llm.config))
-    _check_head(model)
-    _set_generation(model, processor)
+    check_head(model)
+    set_generation(model, processor)
     return model.eval(), processor
 
 
@@ -104,6 +111,19 @@ def _fill_with_mean(layer: nn.Module, rows: int) -> None:
     weight[rows:] = weight[:rows].mean(dim=0)
 
 
+def write_as(
+    model_config: ModelConfig, config: LvlmConfig, processor: LvlmProcessor, *, model: Lvlm | None = None
+) -> LvlmProcessor:
+    """A saved processor with the template that a model config asks for; `model` then stops where that ends."""
+    template = _template(model_config, config.text_config)
+    if template is None:
+        return processor
+    processor = make_processor(config, processor.tokenizer, template=template)
+    if model is not None:
+        set_generation(model, processor)
+    return processor
+
+
 def _template(model_config: ModelConfig, llm_config: Any) -> Template | None:
     """The template to put in the place of the tokenizer's own, if any."""
     return centurio_template(llm_config) if model_config.template == "centurio" else None
@@ -127,7 +147,7 @@ def make_processor(config: LvlmConfig, tokenizer: Any, *, template: Template | N
 
 
 @torch.no_grad()
-def _check_head(model: Lvlm) -> None:
+def check_head(model: Lvlm) -> None:
     """The training loss applies the head to hidden states itself; an LLM family that does more than that must not pass
     unseen."""
     ids = torch.tensor([[0, 1]])
@@ -140,7 +160,7 @@ def _check_head(model: Lvlm) -> None:
         )
 
 
-def _set_generation(model: Lvlm, processor: LvlmProcessor) -> None:
+def set_generation(model: Lvlm, processor: LvlmProcessor) -> None:
     """Greedy, stops at the end of turn, never writes an image placeholder."""
     settings = model.generation_config
     known = model.language_model.generation_config.eos_token_id
@@ -156,6 +176,11 @@ def load_processor(model_config: ModelConfig, *, seed: int) -> LvlmProcessor:
     """The processor of a run's LLM alone, for counting text tokens: no weights are read, so it cannot prepare
     images.
     """
+    if model_config.checkpoint is not None and (found := locate(model_config.checkpoint)).stands_alone:
+        from lvlm.model.checkpoints import saved_processor
+
+        config, processor = saved_processor(found)
+        return write_as(model_config, config, processor)
     source = resolve(model_config.llm, seed=seed)
     tokenizer = load_tokenizer(source)
     with _named(source):

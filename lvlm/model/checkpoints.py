@@ -4,7 +4,7 @@ and `lvlm.load`."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +14,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lvlm.errors import InputError
+from lvlm.model.layouts import LORA_CONFIG, LORA_WEIGHTS, Located, how_to_load, locate
 from lvlm.model.lora import load_lora, lora_config, split_state
 
 if TYPE_CHECKING:
+    from lvlm.config import ModelConfig
+    from lvlm.model.config import LvlmConfig
     from lvlm.model.lvlm import Lvlm
     from lvlm.model.processor import LvlmProcessor
 
 LORA_FOLDER = "lora"
-LORA_WEIGHTS = "adapter_model.safetensors"
-LORA_CONFIG = "adapter_config.json"
 
 
 def parts(model: Lvlm) -> dict[str, nn.Module]:
@@ -33,32 +34,57 @@ def parts(model: Lvlm) -> dict[str, nn.Module]:
 PREFIXES = {"tower": "vision_tower.", "adapter": "multi_modal_projector.", "llm": "language_model."}
 
 
-def load(path: str | Path, *, attn: str | None = None) -> tuple[Lvlm, LvlmProcessor]:
-    """(model, processor) of a saved model, ready to generate.
+def load(
+    path: str | Path, *, attn: str | None = None, model: ModelConfig | None = None, seed: int = 0
+) -> tuple[Lvlm, LvlmProcessor]:
+    """(model, processor) of a saved model, ready to generate: a model folder or finished run of this package,
+    Centurio's folder on the hub, or a snapshot of Centurio's trainer (DeepSpeed or Lightning).
 
-    `attn` is `ModelConfig.attn`, which no model folder keeps; None leaves the choice to transformers.
+    A snapshot holds only what was trained, so that `model` has to name its tower, LLM and adapter (`seed` chooses a
+    shipped draw); for the others `model` may be given, and is checked against what was saved. `attn` is
+    `ModelConfig.attn`, which no checkpoint keeps; None leaves the choice to `model`, else to transformers. A missing,
+    surplus or misshapen tensor is an `InputError` that lists it.
     """
+    from lvlm.model.agreement import check_agreement
+    from lvlm.model.assembly import set_generation, write_as
     from lvlm.model.lvlm import Lvlm
+    from lvlm.model.release import release_state, release_stops
+    from lvlm.model.snapshots import load_snapshot
+
+    found = locate(path)
+    if attn is not None and model is not None:
+        model = model.model_copy(update={"attn": attn})
+    attn = attn or (None if model is None else model.attn)
+    if found.layout == "snapshot":
+        if model is None:
+            raise InputError(f"{found.path} says neither its tower nor its LLM. {how_to_load(found.path)}")
+        return load_snapshot(found, model, seed=seed)
+    config, processor = saved_processor(found)
+    if model is not None:
+        check_agreement(model, config, found.path, seed=seed)
+    options = {} if attn is None else {"attn_implementation": attn}
+    if found.layout == "own":
+        loaded = Lvlm.from_pretrained(found.path, **options)
+    else:
+        state = release_state(found.path, config)
+        loaded = Lvlm.from_pretrained(None, config=config, state_dict=state, source=found.path, **options)
+        loaded.language_model.generation_config.eos_token_id = release_stops(found.path)
+        set_generation(loaded, processor)
+    if model is not None:
+        processor = write_as(model, config, processor, model=loaded)
+    return loaded.eval(), processor
+
+
+def saved_processor(found: Located) -> tuple[LvlmConfig, LvlmProcessor]:
+    """Config and processor of a model that stands alone; no weights are read."""
+    from lvlm.model.config import LvlmConfig
     from lvlm.model.processor import LvlmProcessor
+    from lvlm.model.release import release_config, release_processor
 
-    folder = Path(path)
-    if not (folder / "config.json").exists():
-        raise InputError(f"{folder} holds no config.json. Give the folder of a saved model.")
-    if (found := _model_type(folder / "config.json")) != "lvlm":
-        raise InputError(
-            f"{folder / 'config.json'}, field 'model_type', is {found!r} and not 'lvlm': this is no model of this "
-            "package. Give the folder of a finished run, or one that `python -m lvlm export` wrote."
-        )
-    model: Lvlm = Lvlm.from_pretrained(folder, **({} if attn is None else {"attn_implementation": attn}))
-    return model.eval(), LvlmProcessor.from_pretrained(folder)
-
-
-def _model_type(path: Path) -> Any:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}. Copy the whole model folder.") from error
-    return config.get("model_type") if isinstance(config, dict) else None
+    if found.layout == "own":
+        return LvlmConfig.from_pretrained(found.path), LvlmProcessor.from_pretrained(found.path)
+    config = release_config(found.path)
+    return config, release_processor(found.path, config)
 
 
 def merge_and_save(model: Lvlm, processor: LvlmProcessor, folder: str | Path) -> None:
@@ -102,31 +128,36 @@ def _config_text(config: LoraConfig) -> str:
 
 
 def load_model(cls: Any, load_base: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any:
-    """See `Lvlm.from_pretrained`. `load_base` is the method of transformers."""
+    """See `Lvlm.from_pretrained`. `load_base` is the method of transformers; `source` is what errors name where `path`
+    is None because the weights are given."""
     wants_info = kwargs.pop("output_loading_info", False)
+    source = kwargs.pop("source", path)
     kwargs.setdefault("use_safetensors", True)
     kwargs["ignore_mismatched_sizes"] = True  # so that all faults come back together and are refused below
     model, info = load_base(path, *args, output_loading_info=True, **kwargs)
-    _refuse(path, missing=info["missing_keys"], surplus=info["unexpected_keys"], shapes=info["mismatched_keys"])
+    refuse(source, missing=info["missing_keys"], surplus=info["unexpected_keys"], shapes=info["mismatched_keys"])
     for name in model.config.lora or []:
-        _restore_lora(parts(model)[name], Path(path) / LORA_FOLDER / name, device=model.device)
+        folder = Path(path) / LORA_FOLDER / name
+        for file in (LORA_CONFIG, LORA_WEIGHTS):
+            if not (folder / file).exists():
+                raise InputError(
+                    f"The model's config names a LoRA, but {folder / file} does not exist. Copy the whole model folder."
+                )
+        config = LoraConfig(**json.loads((folder / LORA_CONFIG).read_text(encoding="utf-8")))
+        restore_lora(parts(model)[name], config, load_file(folder / LORA_WEIGHTS, device=str(model.device)), folder)
     return (model, info) if wants_info else model
 
 
-def _restore_lora(part: nn.Module, folder: Path, *, device: torch.device) -> None:
-    for file in (LORA_CONFIG, LORA_WEIGHTS):
-        if not (folder / file).exists():
-            raise InputError(
-                f"The model's config names a LoRA, but {folder / file} does not exist. Copy the whole model folder."
-            )
-    config = LoraConfig(**json.loads((folder / LORA_CONFIG).read_text(encoding="utf-8")))
+def restore_lora(part: nn.Module, config: LoraConfig, state: dict[str, torch.Tensor], source: Path) -> None:
+    """Put saved LoRA on a part, which is frozen; keys that do not fit are an error that names `source`."""
     for parameter in part.parameters():
         parameter.requires_grad_(False)
-    missing, surplus, shapes = load_lora(part, config, load_file(folder / LORA_WEIGHTS, device=str(device)))
-    _refuse(folder, missing=missing, surplus=surplus, shapes=shapes)
+    missing, surplus, shapes = load_lora(part, config, state)
+    refuse(source, missing=missing, surplus=surplus, shapes=shapes)
 
 
-def _refuse(path: Any, *, missing: Any, surplus: Any, shapes: Any) -> None:
+def refuse(source: Any, *, missing: Any, surplus: Any, shapes: Any, model: str = "its config.json describes") -> None:
+    """Raise, with every key, if some are missing, surplus or of another shape."""
     faults = {
         "missing keys": sorted(missing),
         "surplus keys": sorted(surplus),
@@ -134,4 +165,18 @@ def _refuse(path: Any, *, missing: Any, surplus: Any, shapes: Any) -> None:
     }
     found = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in faults.items() if keys)
     if found:
-        raise InputError(f"The weights in {path} do not fit the model that its config.json describes: {found}.")
+        raise InputError(f"The weights in {source} do not fit the model that {model}: {found}.")
+
+
+def compare(
+    found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], source: Any, *, model: str, prefix: str = ""
+) -> None:
+    """`refuse` for two sets of tensors, whose keys are shown after `prefix`."""
+    shapes = [
+        f"{prefix}{key} ({tuple(found[key].shape)} there, {tuple(wanted[key].shape)} in the model)"
+        for key in found.keys() & wanted.keys()
+        if found[key].shape != wanted[key].shape
+    ]
+    missing, surplus = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+    names = {"missing": missing, "surplus": surplus}
+    refuse(source, shapes=shapes, model=model, **{kind: [prefix + key for key in keys] for kind, keys in names.items()})
