@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lvlm.commands import HOME_HELP, CommandLine, add_overrides
-from lvlm.config import EvaluateConfig, RunConfig, fingerprint, load_config, make_settings
+from lvlm.config import EvaluateConfig, ModelConfig, RunConfig, fingerprint, load_config, make_settings
 from lvlm.errors import InputError
-from lvlm.records import CONFIG_FILE, RECORD_FILE, RunRecord
+from lvlm.records import CONFIG_FILE
 
 if TYPE_CHECKING:
     from lvlm.model.lvlm import Lvlm
@@ -134,7 +134,9 @@ def _train(options: argparse.Namespace) -> None:
     record = run(config, folder, home=home)
     for name, value in record.scores.items():
         print(f"{name:32s} {value:6.1f}")
-    print(f"record: {folder}\nmodel:  {record.provenance['model']}")
+    print(f"record: {folder}")
+    if record.provenance["model"] is not None:
+        print(f"model:  {record.provenance['model']}")
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -160,28 +162,24 @@ def _plan(options: argparse.Namespace) -> None:
         print(f"note: {note}")
 
 
-def _model_folder(checkpoint: Path) -> Path:
-    """The model of a finished run, or the folder itself."""
-    if (checkpoint / RECORD_FILE).exists():
-        model = RunRecord.load(checkpoint).provenance.get("model")
-        if model is None or not Path(model).exists():
-            raise InputError(f"The run {checkpoint} kept no model at {model}. Start the run again to train it anew.")
-        return Path(model)
-    if not (checkpoint / "config.json").exists():
-        raise InputError(
-            f"{checkpoint} is neither a model folder (no config.json) nor a finished run (no {RECORD_FILE})."
-        )
-    return checkpoint
-
-
 def _recorded(checkpoint: Path) -> RunConfig | None:
     """The config of a run's folder; a bare model folder has none."""
     return load_config(checkpoint / CONFIG_FILE) if (checkpoint / CONFIG_FILE).exists() else None
 
 
+def _source(checkpoint: Path, recorded: RunConfig | None) -> tuple[Path, ModelConfig | None]:
+    """The path to load, and the model config that belongs to it: that of a run which trained nothing and evaluated its
+    `model.checkpoint`."""
+    from lvlm.model.layouts import model_folder
+
+    if recorded and recorded.model.checkpoint and not recorded.stages():
+        return Path(recorded.model.checkpoint), recorded.model
+    return model_folder(checkpoint), None
+
+
 @contextmanager
 def _ready(
-    folder: Path, recorded: RunConfig | None, *, device: str | None
+    source: tuple[Path, ModelConfig | None], recorded: RunConfig | None, *, device: str | None
 ) -> Iterator[tuple[Lvlm, LvlmProcessor, ImageFeatures]]:
     """(model, processor, image features) where and how the run computed, inside its autocast; without a run the
     compute settings are the defaults."""
@@ -193,7 +191,8 @@ def _ready(
     config = recorded or RunConfig()
     settings = config.compute.model_copy(update={"device": device} if device else {})
     with compute(settings) as machinery, quiet_transformers():
-        model, processor = load(folder, attn=config.model.attn)
+        path, model_config = source
+        model, processor = load(path, attn=config.model.attn, model=model_config, seed=config.seed)
         model.to(machinery.device)
         features = TowerFeatures(
             model, device=machinery.device, precision=machinery.precision, workers=settings.loader_workers
@@ -228,11 +227,11 @@ def _evaluate(options: argparse.Namespace) -> None:
         )
     if options.out and options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out} is a file; name a folder for the two tables.")
-    folder = _model_folder(options.checkpoint)
+    source = _source(options.checkpoint, recorded)
     corpora = open_used(config.corpora)
     check_items(config, corpora, permission="report", home=default_home())
     batch_size = (recorded or RunConfig()).compute.evaluate_batch
-    ready = _ready(folder, recorded, device=options.device)
+    ready = _ready(source, recorded, device=options.device)
     with ready as (model, processor, features), Reporter().evaluation() as progress:
         scores, predictions = evaluate(
             model,
@@ -264,12 +263,13 @@ def _generate(options: argparse.Namespace) -> None:
         raise InputError(f"The image {options.image} cannot be read: {fault}.")
     asked = {"max_new_tokens": options.max_new_tokens}
     limit = make_settings(EvaluateConfig, asked, where="The generation that was asked for").max_new_tokens
-    folder = _model_folder(options.checkpoint)
+    recorded = _recorded(options.checkpoint)
+    source = _source(options.checkpoint, recorded)
 
     from lvlm.evaluate.generate import Prompt, generate_answers
 
     prompt = Prompt(options.prompt, (options.image,))
-    with _ready(folder, _recorded(options.checkpoint), device=options.device) as (model, processor, features):
+    with _ready(source, recorded, device=options.device) as (model, processor, features):
         (answer,) = generate_answers(model, processor, [prompt], max_new_tokens=limit, features=features)
     print(answer)
 

@@ -74,10 +74,11 @@ def load_llm(source: str, *, attn: str) -> tuple[Any, Any]:
     return llm, tokenizer
 
 
-def load_tokenizer(source: str) -> Any:
-    """The tokenizer of a resolved LLM, with `<image_placeholder>` added where it lacks it."""
+def load_tokenizer(source: str, *, llm_config: Any = None) -> Any:
+    """The tokenizer of a resolved LLM, with `<image_placeholder>` added where it lacks it. `llm_config` stands for a
+    `config.json` beside it that transformers does not know."""
     with _named(source):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(source))
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(source), config=llm_config, trust_remote_code=False)
     if tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER) in (None, tokenizer.unk_token_id):
         tokenizer.add_tokens([AddedToken(IMAGE_PLACEHOLDER, special=True, normalized=False)], special_tokens=True)
     return tokenizer

@@ -77,7 +77,7 @@ def release_config(folder: Path) -> LvlmConfig:
 
 def release_processor(folder: Path, config: LvlmConfig) -> LvlmProcessor:
     """Tokenizer, chat template and image transform of a released model; the placeholder's id is that of its config."""
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = load_tokenizer(str(folder), llm_config=config.text_config)
     found = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
     if found != config.image_token_id:
         raise InputError(
