@@ -5,8 +5,6 @@ command needs it.
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +16,7 @@ from lvlm.errors import InputError
 from lvlm.records import CONFIG_FILE
 
 if TYPE_CHECKING:
+    from lvlm.model.export import Form
     from lvlm.model.lvlm import Lvlm
     from lvlm.model.processor import LvlmProcessor
     from lvlm.train.features import ImageFeatures
@@ -73,10 +72,21 @@ def _command_line() -> CommandLine:
         sub.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: that of the run, else auto")
 
     export = command(
-        "export", _export, "Merge LoRA and write a model folder for transformers.", "export runs/runs/my-run my-model"
+        "export",
+        _export,
+        "Write a model folder for transformers, with LoRA merged.",
+        "export runs/runs/my-run my-model",
     )
     export.add_argument("checkpoint", type=Path)
-    export.add_argument("folder", type=Path)
+    export.add_argument("folder", type=Path, help="a new folder")
+    export.add_argument("--adapters", action="store_true", help="keep LoRA beside the weights, as peft adapters")
+    export.add_argument(
+        "--as",
+        dest="layout",
+        choices=("lvlm", "llava"),
+        default="lvlm",
+        help="lvlm: read with this package installed; llava: stock LLaVA, for vLLM and others (no tiles, adapter mlp)",
+    )
 
     data = command("data", _data, "Write a built-in corpus as JSON and images.", "data shapes runs/data/shapes")
     data.add_argument(
@@ -275,20 +285,25 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from lvlm.model.checkpoints import load, merge_and_save
+    from lvlm.model.export import LIMIT, export
+    from lvlm.run import quiet_transformers
 
-    if options.folder.exists() and not (options.folder.is_dir() and not any(options.folder.iterdir())):
-        raise InputError(f"{options.folder} exists and is no empty folder; name a new one.")
-    model, processor = load(_model_folder(options.checkpoint))
-    folder = options.folder.resolve()
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by an export that was killed
-    try:
-        merge_and_save(model, processor, partial)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    print(f"written: {options.folder} (import lvlm, then AutoModelForCausalLM.from_pretrained reads it)")
+    if options.adapters and options.layout == "llava":
+        raise InputError("--adapters keeps LoRA beside the weights, and --as llava merges it into them; choose one.")
+    recorded = _recorded(options.checkpoint)
+    path, model_config = _source(options.checkpoint, recorded)
+    form: Form = "llava" if options.layout == "llava" else "adapters" if options.adapters else "merged"
+    with quiet_transformers():
+        exported = export(path, options.folder, form=form, model=model_config, seed=recorded.seed if recorded else 0)
+    print(f"largest difference of a logit, read back from the files: {exported.difference:.1e} (limit {LIMIT:.0e})")
+    if exported.torchvision is not None:
+        print(
+            f"note: with torchvision's resize, which transformers takes by default, it is {exported.torchvision:.1e}; "
+            'AutoProcessor.from_pretrained(..., backend="pil") makes the pixels of the training'
+        )
+        print(f"written: {options.folder} (LlavaForConditionalGeneration and LlavaProcessor of transformers read it)")
+    else:
+        print(f"written: {options.folder} (import lvlm, then AutoModelForCausalLM.from_pretrained reads it)")
 
 
 def _data(options: argparse.Namespace) -> None:

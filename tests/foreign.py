@@ -74,7 +74,7 @@ def model_config(family: str = "qwen2", **changes: Any) -> Any:
 
 
 def whole_tower(model: Any) -> dict[str, Any]:
-    """The tensors of a model's tower under timm's keys, with the blocks that ours leaves out from the tower's folder."""
+    """The tensors of a model's tower under timm's keys; the blocks that ours leaves out come from its folder."""
     from safetensors.torch import load_file
 
     ours = {key.removeprefix("model."): value for key, value in model.vision_tower.state_dict().items()}
@@ -82,7 +82,7 @@ def whole_tower(model: Any) -> dict[str, Any]:
 
 
 def write_release(folder: Path, model: Any, processor: Any, **changes: Any) -> Path:
-    """A model as Centurio's authors released theirs: plain keys, two shards, LoRA merged; `changes` to `config.json`."""
+    """A model as Centurio's authors released theirs: plain keys, two shards; `changes` to `config.json`."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)
@@ -164,13 +164,14 @@ def write_lora(folder: Path, lora: dict[str, Any], config: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = {key.replace(".default.", "."): value.contiguous() for key, value in lora.items()}
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    modules = sorted({name.rpartition(".")[2] for name in config.target_modules})
     settings = {
         "alpha_pattern": {}, "auto_mapping": None, "base_model_name_or_path": "Qwen/Qwen2.5-7B-Instruct",
         "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
         "layer_replication": None, "layers_pattern": None, "layers_to_transform": None, "loftq_config": {},
         "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout, "megatron_config": None,
         "megatron_core": "megatron.core", "modules_to_save": None, "peft_type": "LORA", "r": config.r,
-        "rank_pattern": {}, "revision": None, "target_modules": sorted({name.rpartition(".")[2] for name in config.target_modules}),
+        "rank_pattern": {}, "revision": None, "target_modules": modules,
         "task_type": "CAUSAL_LM", "use_dora": False, "use_rslora": False,
     }  # fmt: skip
     (folder / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")

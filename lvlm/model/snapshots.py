@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lvlm.config import ModelConfig, one_line
 from lvlm.errors import InputError
@@ -63,7 +63,7 @@ def load_snapshot(found: Located, model_config: ModelConfig, *, seed: int) -> tu
         _load_tower(model, snapshot, named)
     if lora is not None:
         assert found.lora is not None
-        config = _lora_config(found.lora, model_config)
+        config = lora_settings(found.lora, model_config)
         restore_lora(model.language_model, config, lora, found.lora)
         model.config.lora = ["llm"]
     return model.eval(), processor
@@ -126,8 +126,8 @@ def _lora(snapshot: Snapshot, folder: Path | None) -> dict[str, Tensor] | None:
         held = len(snapshot.adapter) + len(snapshot.tower)
         if snapshot.lora or (snapshot.optimised or 0) > held:
             raise InputError(
-                f"A LoRA was trained with {file}, and its folder with {LORA_CONFIG} is not beside it: the trainer saves "
-                "that of 0-24250.ckpt as the folder 0-24250. Copy it there."
+                f"A LoRA was trained with {file}, and its folder with {LORA_CONFIG} is not beside it: the trainer "
+                "saves that of 0-24250.ckpt as the folder 0-24250. Copy it there."
             )
         if not snapshot.is_deepspeed and snapshot.optimised is None:
             warnings.warn(
@@ -139,7 +139,7 @@ def _lora(snapshot: Snapshot, folder: Path | None) -> dict[str, Tensor] | None:
     weights = folder / LORA_WEIGHTS
     if not weights.exists():
         raise InputError(f"{folder} has {LORA_CONFIG} but no {LORA_WEIGHTS}. Copy the whole folder.")
-    saved = load_file(weights)
+    saved: dict[str, Tensor] = load_file(weights)
     if not snapshot.is_deepspeed:
         return saved
     compare(snapshot.lora, saved, file, model=f"the LoRA in {folder} belongs to")
@@ -158,7 +158,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.to(dtype), b.to(dtype))
 
 
-def _lora_config(folder: Path, model_config: ModelConfig) -> LoraConfig:
+def lora_settings(folder: Path, model_config: ModelConfig) -> LoraConfig:
     """The LoRA's own settings, in the words of whichever peft wrote them; what cannot be continued here is an error."""
     path = folder / LORA_CONFIG
     given = read_json(path)
@@ -187,5 +187,5 @@ def _load_tower(model: Lvlm, snapshot: Snapshot, named: str) -> None:
     with torch.device("meta"):
         whole = create(model.config.tower)
     compare(snapshot.tower, whole.state_dict(), snapshot.file, model=named, prefix=PREFIXES["tower"])
-    kept: nn.Module = model.vision_tower.model
+    kept: Any = model.vision_tower.model
     kept.load_state_dict({key: snapshot.tower[key] for key in kept.state_dict()})
