@@ -16,6 +16,7 @@ from lvlm.errors import InputError
 from lvlm.model.checkpoints import load, merge_and_save
 from lvlm.model.lvlm import Lvlm
 from lvlm.model.parts import prepare_training
+from tests.test_model_towers import write as write_hub_tower
 from tests.test_model_training import batch_for, stage, train
 from tests.tiny import make_llm, tiny_image, tiny_world
 
@@ -219,6 +220,21 @@ def test_attention_is_that_which_was_asked_for(tmp_path):
     with torch.no_grad():
         assert torch.equal(eager(**batch).logits, model(**batch).logits)
         assert not torch.equal(sdpa(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.parametrize("part", ["siglip", "clip", "resampler"])
+def test_what_is_computed_at_start_and_not_saved_comes_back(tmp_path, part):
+    """Positions of the towers of transformers and of the resampler's keys are in no file."""
+    changes = {"adapter": "resampler", "queries": 4, "tiles": 2}
+    if part != "resampler":
+        write_hub_tower(tmp_path / "tower", part)
+        changes = {"tower": str(tmp_path / "tower")}
+    model, processor = tiny_world().assemble(**changes)
+    loaded, _ = load(saved(tmp_path / "model", model, processor))
+    assert model.computed and all(torch.equal(loaded.get_buffer(name), value) for name, value in model.computed.items())
+    batch = batch_for(model, processor)
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).logits, model(**batch).logits)
 
 
 def test_training_goes_on_from_a_saved_model(folders):

@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from lvlm.errors import InputError
 from lvlm.model.layouts import LORA_CONFIG, LORA_WEIGHTS, Located, how_to_load, locate
@@ -62,6 +63,7 @@ def load(
     config, processor = saved_processor(found)
     if model is not None:
         check_agreement(model, config, found.path, seed=seed)
+    attn = attn or _default_attention(config.text_config)
     options = {} if attn is None else {"attn_implementation": attn}
     if found.layout == "own":
         loaded = Lvlm.from_pretrained(found.path, **options)
@@ -73,6 +75,12 @@ def load(
     if model is not None:
         processor = write_as(model, config, processor, model=loaded)
     return loaded.eval(), processor
+
+
+def _default_attention(llm_config: Any) -> str | None:
+    """What an LLM without SDPA, such as Gemma 2, needs; None leaves the choice to transformers."""
+    kind = AutoModelForCausalLM._model_mapping[type(llm_config)]
+    return None if kind._supports_sdpa else "eager"
 
 
 def saved_processor(found: Located) -> tuple[LvlmConfig, LvlmProcessor]:
@@ -136,6 +144,8 @@ def load_model(cls: Any, load_base: Callable[..., Any], path: Any, *args: Any, *
     kwargs["ignore_mismatched_sizes"] = True  # so that all faults come back together and are refused below
     model, info = load_base(path, *args, output_loading_info=True, **kwargs)
     refuse(source, missing=info["missing_keys"], surplus=info["unexpected_keys"], shapes=info["mismatched_keys"])
+    for name, values in model.computed.items():
+        model.get_buffer(name).copy_(values)
     for name in model.config.lora or []:
         folder = Path(path) / LORA_FOLDER / name
         for file in (LORA_CONFIG, LORA_WEIGHTS):

@@ -45,14 +45,15 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.language_model = language_model or AutoModelForCausalLM.from_config(
             text_config, attn_implementation=config._attn_implementation
         )
-        adapter = build_adapter(
-            config.adapter,
-            vision_width=config.tower["width"],
-            llm_width=text_config.hidden_size,
-            grid=config.tower["grid"],
-            tiles=config.tiles,
-            args=config.adapter_args or {},
-        )
+        with torch.device("cpu"):  # what it computes at start needs real storage even when the rest is built on `meta`
+            adapter = build_adapter(
+                config.adapter,
+                vision_width=config.tower["width"],
+                llm_width=text_config.hidden_size,
+                grid=config.tower["grid"],
+                tiles=config.tiles,
+                args=config.adapter_args or {},
+            )
         if config.image_tokens not in (None, adapter.tokens):
             raise InputError(
                 f"The model's config says {config.image_tokens} tokens for an image, but its adapter "
@@ -64,6 +65,13 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             for module in part.modules() if part is not None else ():
                 module._is_hf_initialized = True
         self.post_init()
+        self.computed = {
+            name: buffer.clone()
+            for name, buffer in self.named_non_persistent_buffers()
+            if not name.startswith("language_model.")
+        }
+        """Buffers that no file holds. transformers gives them new storage when it loads weights, and `from_pretrained`
+        puts the values back; an LLM does that by itself."""
 
     @classmethod
     def assemble(cls, model_config: ModelConfig, *, seed: int) -> tuple[Lvlm, Any]:
