@@ -202,7 +202,8 @@ def _ready(
     settings = config.compute.model_copy(update={"device": device} if device else {})
     with compute(settings) as machinery, quiet_transformers():
         path, model_config = source
-        model, processor = load(path, attn=config.model.attn, model=model_config, seed=config.seed)
+        attn = recorded.model.attn if recorded else None
+        model, processor = load(path, attn=attn, model=model_config, seed=config.seed)
         model.to(machinery.device)
         features = TowerFeatures(
             model, device=machinery.device, precision=machinery.precision, workers=settings.loader_workers

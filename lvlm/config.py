@@ -93,7 +93,8 @@ class ModelConfig(Settings):
     """The same in 8 bits."""
     checkpoint: str | None = None
     """A saved model to start from, in any layout that `lvlm.load` reads; None draws a new adapter for `tower` and
-    `llm`."""
+    `llm`. What the saved model has is taken from it, and what it contradicts here is an error; a snapshot of Centurio's
+    trainer has no frozen parts, which are then those of `tower` and `llm`."""
 
     @property
     def adapter_args(self) -> dict[str, int]:

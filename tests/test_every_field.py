@@ -127,6 +127,7 @@ FIELDS: dict[str, tuple[str, Changes]] = {
     "model.fit": ("model", {"model.fit": "letterbox"}),
     "model.feature_layer": ("model", {"model.feature_layer": -1}),
     "model.attn": ("model", {"model.attn": "eager"}),
+    "model.checkpoint": ("model", {"model.checkpoint": "saved"}),
     **of_stage("pretrain"),
     **of_stage("instruct"),
     "evaluate.corpora": ("answers", {"evaluate.corpora": "half"}),
@@ -284,6 +285,11 @@ def concrete(changes: Changes, corpus: Corpus, folder: Path) -> Changes:
         if value == "another":
             make = make_tower if field == "model.tower" else make_llm
             result[field] = str(make(folder / "backbone", seed=1))
+        if value == "saved":
+            model, processor = fresh(base(corpus, {"seed": 1}))
+            for part in (model, processor):
+                part.save_pretrained(folder / "saved")
+            result[field] = str(folder / "saved")
     return result
 
 

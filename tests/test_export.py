@@ -30,11 +30,11 @@ from lvlm.model.export import LIMIT, answers, difference, export
 from lvlm.model.lvlm import Lvlm
 from lvlm.model.parts import prepare_training
 from lvlm.model.stock import stock_tower
-from lvlm.model.tower import TimmTower, load_tower
+from lvlm.model.tower import TimmTower
 from tests.foreign import make_family, make_timm_tower, model_config, write_snapshot
 from tests.test_model_towers import write as write_hub_tower
 from tests.test_model_training import stage, train
-from tests.tiny import make_tower, tiny_image, tiny_world
+from tests.tiny import make_tower, tiny_image
 
 SMALL = {"img_size": 24, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
 TIMM = {
@@ -90,7 +90,8 @@ def plain(tmp_path_factory):
     families = ("qwen2", "cohere", "phi3", "qwen2", "qwen2")
     for (name, (architecture, args, _)), family in zip(TIMM.items(), families, strict=True):
         tower = make_timm_tower(root / "towers" / name, architecture, image_size=24, **SMALL | args)
-        assembled(root / name, family, tower=str(tower), llm=str(with_bos(root / "llm")) if name == "dinov2" else None)
+        llm = {"llm": str(with_bos(root / "llm"))} if name == "dinov2" else {}
+        assembled(root / name, family, tower=str(tower), **llm)
     return root
 
 
@@ -183,9 +184,9 @@ REFUSED = {
     "fit": ({"fit": "letterbox"}, "fit=letterbox"),
     "positions": ({"tower": "siglip", "image_size": 40}, "positions are interpolated from 24 to 40"),
     "registers": ({"tower": "vit_small_patch14_reg4_dinov2"}, "tokens before those of the patches"),
-    "swiglu": ({"tower": "vit_giant_patch14_dinov2"}, "a SwiGLUPacked in the place of a Mlp"),
+    "norms": ({"tower": "vit_tiny_patch16_224", "qk_norm": True}, r"its block 0 has a norm at attn\.q_norm"),
     "stem": ({"tower": "tiny-vit/0"}, "its patches come from a ConvStem"),
-    "cap": ({"llm": "gemma2"}, "final_logit_softcapping"),
+    "cap": ({"llm": "gemma2", "attn": "eager"}, "final_logit_softcapping"),
 }
 
 
@@ -197,8 +198,8 @@ def test_what_stock_llava_cannot_be_is_refused_with_the_reason(tmp_path, name):
         write_hub_tower(tmp_path / "hub", "siglip")
         changes["tower"] = str(tmp_path / "hub")
     elif changes["tower"].startswith("vit_"):
-        size = {"img_size": 28, "patch_size": 14}
-        changes["tower"] = str(make_timm_tower(tmp_path / "timm", changes["tower"], image_size=28, **SMALL | size))
+        args = SMALL | {name: changes.pop(name) for name in ("qk_norm",) if name in changes}
+        changes["tower"] = str(make_timm_tower(tmp_path / "timm", changes["tower"], image_size=24, **args))
     if "llm" in changes:
         changes["llm"] = str(make_family(tmp_path / "llm", changes["llm"], head_dim=8))
     folder = assembled(tmp_path / "model", **changes)
@@ -270,7 +271,7 @@ def test_an_export_that_is_another_model_is_refused_and_leaves_nothing(plain, tm
         export(plain / "siglip", tmp_path / "out", form=form)
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(module, "_write", whole)
-    monkeypatch.setattr("lvlm.model.stock.ACTIVATIONS", {"GELU": "gelu_pytorch_tanh"})
+    monkeypatch.setattr("lvlm.model.stock.ACTIVATIONS", {"GELU": "quick_gelu"})
     if form == "llava":
         with pytest.raises(InputError, match="a logit differs"):
             export(plain / "siglip", tmp_path / "out", form=form)

@@ -75,13 +75,14 @@ def export(
     loaded, processor = load(checkpoint, model=model, seed=seed)
     merges = form != "adapters" and any(lora_layers(part) for part in parts(loaded).values())
     dtype = torch.float32 if merges else loaded.dtype  # a sum in 16 bits would be another model
+    attn = loaded.language_model.config._attn_implementation
     expected = answers(loaded.float(), processor)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by an export that was killed
     try:
         _write(loaded.to(dtype), processor, partial, form)
         del loaded
-        exported = Exported(folder, *_differences(partial, form, expected))
+        exported = Exported(folder, *_differences(partial, form, expected, attn=attn))
         if not exported.difference <= LIMIT:
             raise InputError(
                 f"The export would not be the same model: read back from its files, a logit differs by "
@@ -104,10 +105,10 @@ def _write(model: Lvlm, processor: LvlmProcessor, folder: Path, form: Form) -> N
         processor.save_pretrained(folder)
 
 
-def _differences(folder: Path, form: Form, expected: list[Answered]) -> tuple[float, float | None]:
+def _differences(folder: Path, form: Form, expected: list[Answered], *, attn: str) -> tuple[float, float | None]:
     """Largest difference of a logit from those that are expected; and, for `llava`, the same with torchvision."""
     kind: Any = LlavaForConditionalGeneration if form == "llava" else AutoModelForCausalLM
-    model = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
+    model = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, attn_implementation=attn).eval()
     if form != "llava":
         return difference(answers(model, AutoProcessor.from_pretrained(folder)), expected), None
     exact, default = (AutoProcessor.from_pretrained(folder, backend=name) for name in ("pil", "torchvision"))
