@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from lvlm.commands import HOME_HELP, CommandLine, add_overrides
 from lvlm.config import EvaluateConfig, ModelConfig, RunConfig, fingerprint, load_config, make_settings
 from lvlm.errors import InputError
+from lvlm.processes import process_index, start
 from lvlm.records import CONFIG_FILE
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ def _command_line() -> CommandLine:
         )
         add_overrides(sub, "any config field, dotted")
     train.add_argument("--folder", type=Path, help="where the record goes (default: HOME/runs/NAME-SEED-FINGERPRINT)")
+    train.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="work as N processes here, one for each GPU (default: 1)"
+    )
     for sub in (train, plan):
         sub.add_argument("--home", type=Path, help=HOME_HELP)
 
@@ -134,19 +138,27 @@ def read_run(name: str, overrides: Sequence[str]) -> RunConfig:
     return load_config(name, overrides)
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace) -> int | None:
     from lvlm.run import default_home, run
 
     config = read_run(options.run, options.overrides)
+    if options.processes < 1:
+        raise InputError(f"--processes {options.processes}: give a number from 1.")
+    if options.processes > 1 and "RANK" not in os.environ:
+        places = [f"--{name}={value}" for name in ("folder", "home") if (value := getattr(options, name))]
+        return start(options.processes, ["train", options.run, *options.overrides, *places])
     home = options.home or default_home()
     identity = fingerprint(config.model_dump(mode="json", exclude={"compute"}))
     folder = options.folder or home / "runs" / f"{config.name}-s{config.seed}-{identity}"
     record = run(config, folder, home=home)
+    if process_index() > 0:
+        return None
     for name, value in record.scores.items():
         print(f"{name:32s} {value:6.1f}")
     print(f"record: {folder}")
     if record.provenance["model"] is not None:
         print(f"model:  {record.provenance['model']}")
+    return None
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -208,7 +220,7 @@ def _ready(
         features = TowerFeatures(
             model, device=machinery.device, precision=machinery.precision, workers=settings.loader_workers
         )
-        with machinery.accelerator.autocast():
+        with machinery.autocast():
             yield model, processor, features
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 from lvlm.errors import InputError
+from lvlm.processes import AFTER_THE_FIRST, process_index
 
 HOME_HELP = "work folder (default: the environment variable LVLM_HOME, else ./runs)"
 Command = Callable[[argparse.Namespace], int | None]
@@ -44,6 +46,8 @@ class CommandLine:
         try:
             return options.command(options) or 0
         except InputError as error:
+            if process_index() > 0:
+                time.sleep(AFTER_THE_FIRST)
             print(f"error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:

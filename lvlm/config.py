@@ -284,9 +284,10 @@ FREE_COMPUTE = (
     "checkpoint_every",
 )
 """Compute settings about memory and speed: they move no more than the last bits of a result, so they are no part of a
-cell's identity, and an unfinished run may be resumed with other values of them. The exception is `micro_batch_tokens`
-where LoRA has dropout, whose masks are drawn for each micro-batch: there it is part of the stage's key, and `lvlm.run`
-refuses to resume with another value."""
+cell's identity, and an unfinished run may be resumed with other values of them."""
+MASKS_DEPEND_ON = ("micro_batch_tokens", "packing", "strategy")
+"""Those among them that decide what a micro-batch is, and with it the masks of LoRA's dropout. Where there is dropout
+they are part of the stage's key, and `lvlm.run` refuses to resume with other values."""
 
 
 class RunConfig(Settings):

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvlm.check import check_evaluation, check_learns, open_corpora, setting_notes, tuning
-from lvlm.config import FREE_COMPUTE, RunConfig, fingerprint, load_config, to_yaml
+from lvlm.config import FREE_COMPUTE, MASKS_DEPEND_ON, RunConfig, fingerprint, load_config, to_yaml
 from lvlm.errors import InputError
+from lvlm.processes import process_index
 from lvlm.provenance import Phases, git_commit, machine, versions
 from lvlm.records import (
     CONFIG_FILE,
@@ -65,8 +66,7 @@ def run(
     phases = Phases()
     check_same_config(folder, config)
     if (folder / RECORD_FILE).exists():
-        # Nothing is set up yet; a launcher's environment says which process this is.
-        return _finished(folder, config, Reporter(silent=os.environ.get("RANK", "0") != "0"))
+        return _finished(folder, config, Reporter(silent=process_index() > 0))
     with phases("start-up"):
         from lvlm.train.compute import compute
         from lvlm.train.locks import file_lock
@@ -149,9 +149,10 @@ def check_same_config(folder: Path, config: RunConfig) -> list[str]:
             "Use the old configuration or another folder; only compute settings about memory and speed may change."
         )
     dropping = [name for name, stage in config.stages().items() if stage.lora.dropout > 0]
-    if "micro_batch_tokens" in allowed and dropping and not (folder / RECORD_FILE).exists():
+    moving = [allowed[name] for name in MASKS_DEPEND_ON if name in allowed]
+    if moving and dropping and not (folder / RECORD_FILE).exists():
         raise InputError(
-            f"The run folder {folder} cannot be {allowed['micro_batch_tokens']}: lora.dropout is above 0 in "
+            f"The run folder {folder} cannot be {' and '.join(moving)}: lora.dropout is above 0 in "
             f"{' and '.join(dropping)}, and its masks are drawn for each micro-batch, so that more than the last bits "
             "would change. Use the old value or another folder."
         )
@@ -222,6 +223,8 @@ class _Run:
             token_budget=self.config.compute.micro_batch_tokens,
             rank=accelerator.process_index,
             processes=accelerator.num_processes,
+            lockstep=self.compute.zero_stage > 0,
+            packing=self.config.compute.packing,
         )
 
     def _train(self, name: str) -> None:
@@ -244,7 +247,7 @@ class _Run:
             plan_hash=batches.plan.hash,
             data=data,
             compute=self.compute.identity(),
-            processes=self.compute.accelerator.num_processes,
+            masks=self._masks(),
         )
         trained_here = False
 
@@ -270,9 +273,18 @@ class _Run:
             )
             if not trained_here:
                 self.reporter.say(f"{name}: taken from {stage.folder}")
+            if not trained_here or self.compute.zero_stage:  # a model that was divided is read back whole
                 self.model, self.processor = load(stage.model_folder, attn=self.config.model.attn)
                 self.model.to(self.compute.device)
         self.stages[name], self.results[name] = stage, {**result, "trained_here": trained_here}
+
+    def _masks(self) -> dict[str, Any]:
+        """What a mask of dropout depends on beside the step: how its samples are divided."""
+        settings = self.config.compute
+        masks = {"micro_batch_tokens": settings.micro_batch_tokens, "processes": self.compute.accelerator.num_processes}
+        return masks | {
+            name: True for name, on in (("packing", settings.packing), ("lockstep", self.compute.zero_stage)) if on
+        }
 
     def _digest(self, use: CorpusUse) -> str:
         corpus = self.corpora[use.path]
@@ -311,7 +323,7 @@ class _Run:
         from lvlm.evaluate import evaluate
 
         self.model.to(self.compute.device)
-        with self.compute.accelerator.autocast(), self.reporter.evaluation() as progress:
+        with self.compute.autocast(), self.reporter.evaluation() as progress:
             return evaluate(
                 self.model,
                 self.processor,

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lvlm.errors import InputError
-from lvlm.model.checkpoints import load, merge_and_save
+from lvlm.model.checkpoints import load
 from lvlm.model.lvlm import Lvlm
 from lvlm.model.parts import prepare_training
 from tests.test_model_towers import write as write_hub_tower
@@ -94,11 +94,8 @@ def run(script, *args):
 
 def saved(folder, model, processor, *, merge=False):
     """Write a model with the logits that it gives."""
-    if merge:
-        merge_and_save(model, processor, folder)
-    else:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+    model.save_pretrained(folder, merge_lora=merge)
+    processor.save_pretrained(folder)
     return folder
 
 

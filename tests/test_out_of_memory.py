@@ -14,11 +14,11 @@ from torch import Tensor
 from lvlm.errors import Diverged, InputError
 from lvlm.run import run
 from lvlm.train.batches import MicroBatch
-from lvlm.train.loop import StageLoop
+from lvlm.train.strategies import StepLoss
 from tests.train_world import run_config, write_corpus
 
 PLAIN = {"r": 4, "alpha": 8, "dropout": 0.0}
-compute_loss = StageLoop.loss
+compute_loss = StepLoss.forward
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +36,11 @@ def with_room_for(limit: int, *, from_call: int = 0) -> Any:
     """The loss on a device that holds `limit` tokens from its `from_call`-th call on; the sizes of what it computed."""
     sizes: list[int] = []
 
-    def loss(loop: StageLoop, batch: MicroBatch, images: Mapping[str, Tensor]) -> Tensor:
+    def loss(module: StepLoss, batch: MicroBatch, images: Mapping[str, Tensor]) -> Tensor:
         sizes.append(batch.input_ids.numel())
         if len(sizes) > from_call and sizes[-1] > limit:
             raise torch.OutOfMemoryError("no room")
-        return compute_loss(loop, batch, images)
+        return compute_loss(module, batch, images)
 
     return loss, sizes
 
@@ -59,7 +59,7 @@ def test_smaller_micro_batches_learn_the_same(
     config = run_config(corpus, instruct__lora=PLAIN, compute=compute)
     run(config, tmp_path / "roomy", home=tmp_path / "a")
     loss, sizes = with_room_for(120, from_call=from_call)
-    monkeypatch.setattr(StageLoop, "loss", loss)
+    monkeypatch.setattr(StepLoss, "forward", loss)
     run(config, tmp_path / "tight", home=tmp_path / "b")
     assert losses(tmp_path / "tight") == pytest.approx(losses(tmp_path / "roomy"), rel=1e-4)
     assert max(sizes[-6:]) <= 120 < max(sizes)
@@ -70,7 +70,7 @@ def test_smaller_micro_batches_learn_the_same(
 def test_a_sample_that_does_not_fit_alone_is_one_clear_error(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(StageLoop, "loss", with_room_for(10)[0])
+    monkeypatch.setattr(StepLoss, "forward", with_room_for(10)[0])
     with pytest.raises(InputError, match=r"pretrain does not fit into memory.*single sample.*no room"):
         run(run_config(corpus), tmp_path / "run", home=tmp_path)
 
@@ -80,11 +80,11 @@ def test_a_loss_that_is_not_finite_names_its_samples(
 ) -> None:
     calls: list[int] = []
 
-    def loss(loop: StageLoop, batch: MicroBatch, images: Mapping[str, Tensor]) -> Tensor:
+    def loss(module: StepLoss, batch: MicroBatch, images: Mapping[str, Tensor]) -> Tensor:
         calls.append(1)
-        value = compute_loss(loop, batch, images)
+        value = compute_loss(module, batch, images)
         return value * float("nan") if len(calls) > 3 else value
 
-    monkeypatch.setattr(StageLoop, "loss", loss)
+    monkeypatch.setattr(StepLoss, "forward", loss)
     with pytest.raises(Diverged, match=r"not finite at step \d+, on the samples (s\d{3}, ){3}s\d{3}\."):
         run(run_config(corpus, pretrain__batch_samples=4), tmp_path / "run", home=tmp_path)

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from lvlm.config import RunConfig, to_yaml
+from lvlm.config import ComputeConfig, RunConfig, to_yaml
 from lvlm.errors import InputError
 from lvlm.records import CONFIG_FILE, RECORD_FILE, write_text
 from lvlm.run import check_same_config, run
-from lvlm.train import loop, resume, stages
+from lvlm.train import loop, resume, stages, strategies
 from lvlm.train.batches import BatchStream
+from lvlm.train.compute import compute
 from lvlm.train.loop import StageLoop
 from lvlm.train.stages import Stage
 from tests.tiny import tiny_world
@@ -61,8 +62,8 @@ def watched(folder: Path) -> Iterator[None]:
             file.write(json.dumps([self.batches.plan.stage, number, ids]) + "\n")
         return step(self, number)
 
-    def kept(where: Path, **values: Any) -> None:
-        save(where, **values)
+    def kept(where: Path, state: Any, **values: Any) -> None:
+        save(where, state, **values)
         shutil.copy(where / "checkpoint.pt", folder / f"{values['identity']['stage']}.pt")
 
     with pytest.MonkeyPatch.context() as patch:
@@ -152,8 +153,8 @@ def kill_at(place: Any, name: str, call: int) -> Kill:
 
 
 KILLS: dict[str, Kill] = {
-    "inside a step, between micro-batches": kill_at(StageLoop, "loss", 16),
-    "between backward and update": kill_at(loop, "sum_over_processes", 7),
+    "inside a step, between micro-batches": kill_at(strategies.StepLoss, "forward", 16),
+    "between backward and update": kill_at(strategies, "sum_over_processes", 7),
     "while a checkpoint is written": kill_at(resume.os, "replace", 6),
     "in a validation": kill_at(StageLoop, "_validation", 0),
     "while the model is saved": kill_at(Stage, "publish_model", 1),
@@ -180,7 +181,7 @@ def test_killed_with_loader_processes_and_no_checkpoint_yet(corpus: Path, unkill
     with watched(tmp_path):
         killed(
             lambda: run(config, tmp_path / "run", home=tmp_path / "home"),
-            kill_at(loop, "sum_over_processes", 6),
+            kill_at(strategies, "sum_over_processes", 6),
         )
         run(config, tmp_path / "run", home=tmp_path / "home")
     assert_same_end(tmp_path, unkilled)
@@ -203,7 +204,7 @@ def test_validation_does_not_touch_the_training(corpus: Path, unkilled: Path, tm
 def test_another_configuration_is_refused_with_a_diff(corpus: Path, tmp_path: Path) -> None:
     killed(
         lambda: run(config_of(corpus), tmp_path / "run", home=tmp_path / "home"),
-        kill_at(loop, "sum_over_processes", 2),
+        kill_at(strategies, "sum_over_processes", 2),
     )
     other = config_of(corpus).model_dump(mode="json")
     other["instruct"]["optim"]["lr"] = 5e-4
@@ -236,15 +237,20 @@ def test_other_micro_batches_are_refused_only_where_dropout_would_go_on(corpus: 
 def test_a_checkpoint_of_other_parameters_is_refused(tmp_path: Path) -> None:
     from lvlm.train.resume import load_checkpoint, save_checkpoint
 
-    def build(width: int, name: str) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-        model = torch.nn.ModuleDict({name: torch.nn.Linear(2, width)})
-        return model, torch.optim.AdamW(model.parameters())
+    def copies(frozen: str) -> Any:
+        """The strategy over a tiny model whose adapter learns but for one tensor."""
+        model, _ = tiny_world().assemble()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("multi_modal_projector" in name and not name.endswith(frozen))
+        stage = config_of(Path("nowhere")).instruct
+        assert stage is not None
+        with compute(ComputeConfig(device="cpu")) as machinery:
+            return strategies.share_work(model, stage, machinery)
 
-    model, optimizer = build(2, "one")
-    save_checkpoint(tmp_path, model=model, optimizer=optimizer, position={"step": 1}, identity={"seed": 0})
+    one, other = copies("linear_1.bias"), copies("linear_2.bias")
+    save_checkpoint(tmp_path, one.state(), position={"step": 1}, identity={"seed": 0})
     with pytest.raises(InputError, match="seed: 0 -> 1"):
-        load_checkpoint(tmp_path, model=model, optimizer=optimizer, identity={"seed": 1})
-    other, other_optimizer = build(2, "two")
-    with pytest.raises(InputError, match=r"one\.bias"):
-        load_checkpoint(tmp_path, model=other, optimizer=other_optimizer, identity={"seed": 0})
-    assert load_checkpoint(tmp_path, model=model, optimizer=optimizer, identity={"seed": 0}) == {"step": 1}
+        load_checkpoint(tmp_path, one, identity={"seed": 1})
+    with pytest.raises(InputError, match=r"linear_1\.bias, .*linear_2\.bias"):
+        load_checkpoint(tmp_path, other, identity={"seed": 0})
+    assert load_checkpoint(tmp_path, one, identity={"seed": 0}) == {"step": 1}

@@ -85,7 +85,7 @@ def test_the_record_states_budget_and_provenance(first: tuple[RunConfig, RunReco
     assert (
         record.provenance["threads"] == 1
         and record.provenance["precision"] == "fp32"
-        and record.provenance["strategy"] == "NO"
+        and record.provenance["strategy"] == "one process"
     )
 
 
@@ -389,7 +389,7 @@ def test_what_dropout_masks_depend_on_is_in_the_key(tmp_path: Path) -> None:
         )
         return make_stage(
             tmp_path, config, "instruct", parent=None, backbones={}, plan_hash="", data={}, compute={},
-            processes=processes,
+            masks={"micro_batch_tokens": tokens, "processes": processes},
         ).key  # fmt: skip
 
     assert len({key(0.1), key(0.1, tokens=400), key(0.1, processes=2)}) == 3

@@ -3,24 +3,24 @@ features."""
 
 from __future__ import annotations
 
-import os
-import socket
-import traceback
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import PartialState
 
 from lvlm.data.corpus import open_corpus
 from lvlm.data.plan import build_plan
+from lvlm.errors import InputError
 from lvlm.model.parts import prepare_training
 from lvlm.train.batches import BatchStream, SampleEncoder, StepBatches
 from lvlm.train.features import FeatureStore, TowerFeatures
 from lvlm.train.loss import weighted_cross_entropy
-from lvlm.train.packing import micro_batches
+from lvlm.train.packing import check_isolation, micro_batches, packed_micro_batches
+from lvlm.train.strategies import StepLoss
+from tests.processes import together
 from tests.tiny import tiny_world
 from tests.train_worker import train
 from tests.train_world import run_config, write_corpus
@@ -40,8 +40,8 @@ def only_the_budget_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lvlm.train.batches.micro_batches", partial(micro_batches, overhead_tokens=10**6))
 
 
-def step_of(corpus: Path, reduction: str, budget: int, *, rank: int = 0, processes: int = 1) -> tuple[Any, StepBatches]:
-    """The model as it starts a stage without dropout, and its step batches."""
+def step_of(corpus: Path, reduction: str, budget: int, **split: Any) -> tuple[Any, StepBatches]:
+    """The model as it starts a stage without dropout, and its step batches, split by `split` (rank, packing, ...)."""
     config = run_config(corpus, instruct__reduction=reduction, instruct__lora={"r": 4, "alpha": 8, "dropout": 0.0})
     assert config.instruct is not None
     model, processor = tiny_world().assemble(tiles=2)
@@ -53,23 +53,19 @@ def step_of(corpus: Path, reduction: str, budget: int, *, rank: int = 0, process
     plan = build_plan(
         "instruct", config.instruct, seed=0, corpora={str(corpus): open_corpus(corpus)}, measure=encoder.measure
     )
-    return model, StepBatches(
-        plan, encoder, config.instruct.reduction, token_budget=budget, rank=rank, processes=processes
-    )
+    return model, StepBatches(plan, encoder, config.instruct.reduction, token_budget=budget, **split)
 
 
-def gradient(corpus: Path, reduction: str, budget: int) -> tuple[int, float, torch.Tensor]:
+def gradient(corpus: Path, reduction: str, budget: int, **split: Any) -> tuple[int, float, torch.Tensor]:
     """(micro-batches, loss, flat gradient) of step 0."""
-    model, batches = step_of(corpus, reduction, budget)
+    model, batches = step_of(corpus, reduction, budget, **split)
     tower = TowerFeatures(model, device=torch.device("cpu"), precision="fp32")
     stream = BatchStream(
         batches, model.config.image_transform, store=None, tower=tower, device=torch.device("cpu"), first_step=0
     )
-    total, count = 0.0, 0
+    total, count, step_loss = 0.0, 0, StepLoss(model, nullcontext)
     for batch, images in stream.step(0):
-        hidden = model.hidden_states({"input_ids": batch.input_ids, **images}, read_at=batch.positions)
-        logits = model.logits(hidden.flatten(0, 1).index_select(0, batch.positions))
-        loss = weighted_cross_entropy(logits, batch.targets, batch.weights)
+        loss = step_loss(batch, images)
         loss.backward()
         total, count = total + loss.item(), count + 1
     return count, total, torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
@@ -88,6 +84,60 @@ def test_gradient_does_not_depend_on_micro_batches(corpus: Path, reduction: str)
     assert relative_difference(in_some, expected) < 1e-6
     assert relative_difference(in_eight, expected) < 1e-6
     assert loss_some == pytest.approx(loss, rel=1e-6) and loss_eight == pytest.approx(loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["token", "sample"])
+def test_gradient_does_not_depend_on_packing(corpus: Path, reduction: str) -> None:
+    """Samples end to end in one row, and in several, learn as samples of their own: none sees another, and each has its
+    own image."""
+    _, loss, expected = gradient(corpus, reduction, ONE)
+    row, loss_row, in_row = gradient(corpus, reduction, ONE, packing=True)
+    rows, loss_rows, in_rows = gradient(corpus, reduction, FOUR, packing=True)
+    assert row == 1 < rows < 8
+    assert relative_difference(in_row, expected) < 1e-6
+    assert relative_difference(in_rows, expected) < 1e-6
+    assert loss_row == pytest.approx(loss, rel=1e-6) and loss_rows == pytest.approx(loss, rel=1e-6)
+
+
+def test_packed_rows_have_no_padding_and_stay_within_the_budget(corpus: Path) -> None:
+    _, batches = step_of(corpus, "token", FOUR, packing=True)
+    _, padded = step_of(corpus, "token", FOUR)
+    for step in range(batches.plan.steps):
+        for batch in batches(step):
+            assert batch.input_ids.shape == (1, sum(batch.lengths)) and sum(batch.lengths) <= FOUR
+        assert len(batches(step)) <= len(padded(step))
+    assert packed_micro_batches([5, 3, 9, 2], 8) == [[2], [0, 1], [3]], "one beyond the budget goes alone"
+    assert packed_micro_batches([4, 4, 3, 3, 2], 8) == [[0, 1], [2, 3, 4]]
+
+
+def test_packing_is_refused_where_samples_would_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = tiny_world().assemble()
+    check_isolation(model)
+    hidden_states = type(model).hidden_states
+
+    def leaking(self: Any, batch: Any, **read: Any) -> torch.Tensor:
+        return hidden_states(self, {"input_ids": batch["input_ids"]}, **read)
+
+    monkeypatch.setattr(type(model), "hidden_states", leaking)
+    with pytest.raises(InputError, match=r"compute\.packing is on, but Qwen2ForCausalLM lets samples"):
+        check_isolation(model)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_in_lockstep_every_process_has_as_many_passes_each_with_an_image(corpus: Path, packing: bool) -> None:
+    """And what is added for that adds nothing to the gradient."""
+    _, loss, expected = gradient(corpus, "token", ONE)
+    shares = [
+        gradient(corpus, "token", FOUR, rank=rank, processes=3, lockstep=True, packing=packing) for rank in range(3)
+    ]
+    assert len({count for count, _, _ in shares}) == 1
+    assert sum(share for _, share, _ in shares) == pytest.approx(loss, rel=1e-6)
+    assert relative_difference(sum(part for _, _, part in shares), expected) < 1e-6  # type: ignore[arg-type]
+    for rank in range(3):
+        _, batches = step_of(corpus, "token", 60, rank=rank, processes=3, lockstep=True, packing=packing)
+        groups = [group for step in range(batches.plan.steps) for group in batches.groups(step)]
+        assert all(any(sample.images for sample, _ in group) for group in groups)
+        assert any(not sample.images for group in groups for sample, _ in group), "there are texts among them"
 
 
 def test_reductions_differ(corpus: Path) -> None:
@@ -194,25 +244,7 @@ def test_two_processes_train_as_one(corpus: Path, tmp_path: Path) -> None:
 
 
 def _train(corpus: Path, folder: Path, *, processes: int) -> None:
-    """Fork the processes: they find torch loaded, and each ends without running anything of pytest."""
     folder.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     world = tiny_world()
-    children = []
-    for rank in range(processes):
-        child = os.fork()
-        if not child:
-            try:
-                PartialState._reset_state()
-                if processes > 1:
-                    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-                    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-                train(corpus, folder, world.llm, world.tower, processes=processes)
-                os._exit(0)
-            finally:
-                traceback.print_exc()
-                os._exit(1)
-        children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * processes
+    work = partial(train, corpus, folder, world.llm, world.tower, processes=processes)
+    assert together(work, processes) == [0] * processes

@@ -52,7 +52,7 @@ def train(corpus: Path, folder: Path, llm: str, tower_folder: str, *, processes:
             seed=0,
             folder=folder,
             identity={},
-            accelerator=accelerator,
+            compute=machinery,
             reporter=Reporter(silent=True),
         )
         spent = loop.run()

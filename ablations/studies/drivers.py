@@ -1,7 +1,7 @@
 """What drives the multilingual ability of an LVLM: its training languages, the share of English, or image tiling?
 
     python -m sweeps launch drivers                 # 7 arms x 3 seeds, ten minutes on 2 cores
-    BUDGET=full python -m sweeps launch drivers     # 29 arms x 5 seeds, about an hour
+    BUDGET=full python -m sweeps launch drivers     # 29 arms x 5 seeds, 64 minutes
     python -m ablations report drivers
 
 Cost: about a minute a run on one core; runs with tiles more, as each image becomes 1 + 2 x 2 views. The pretrain stage

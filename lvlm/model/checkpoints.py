@@ -4,11 +4,13 @@ and `lvlm.load`."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import other as accelerate_other
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -95,12 +97,6 @@ def saved_processor(found: Located) -> tuple[LvlmConfig, LvlmProcessor]:
     return config, release_processor(found.path, config)
 
 
-def merge_and_save(model: Lvlm, processor: LvlmProcessor, folder: str | Path) -> None:
-    """Write the model with its LoRA added to the weights, and its processor; the model itself keeps its LoRA."""
-    model.save_pretrained(folder, merge_lora=True)
-    processor.save_pretrained(folder)
-
-
 def save_model(model: Lvlm, save: Callable[..., Any], folder: Any, *, merge_lora: bool = False, **kwargs: Any) -> None:
     """See `Lvlm.save_pretrained`. `save` is the method of transformers, which handles tied weights, shards and the
     config."""
@@ -124,9 +120,22 @@ def save_model(model: Lvlm, save: Callable[..., Any], folder: Any, *, merge_lora
             (target / LORA_CONFIG).write_text(_config_text(lora_config(part)), encoding="utf-8")
     kept, model.config.lora = model.config.lora, with_lora or None
     try:
-        save(folder, state_dict=state, **kwargs)
+        with without_deepspeed():
+            save(folder, state_dict=state, **kwargs)
     finally:
         model.config.lora = kept
+
+
+@contextmanager
+def without_deepspeed() -> Iterator[None]:
+    """Transformers lets accelerate unwrap every model that it saves, and that would import DeepSpeed, which takes
+    seconds, to see that it is no engine."""
+    known = accelerate_other.is_deepspeed_available
+    accelerate_other.is_deepspeed_available = lambda: False
+    try:
+        yield
+    finally:
+        accelerate_other.is_deepspeed_available = known
 
 
 def _config_text(config: LoraConfig) -> str:

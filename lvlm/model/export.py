@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor, LlavaForConditiona
 from lvlm.config import ModelConfig
 from lvlm.errors import InputError
 from lvlm.model.chat import IMAGE_PLACEHOLDER
-from lvlm.model.checkpoints import load, parts
+from lvlm.model.checkpoints import load, parts, without_deepspeed
 from lvlm.model.llava import llava_processor, to_llava
 from lvlm.model.lora import lora_layers
 
@@ -97,7 +97,8 @@ def export(
 def _write(model: Lvlm, processor: LvlmProcessor, folder: Path, form: Form) -> None:
     if form == "llava":
         stock = llava_processor(model, processor)
-        to_llava(model).save_pretrained(folder)
+        with without_deepspeed():
+            to_llava(model).save_pretrained(folder)
         stock.save_pretrained(folder)
         stock.image_processor.save_pretrained(folder)  # where transformers 4 looks for it
     else:

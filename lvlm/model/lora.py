@@ -78,6 +78,8 @@ class FusedLoraLinear(PeftLinear):  # type: ignore[misc]  # peft is untyped
             return False
         if self.training and not isinstance(self.lora_dropout[ADAPTER], nn.Identity):
             return False
+        if hasattr(base.weight, "ds_id"):  # ZeRO 3 gathers a weight when its own layer is called, and drops it then
+            return False
         return bool(x.dtype == base.weight.dtype == self.lora_A[ADAPTER].weight.dtype)
 
 

@@ -3,8 +3,9 @@ and `lvlm.run`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from lvlm.model.tiling import ImageTransform
 from lvlm.train.features import ImageFeatures, TowerFeatures
 from lvlm.train.images import load_pixels
 from lvlm.train.loss import Reduction, token_weights
-from lvlm.train.packing import micro_batches
+from lvlm.train.packing import micro_batches, packed_micro_batches
 
 if TYPE_CHECKING:
     from lvlm.data.corpus import Sample
@@ -54,28 +55,41 @@ class EncodedSample:
         return len(self.text.targets)
 
 
+Group = list[tuple[EncodedSample, float]]
+"""Samples of one micro-batch, each with the weight of one of its supervised tokens."""
+
+
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """What one forward pass sees: `input_ids` (samples, tokens) padded on the right, and the supervised positions of
-    all rows, flat."""
+    """What one forward pass sees: `input_ids` (samples, tokens) padded on the right, or (1, tokens) with the samples
+    end to end, and the supervised positions of all rows, flat."""
 
     input_ids: Tensor
+    position_ids: Tensor | None
+    """(1, tokens), from 0 in every sample, where samples lie end to end: no sample attends to another. None where each
+    has its row."""
     lengths: tuple[int, ...]
     positions: Tensor
     """Into the flattened (samples * tokens) hidden states."""
     targets: Tensor
     weights: Tensor
     images: tuple[Path, ...]
+    last: bool = False
+    """Whether this process has no other micro-batch in its optimizer step."""
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same with its tensors on `device`."""
         if device.type == "cpu":
             return self
-        tensors = (
-            t.to(device, non_blocking=True) for t in (self.input_ids, self.positions, self.targets, self.weights)
-        )
-        input_ids, positions, targets, weights = tensors
-        return MicroBatch(input_ids, self.lengths, positions, targets, weights, self.images)
+        names = ("input_ids", "position_ids", "positions", "targets", "weights")
+        tensors = {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What the LLM is given beside the images."""
+        ids = {"input_ids": self.input_ids}
+        return ids if self.position_ids is None else ids | {"position_ids": self.position_ids}
 
 
 class SampleEncoder:
@@ -122,6 +136,8 @@ class StepBatches:
         token_budget: int,
         rank: int = 0,
         processes: int = 1,
+        lockstep: bool = False,
+        packing: bool = False,
     ) -> None:
         self.plan = plan
         self.encoder = encoder
@@ -129,6 +145,8 @@ class StepBatches:
         self.token_budget = token_budget
         self.rank = rank
         self.processes = processes
+        self.lockstep = lockstep
+        self.packing = packing
         self._samples: dict[int, EncodedSample] = {}
 
     def samples(self, step: int) -> list[EncodedSample]:
@@ -148,16 +166,56 @@ class StepBatches:
             for sample in self.samples(step):
                 yield from sample.images
 
-    def groups(self, step: int) -> list[list[tuple[EncodedSample, float]]]:
+    def groups(self, step: int) -> list[Group]:
         """This process's samples of the step by micro-batch, each with the weight of its supervised tokens.
 
-        The weights divide by the supervised tokens (or samples) of the step over *all* processes.
+        The weights divide by the supervised tokens (or samples) of the step over *all* processes. In lockstep every
+        process has as many micro-batches as any other, each with an image where the plan has images: a process that
+        lacks some is given an image without text to learn from, which adds exact zeros to the gradient.
         """
         samples = self.samples(step)
         weights = token_weights([sample.supervised for sample in samples], self.reduction)
-        own = list(zip(samples, weights, strict=True))[self.rank :: self.processes]
-        positions = micro_batches([sample.length for sample, _ in own], self.token_budget)
-        return [[own[position] for position in group] for group in positions]
+        weighted = list(zip(samples, weights, strict=True))
+        if not self.lockstep:
+            return self._split(weighted[self.rank :: self.processes])
+        of_ranks = [self._with_images(self._split(weighted[rank :: self.processes])) for rank in range(self.processes)]
+        own = of_ranks[self.rank]
+        return own + [[self._unread]] * (max(map(len, of_ranks)) - len(own))
+
+    def _split(self, members: Group) -> list[Group]:
+        split = packed_micro_batches if self.packing else micro_batches
+        positions = split([sample.length for sample, _ in members], self.token_budget)
+        return [[members[position] for position in group] for group in positions]
+
+    def _with_images(self, groups: list[Group]) -> list[Group]:
+        """The same, each with an image; a group of text that has no room for one is divided until it has."""
+        image = self._unread[0]
+        if not image.images:
+            return groups
+        whole: list[Group] = []
+        while groups:
+            group, *groups = groups
+            with_image = group if any(sample.images for sample, _ in group) else [*group, self._unread]
+            if with_image is not group and self._tokens(with_image) > self.token_budget and len(group) > 1:
+                groups = [group[: len(group) // 2], group[len(group) // 2 :], *groups]
+            else:
+                whole.append(with_image)
+        return whole
+
+    def _tokens(self, group: Group) -> int:
+        """Tokens of a micro-batch, padding included."""
+        lengths = [sample.length for sample, _ in group]
+        return sum(lengths) if self.packing else len(lengths) * max(lengths)
+
+    @cached_property
+    def _unread(self) -> tuple[EncodedSample, float]:
+        """The plan's first image with nothing to learn; a single token where the plan has no image."""
+        image = next(self.images(), None)
+        tokens = [self.encoder.processor.image_token_id] * self.encoder.processor.image_tokens
+        ids = torch.tensor(tokens if image else [self.encoder.pad_id])
+        nothing = torch.zeros(0, dtype=torch.long)
+        text = EncodedText(ids=ids, predicted_from=nothing, targets=nothing, text_tokens=0)
+        return EncodedSample(text, (image,) if image else ()), 0.0
 
     def image_groups(self, first_step: int) -> Iterator[tuple[Path, ...]]:
         """The image files of every micro-batch from `first_step` on, in order."""
@@ -167,7 +225,8 @@ class StepBatches:
 
     def __call__(self, step: int) -> list[MicroBatch]:
         """This process's share of the step, ready to learn from."""
-        return [self._collate(group) for group in self.groups(step)]
+        groups = self.groups(step)
+        return [self._collate(group, last=place == len(groups)) for place, group in enumerate(groups, start=1)]
 
     def halve(self) -> int | None:
         """Make the longest micro-batch about half as large; the new token budget, or None where it is a single sample
@@ -175,7 +234,7 @@ class StepBatches:
         longest = self.longest()
         if longest is None or len(longest.lengths) == 1:
             return None
-        self.token_budget = max(longest.input_ids.numel() // 2, longest.input_ids.shape[1])
+        self.token_budget = max(longest.input_ids.numel() // 2, *longest.lengths)
         return self.token_budget
 
     def longest(self) -> MicroBatch | None:
@@ -187,23 +246,32 @@ class StepBatches:
         groups = [group for step in {*by_total, *by_longest} for group in self.groups(step)]
         if not groups:
             return None
-        return self._collate(max(groups, key=lambda group: len(group) * max(sample.length for sample, _ in group)))
+        return self._collate(max(groups, key=self._tokens))
 
-    def _collate(self, members: Sequence[tuple[EncodedSample, float]]) -> MicroBatch:
+    def _collate(self, members: Group, *, last: bool = False) -> MicroBatch:
         texts = [sample.text for sample, _ in members]
         lengths = tuple(len(text.ids) for text in texts)
-        width = max(lengths)
-        # Padding stands on the right of causal attention: no real token can see it, so no attention mask is needed.
-        input_ids = torch.full((len(members), width), self.encoder.pad_id)
-        for row, text in enumerate(texts):
-            input_ids[row, : lengths[row]] = text.ids
+        position_ids = None
+        if self.packing:
+            input_ids = torch.cat([text.ids for text in texts])[None]
+            position_ids = torch.cat([torch.arange(length) for length in lengths])[None]
+            starts = [sum(lengths[:place]) for place in range(len(lengths))]
+        else:
+            # Padding on the right of causal attention: no real token can see it, so no attention mask is needed.
+            width = max(lengths)
+            input_ids = torch.full((len(members), width), self.encoder.pad_id)
+            for row, text in enumerate(texts):
+                input_ids[row, : lengths[row]] = text.ids
+            starts = [row * width for row in range(len(lengths))]
         return MicroBatch(
             input_ids=input_ids,
+            position_ids=position_ids,
             lengths=lengths,
-            positions=torch.cat([text.predicted_from + row * width for row, text in enumerate(texts)]),
+            positions=torch.cat([text.predicted_from + start for text, start in zip(texts, starts, strict=True)]),
             targets=torch.cat([text.targets for text in texts]),
             weights=torch.cat([torch.full((sample.supervised,), weight) for sample, weight in members]),
             images=tuple(image for sample, _ in members for image in sample.images),
+            last=last,
         )
 
 

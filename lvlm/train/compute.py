@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -11,13 +12,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import DeepSpeedPlugin, DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from lvlm.config import ComputeConfig
 from lvlm.errors import InputError
 
-STRATEGIES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-"""What accelerate may be launched with: whole copies of the model, whose gradients the loop adds up itself."""
+ZERO_STAGES = {"zero2": 2, "zero3": 3}
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,18 @@ class Compute:
     threads: int
     threads_asked: int | None
     """`compute.threads`; None left the number to the machine."""
+    zero_stage: int = 0
+    """2 or 3 where DeepSpeed divides the work; 0 where every process has a whole copy."""
 
     @property
     def device(self) -> torch.device:
         device: torch.device = self.accelerator.device
         return device
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Inside, matrix products are computed in the run's precision."""
+        bf16 = self.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16 if bf16 else None, enabled=bf16)
 
     def identity(self) -> dict[str, Any]:
         """What tells one result from another: stages that differ here are not shared.
@@ -52,8 +59,15 @@ class Compute:
             "precision": self.precision,
             "threads": self.threads,
             "processes": accelerator.num_processes,
-            "strategy": accelerator.distributed_type.value,
+            "strategy": self.strategy,
         }
+
+    @property
+    def strategy(self) -> str:
+        """What really runs: `zero2`, `zero3`, `ddp`, or `one process`."""
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return f"zero{self.accelerator.deepspeed_plugin.zero_stage}"
+        return "ddp" if self.accelerator.num_processes > 1 else "one process"
 
 
 @contextmanager
@@ -66,28 +80,86 @@ def compute(config: ComputeConfig) -> Iterator[Compute]:
     if use_cuda and not torch.cuda.is_available():
         raise InputError("compute.device is cuda, but torch sees no GPU here. Set compute.device=auto or cpu.")
     precision = ("bf16" if use_cuda else "fp32") if config.precision == "auto" else config.precision
+    if not use_cuda:
+        os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed warns of what it finds, whoever imports it
+    stage = _zero_stage(config.strategy)
     _forget_settings(cpu=not use_cuda)
     try:
         accelerator = Accelerator(
-            cpu=not use_cuda,
+            # Told to use the CPU, accelerate would leave DeepSpeed out without a word.
+            cpu=None if stage else not use_cuda,
             mixed_precision="bf16" if precision == "bf16" else "no",
+            deepspeed_plugin=_deepspeed(stage, bf16=precision == "bf16", cpu=not use_cuda) if stage else None,
             # Else the environment (ACCELERATE_GRADIENT_ACCUMULATION_STEPS) could divide every loss once more.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             # One may wait for another worker's stage for as long as it trains.
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(
+                    timeout=timedelta(days=7), **({"backend": "gloo"} if stage and not use_cuda else {})
+                )
+            ],
         )
-        _check_strategy(accelerator)
-        yield Compute(accelerator, precision, threads=torch.get_num_threads(), threads_asked=config.threads)
+        if stage:  # else transformers would divide every model that it loads, before its weights are drawn or read
+            from transformers.integrations import unset_hf_deepspeed_config
+
+            unset_hf_deepspeed_config()
+        found = Compute(accelerator, precision, torch.get_num_threads(), config.threads, zero_stage=stage)
+        _check_strategy(found, use_cuda=use_cuda)
+        yield found
     finally:
         torch.set_num_threads(threads_before)
 
 
-def _check_strategy(accelerator: Accelerator) -> None:
-    if accelerator.distributed_type not in STRATEGIES:
+def _zero_stage(strategy: str) -> int:
+    """The stage of ZeRO that the setting or the launcher asks for; 0 for whole copies."""
+    launched = 0
+    if os.environ.pop("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        launched = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+        if os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none") != "none":
+            raise InputError(
+                "Accelerate was launched with a DeepSpeed config file, which this trainer would have to leave aside. "
+                "Launch without it (`torchrun`, `deepspeed`, or `accelerate launch` without DeepSpeed) and set "
+                "compute.strategy to zero2 or zero3."
+            )
+    wanted = launched if strategy == "auto" else ZERO_STAGES.get(strategy, 0)
+    if launched and wanted != launched:
         raise InputError(
-            f"Accelerate was launched with the strategy {accelerator.distributed_type.value}, which this trainer does "
-            f"not know; it knows {', '.join(strategy.value for strategy in STRATEGIES)}. Launch it with torchrun or "
-            "`accelerate launch --multi_gpu`, without FSDP or DeepSpeed in accelerate's settings (`accelerate env`)."
+            f"compute.strategy is {strategy} but accelerate was launched with ZeRO stage {launched}. "
+            "Set compute.strategy=auto, or launch without DeepSpeed."
+        )
+    if wanted not in (0, *ZERO_STAGES.values()):
+        raise InputError(f"Accelerate was launched with ZeRO stage {wanted}; this trainer knows stages 2 and 3.")
+    return wanted if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0  # one process has nobody to divide with
+
+
+def _deepspeed(stage: int, *, bf16: bool, cpu: bool) -> DeepSpeedPlugin:
+    """Settings that leave the objective alone: the loss divides and the loop accumulates, not DeepSpeed."""
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+        "zero_optimization": {"stage": stage, "overlap_comm": not cpu},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": bf16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }
+    return DeepSpeedPlugin(hf_ds_config=settings, zero3_init_flag=False)
+
+
+def _check_strategy(compute: Compute, *, use_cuda: bool) -> None:
+    found, accelerator = compute.strategy, compute.accelerator
+    wanted = {0: "ddp", 2: "zero2", 3: "zero3"}[compute.zero_stage]
+    copies = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.DEEPSPEED)
+    if accelerator.distributed_type not in copies or (accelerator.num_processes > 1 and found != wanted):
+        raise InputError(
+            f"compute.strategy asks for {wanted}, but accelerate runs {accelerator.distributed_type.value}. "
+            "Launch with torchrun or `python -m lvlm train ... --processes N`, without FSDP in accelerate's settings "
+            "(`accelerate env`)."
+        )
+    if (accelerator.device.type == "cuda") != use_cuda:
+        raise InputError(
+            f"The run computes on {accelerator.device.type}, not where compute.device says. Under ZeRO, hide the GPUs "
+            "(CUDA_VISIBLE_DEVICES=) to compute on the CPU."
         )
 
 

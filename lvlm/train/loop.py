@@ -12,24 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from lvlm.config import StageConfig
 from lvlm.errors import Diverged, InputError
 from lvlm.model.checkpoints import parts
 from lvlm.records import CURVE_FILE
-from lvlm.train.batches import BatchStream, MicroBatch
-from lvlm.train.loss import supervised_loss
-from lvlm.train.optim import build_optimizer, lr_factor, set_lr
+from lvlm.train.batches import BatchStream
+from lvlm.train.optim import lr_factor
 from lvlm.train.progress import Reporter
 from lvlm.train.resume import load_checkpoint, save_checkpoint, seed_step
+from lvlm.train.strategies import Strategy, share_work
 
 if TYPE_CHECKING:
     from lvlm.model.lvlm import Lvlm
-
-BUCKET_ELEMENTS = 1 << 25
-"""Gradient numbers that one reduction across processes carries: 128 MiB in fp32."""
+    from lvlm.train.compute import Compute
 
 
 @dataclass
@@ -61,19 +58,22 @@ class StageLoop:
     seed: int
     folder: Path
     identity: Mapping[str, Any]
-    accelerator: Accelerator
+    compute: Compute
     reporter: Reporter
     checkpoint_seconds: float = 60.0
     validate: Callable[[], Mapping[str, float]] | None = None
     spent: Spent = field(default_factory=Spent)
+    strategy: Strategy = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.accelerator = self.compute.accelerator
 
     def run(self) -> Spent:
         """Train to the end of the plan."""
-        model, accelerator = self.model, self.accelerator
-        optimizer = build_optimizer(model, self.config.optim)
-        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        accelerator = self.accelerator
+        strategy = self.strategy = share_work(self.model, self.config, self.compute)
         self.folder.mkdir(parents=True, exist_ok=True)
-        position = load_checkpoint(self.folder, model=model, optimizer=optimizer, identity=self.identity)
+        position = load_checkpoint(self.folder, strategy, identity=self.identity)
         curve = _Curve(
             self.folder / CURVE_FILE,
             int(position.pop("curve_bytes")) if position else 0,
@@ -89,17 +89,13 @@ class StageLoop:
         with self.reporter.bar(self.stage, plan.steps, int(spent.step)):
             for step in range(int(spent.step), plan.steps):
                 started = time.monotonic()
-                lr = set_lr(optimizer, lr_factor(step, steps=plan.steps, config=self.config.optim))
                 loss, stream = self._gradient(stream, step)
-                sum_over_processes(accelerator, learning)
-                norm = nn.utils.clip_grad_norm_(learning, self.config.optim.clip or math.inf)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                lr, norm = strategy.step(lr_factor(step, steps=plan.steps, config=self.config.optim))
 
                 loss_value = float(accelerator.reduce(loss, "sum"))
-                if not math.isfinite(loss_value) or not math.isfinite(float(norm)):
+                if not math.isfinite(loss_value) or not math.isfinite(norm):
                     raise Diverged(
-                        f"The loss ({loss_value}) or gradient norm ({float(norm)}) of stage {self.stage} is not finite "
+                        f"The loss ({loss_value}) or gradient norm ({norm}) of stage {self.stage} is not finite "
                         f"at step {step}, on the samples {', '.join(entry.id for entry in plan.step_entries(step))}. "
                         f"Lower {self.stage}.optim.lr, or set {self.stage}.optim.clip. The last checkpoint is kept."
                     )
@@ -116,7 +112,7 @@ class StageLoop:
                     "samples": spent.samples,
                     "loss": loss_value,
                     "lr": lr,
-                    "grad_norm": float(norm),
+                    "grad_norm": norm,
                 }
                 curve.append(
                     row
@@ -130,22 +126,13 @@ class StageLoop:
                     curve.append(self._validation())
                     last_checkpoint = -math.inf  # a validation is worth keeping
                 if time.monotonic() - last_checkpoint > self.checkpoint_seconds or spent.step == plan.steps:
+                    state = strategy.state()
                     if accelerator.is_main_process:
                         where = {**vars(spent), "curve_bytes": curve.flush()}
-                        save_checkpoint(
-                            self.folder, model=model, optimizer=optimizer, position=where, identity=self.identity
-                        )
+                        save_checkpoint(self.folder, state, position=where, identity=self.identity)
                     last_checkpoint = time.monotonic()
         curve.close()
         return spent
-
-    def loss(self, batch: MicroBatch, images: Mapping[str, Tensor]) -> Tensor:
-        """This micro-batch's share of the step's loss. Logits exist at supervised positions only, some at a time."""
-        model = self.model
-        hidden = model.hidden_states({"input_ids": batch.input_ids, **images}, read_at=batch.positions)
-        rows = hidden.flatten(0, 1).index_select(0, batch.positions)
-        vocabulary = model.get_output_embeddings().weight.shape[0]
-        return supervised_loss(model.logits, rows, batch.targets, batch.weights, vocabulary=vocabulary)
 
     def _train_mode(self) -> None:
         """Dropout acts in the parts that learn; a frozen part computes as it does in evaluation."""
@@ -164,19 +151,18 @@ class StageLoop:
             loss, trouble = torch.zeros((), device=self.accelerator.device), ""
             try:
                 for batch, images in stream.step(step):
-                    loss += self._backward(batch, images)
+                    loss += self.strategy.backward(batch, images)
             except torch.OutOfMemoryError as error:
+                if self.strategy.lockstep:  # the others are in the middle of an exchange and cannot be asked
+                    raise InputError(
+                        f"Stage {self.stage} ran out of memory under ZeRO at step {step}. Lower "
+                        "compute.micro_batch_tokens and start again: it goes on from its last checkpoint, with the "
+                        f"same objective. ({error})"
+                    ) from error
                 trouble = str(error)
             if not self._anywhere(bool(trouble)):
                 return loss, stream
             stream = self._smaller(stream, step, trouble)
-
-    def _backward(self, batch: MicroBatch, images: Mapping[str, Tensor]) -> Tensor:
-        with self.accelerator.autocast():
-            loss = self.loss(batch, images)
-        if loss.requires_grad:  # a batch of text alone reaches nothing where only the adapter learns
-            self.accelerator.backward(loss)
-        return loss.detach()
 
     def _probe(self, stream: BatchStream) -> BatchStream:
         """Forward and backward of the longest micro-batch without an update: a lack of memory shows now, not in the
@@ -188,13 +174,17 @@ class StageLoop:
             longest, trouble = stream.batches.longest(), ""
             try:
                 if longest is not None:
-                    self._backward(*stream.outside(longest))
+                    self.strategy.probe(*stream.outside(longest))
             except torch.OutOfMemoryError as error:
+                if self.strategy.lockstep:
+                    raise InputError(
+                        f"Stage {self.stage} does not fit into memory under ZeRO. Lower compute.micro_batch_tokens, "
+                        f"now {stream.batches.token_budget:,}, and start again. ({error})"
+                    ) from error
                 trouble = str(error)
             if not self._anywhere(bool(trouble)):
                 break
             stream = self._smaller(stream, 0, trouble)
-        self.model.zero_grad(set_to_none=True)
         if longest is not None:
             self.reporter.say(
                 f"{self.stage}: longest micro-batch fits: {len(longest.lengths)} samples, "
@@ -234,7 +224,8 @@ class StageLoop:
     def _validation(self) -> dict[str, Any]:
         assert self.validate is not None
         started = time.monotonic()
-        numbers = self.validate()
+        with self.strategy.whole():
+            numbers = self.validate()
         self._train_mode()
         self.spent.validation_seconds += time.monotonic() - started
         row = {"stage": self.stage, "step": self.spent.step, "samples": self.spent.samples, **numbers}
@@ -249,29 +240,6 @@ class StageLoop:
             spent.step, f"loss {row['loss']:.3f}  {spent.samples} samples  {tokens_per_second:,.0f} tokens/s"
         )
         self.reporter.tell("step", **row, steps=steps, tokens_per_second=tokens_per_second, seconds_left=seconds_left)
-
-
-def sum_over_processes(accelerator: Accelerator, parameters: list[nn.Parameter]) -> None:
-    """Add the gradients of all processes. The loss already divides by the whole step, so this is a sum and not a mean.
-
-    Every process takes part with every parameter, zeros where its samples gave no gradient, so a process with text
-    only cannot hang one with images. One process alone has the same zeros: the optimizer then takes the same step.
-    """
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    if accelerator.num_processes == 1:
-        return
-    bucket: list[nn.Parameter] = []
-    for index, parameter in enumerate(parameters):
-        bucket.append(parameter)
-        if index + 1 < len(parameters) and sum(member.numel() for member in bucket) < BUCKET_ELEMENTS:
-            continue
-        grads = [member.grad for member in bucket if member.grad is not None]
-        total: Tensor = accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), "sum")
-        for member, grad in zip(bucket, torch.split(total, [grad.numel() for grad in grads]), strict=True):
-            member.grad = grad.view_as(member)
-        bucket = []
 
 
 def validation_interval(config: StageConfig, steps: int) -> int | None:

@@ -13,10 +13,10 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from torch import nn
 
 from lvlm.errors import InputError
 from lvlm.train.identity import refuse_other_config
+from lvlm.train.strategies import Strategy, changing_state
 
 CHECKPOINT_FILE = "checkpoint.pt"
 
@@ -35,58 +35,41 @@ def seed_step(seed: int, stage: str, step: int, rank: int) -> None:
 
 
 def save_checkpoint(
-    folder: Path,
-    *,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    position: Mapping[str, float],
-    identity: Mapping[str, Any],
+    folder: Path, state: Mapping[str, Any], *, position: Mapping[str, float], identity: Mapping[str, Any]
 ) -> None:
-    """Write what learns, the optimizer and the position (step, bytes of the curve, counts), whole or not at all."""
-    state = {
+    """Write what a strategy holds (`Strategy.state`) and the position (step, bytes of the curve, counts), whole or not
+    at all."""
+    content = {
         "identity": json.dumps(identity, sort_keys=True, ensure_ascii=False),
         "position": dict(position),
-        "model": _changing_state(model),
-        "optimizer": optimizer.state_dict(),
+        **state,
     }
     path = folder / CHECKPOINT_FILE
     temporary = folder / f".{CHECKPOINT_FILE}.{os.getpid()}.tmp"
     with open(temporary, "wb") as file:
-        torch.save(state, file)
+        torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
-def load_checkpoint(
-    folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, identity: Mapping[str, Any]
-) -> dict[str, float] | None:
-    """Put model and optimizer where the checkpoint left them and return its position; None without a checkpoint.
+def load_checkpoint(folder: Path, strategy: Strategy, *, identity: Mapping[str, Any]) -> dict[str, float] | None:
+    """Put a strategy where the checkpoint left it and return its position; None without a checkpoint.
 
     A checkpoint of another configuration, or one whose parameters are not exactly those that learn here, is refused.
     """
     path = folder / CHECKPOINT_FILE
     if not path.exists():
         return None
-    device = next(model.parameters()).device
-    state = torch.load(path, map_location=device, weights_only=True)
+    state = torch.load(path, map_location=next(strategy.model.parameters()).device, weights_only=True)
     refuse_other_config(json.loads(state["identity"]), json.loads(json.dumps(identity)), where=path)
-    own = _changing_state(model)
+    own = changing_state(strategy.model)
     if own.keys() != state["model"].keys():
         names = ", ".join(sorted(own.keys() ^ state["model"].keys())[:5])
         raise InputError(
             f"The checkpoint {path} does not hold exactly the parameters that learn here; they differ in: {names}. "
             "Remove it, and the stage begins anew."
         )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(state["model"][name])
-    optimizer.load_state_dict(state["optimizer"])
+    strategy.restore(state)
     position: dict[str, float] = state["position"]
     return position
-
-
-def _changing_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Trainable parameters and buffers by name: all that a step can change."""
-    learning = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return learning | dict(model.named_buffers())

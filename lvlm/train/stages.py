@@ -101,13 +101,14 @@ def make_stage(
     plan_hash: str,
     data: Mapping[str, str],
     compute: Mapping[str, Any],
-    processes: int,
+    masks: Mapping[str, Any],
 ) -> Stage:
     """The stage of a run in the cache, keyed by everything that can change its result.
 
     Data enter by the plan's hash and the content digests in `data`, backbones by their weights: two configs that say
     the same in other words share the stage. Memory settings, loader workers and the feature cache do not change the
-    objective and stay outside, but where LoRA has dropout: its masks are drawn for each micro-batch of each process.
+    objective and stay outside, but where LoRA has dropout: its masks are drawn for each micro-batch of each process,
+    and `masks` says what decides which those are.
     """
     stage = config.stages()[name]
     settings = stage.model_dump(mode="json", exclude={"mix", "epochs", "samples", "steps", "validate_every"})
@@ -124,7 +125,7 @@ def make_stage(
         "validation": None,
     }
     if stage.lora.dropout > 0:
-        identity["masks"] = {"micro_batch_tokens": config.compute.micro_batch_tokens, "processes": processes}
+        identity["masks"] = dict(masks)
     if stage.validate_every is not None:
         wanted = {"tasks", "languages", "tune_corpora", "tune_items", "max_new_tokens"}
         identity["validation"] = {

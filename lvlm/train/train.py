@@ -18,6 +18,7 @@ from lvlm.train.compute import Compute
 from lvlm.train.decide import decide_cache
 from lvlm.train.features import FeatureStore, ImageFeatures, TowerFeatures
 from lvlm.train.loop import StageLoop
+from lvlm.train.packing import check_isolation
 from lvlm.train.progress import Reporter
 from lvlm.train.stages import Stage
 
@@ -56,6 +57,8 @@ class StageTraining:
         with self.phases("start-up"):
             counts = prepare_training(model, stage.config, seed=self.config.seed)
             model.to(accelerator.device)
+            if settings.packing:
+                check_isolation(model)
         self.reporter.say(f"{stage.name}: what learns\n" + "\n".join(describe(counts)))
         self.reporter.say("\n".join(plan.table()))
         stage.folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +95,7 @@ class StageTraining:
             seed=self.config.seed,
             folder=stage.folder,
             identity=stage.identity,
-            accelerator=accelerator,
+            compute=self.compute,
             reporter=self.reporter,
             checkpoint_seconds=settings.checkpoint_every or 60.0,
             validate=None if validate is None else validation,
@@ -100,9 +103,11 @@ class StageTraining:
         with self.phases(f"train/{stage.name}"):
             spent = loop.run()
         model.eval()
-        if accelerator.is_main_process:
-            with self.phases("save"):
+        with self.phases("save"), loop.strategy.whole():
+            if accelerator.is_main_process:
                 stage.publish_model(lambda folder: _save(folder, model, processor))
+            accelerator.wait_for_everyone()
+        loop.strategy.finish()
         views = spent.images * model.config.views
         learning = sum(part.trainable for part in counts)
         return {

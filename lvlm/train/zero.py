@@ -1,0 +1,169 @@
+"""A stage under DeepSpeed's ZeRO: optimizer and gradients divided among the processes, with stage 3 the weights too.
+Used through `lvlm.train.strategies`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import deepspeed
+import torch
+from accelerate import Accelerator
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from torch import Tensor, nn
+
+from lvlm.config import StageConfig
+from lvlm.errors import InputError
+from lvlm.train.batches import MicroBatch
+from lvlm.train.optim import build_optimizer, set_lr
+from lvlm.train.strategies import Autocast, StepLoss
+
+if TYPE_CHECKING:
+    from lvlm.model.lvlm import Lvlm
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Zero:
+    """ZeRO stage 2 or 3 through accelerate. Checkpoints are those of any other strategy: what is divided is gathered
+    tensor by tensor, so that another number of processes can go on from them."""
+
+    lockstep = True
+
+    def __init__(
+        self, model: Lvlm, config: StageConfig, accelerator: Accelerator, autocast: Autocast, *, stage: int
+    ) -> None:
+        self.model = model
+        self.accelerator = accelerator
+        optimizer = build_optimizer(model, config.optim)
+        self.learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.groups: list[list[nn.Parameter]] = [list(group["params"]) for group in optimizer.param_groups]
+        accelerator.deepspeed_plugin.deepspeed_config["gradient_clipping"] = config.optim.clip or 0.0
+        self.engine: Any = accelerator.prepare(StepLoss(model, autocast), optimizer)[0]
+        if self.engine.zero_optimization_stage() != stage:
+            raise InputError(
+                f"ZeRO stage {stage} was asked for and DeepSpeed runs stage {self.engine.zero_optimization_stage()}. "
+                "Remove other DeepSpeed settings from the launcher (`accelerate env`)."
+            )
+        self.partitioned = stage == 3
+
+    def backward(self, batch: MicroBatch, images: Mapping[str, Tensor]) -> Tensor:
+        self.engine.set_gradient_accumulation_boundary(batch.last)
+        loss: Tensor = self.engine(batch, images)
+        # DeepSpeed takes the mean over processes; the loss already divides by the whole step.
+        self.engine.backward(loss * self.accelerator.num_processes)
+        return loss.detach()
+
+    def probe(self, batch: MicroBatch, images: Mapping[str, Tensor]) -> None:
+        self.engine.set_gradient_accumulation_boundary(False)
+        self.engine.backward(self.engine(batch, images) * 0.0)  # its gradients cannot be taken back: they are zero
+
+    def step(self, factor: float) -> tuple[float, float]:
+        rate = set_lr(self._adamw, factor)
+        self.engine.step()
+        return rate, float(self.engine.get_global_grad_norm() or 0.0)
+
+    def state(self) -> dict[str, Any]:
+        model = {name: safe_get_full_fp32_param(parameter) for name, parameter in self.learning.items()}
+        settings = [{**group, "params": []} for group in self._adamw.param_groups]
+        moments: dict[int, dict[str, Tensor]] = {}
+        self._link_moments()
+        number = 0
+        for own, group in zip(self.groups, settings, strict=True):
+            for parameter in own:
+                group["params"].append(number)
+                if self._steps is not None:
+                    moments[number] = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+                    moments[number]["step"] = self._steps.clone()
+                number += 1
+        return {
+            "model": model | dict(self.model.named_buffers()),
+            "optimizer": {"state": moments, "param_groups": settings},
+        }
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Any]) -> None:
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(state["model"][name])
+        for name, parameter in self.learning.items():
+            safe_set_full_fp32_param(parameter, state["model"][name])
+            with self._gathered([parameter], writes=True):
+                parameter.copy_(state["model"][name])
+        moments = state["optimizer"]["state"]
+        if not moments:
+            return
+        self._begin_moments(moments[0]["step"])
+        self._link_moments()
+        numbered = enumerate(parameter for group in self.groups for parameter in group)
+        for number, parameter in numbered:
+            for key in MOMENTS:
+                safe_set_full_optimizer_state(parameter, moments[number][key].to(self.accelerator.device), key)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Also with what learns in float32, as the optimizer has it."""
+        exact = {parameter: safe_get_full_fp32_param(parameter) for parameter in self.learning.values()}
+        with ExitStack() as stack:
+            if self.partitioned:
+                offload = self.engine.optimizer.parameter_offload
+                offload.destroy()  # its hooks would gather and drop weights at every module, on every process at once
+                stack.callback(offload.setup_zero_stage3_hooks)
+                stack.enter_context(self._gathered(list(self.engine.module.parameters())))
+            rounded = {parameter: parameter.data for parameter in exact}
+            for parameter, value in exact.items():
+                parameter.data = value
+            try:
+                yield
+            finally:
+                for parameter, data in rounded.items():
+                    parameter.data = data
+
+    def finish(self) -> None:
+        self.engine.destroy()
+        self.accelerator.deepspeed_engine_wrapped = None  # the next stage has an engine of its own
+
+    @property
+    def _adamw(self) -> torch.optim.AdamW:
+        """The optimizer that DeepSpeed steps, over this process's share of each group."""
+        optimizer: torch.optim.AdamW = self.engine.optimizer.optimizer
+        return optimizer
+
+    @property
+    def _shares(self) -> list[Tensor]:
+        """This process's share of what learns, flat, in float32."""
+        zero = self.engine.optimizer
+        shares: list[Tensor] = (
+            zero.fp32_partitioned_groups_flat if self.partitioned else zero.single_partition_of_fp32_groups
+        )
+        return shares
+
+    @property
+    def _steps(self) -> Tensor | None:
+        """How many updates AdamW counts; None before the first."""
+        state = self._adamw.state.get(self._shares[0], {})  # type: ignore[call-overload]
+        return state.get("step")  # type: ignore[no-any-return]
+
+    def _link_moments(self) -> None:
+        """DeepSpeed's stage 2 does so after the update of its first group, when the others have no moments yet."""
+        if not self.partitioned:
+            self.engine.optimizer._hp_optimizer_states_linked = False
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _begin_moments(self, steps: Tensor) -> None:
+        for share in self._shares:
+            self._adamw.state[share] = {"step": steps.clone(), **{key: torch.zeros_like(share) for key in MOMENTS}}
+
+    @contextmanager
+    def _gathered(self, parameters: list[nn.Parameter], *, writes: bool = False) -> Iterator[None]:
+        """The whole of partitioned parameters; with `writes` the values that process 0 leaves in them are kept."""
+        if not self.partitioned:
+            yield
+            return
+        with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if writes else None):
+            yield

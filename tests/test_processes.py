@@ -1,0 +1,155 @@
+"""Several processes learn what one does, whether each has the whole model or DeepSpeed divides it, and any of them can
+go on from what the others left."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from lvlm.config import RunConfig, to_yaml
+from lvlm.model.checkpoints import load
+from lvlm.records import RunRecord
+from lvlm.run import run
+from lvlm.train.loop import StageLoop
+from tests.processes import together
+from tests.tiny import tiny_world
+from tests.train_world import run_config, write_corpus
+
+STEPS = {"pretrain": 4, "instruct": 12}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One sample in six has no image: with two samples a step, a process often has text alone while another has an
+    image."""
+    torch.set_num_threads(1)
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    importlib.import_module("deepspeed")  # before children are forked, which would each take seconds for it
+    tiny_world()
+    return write_corpus(tmp_path_factory.mktemp("processes") / "noise")
+
+
+def config_of(corpus: Path, strategy: str, **changes: Any) -> RunConfig:
+    """Both stages without dropout, several micro-batches of unequal number a step; the tower learns in the second."""
+    compute = {"device": "cpu", "threads": 1, "micro_batch_tokens": 150, "feature_cache": "off", "strategy": strategy}
+    settings: dict[str, Any] = {
+        "compute": compute | changes,
+        "instruct__steps": STEPS["instruct"],
+        "instruct__batch_samples": 2,
+        "instruct__train": {"tower": "full", "adapter": "full", "llm": "lora"},
+        "instruct__lora": {"r": 4, "alpha": 8, "dropout": 0.0},
+    }
+    return run_config(corpus, **settings)
+
+
+def curve(folder: Path) -> list[float]:
+    """Loss and gradient norm of every step."""
+    rows = map(json.loads, (folder / "curve.jsonl").read_text(encoding="utf-8").splitlines())
+    return [row[name] for row in rows for name in ("loss", "grad_norm")]
+
+
+def trained(config: RunConfig, folder: Path, *, processes: int) -> RunRecord:
+    """The record of a run by so many processes."""
+    assert together(lambda: run(config, folder / "run", home=folder / "home"), processes) == [0] * processes
+    return RunRecord.load(folder / "run")
+
+
+def weights(record: RunRecord) -> dict[str, torch.Tensor]:
+    model, _ = load(record.provenance["model"])
+    return model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def alone(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    record = trained(config_of(corpus, "zero2"), folder, processes=1)
+    assert record.provenance["strategy"] == "one process", "nobody to divide with"
+    return folder
+
+
+@pytest.fixture(scope="module", params=["ddp", "zero2", "zero3"])
+def strategy(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def pair(corpus: Path, strategy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run by two processes."""
+    folder = tmp_path_factory.mktemp("pair")
+    trained(config_of(corpus, strategy), folder, processes=2)
+    return folder
+
+
+def test_two_processes_learn_and_answer_as_one(alone: Path, pair: Path, strategy: str) -> None:
+    record = RunRecord.load(pair / "run")
+    assert (record.provenance["strategy"], record.provenance["processes"]) == (strategy, 2)
+    assert curve(pair / "run") == pytest.approx(curve(alone / "run"), rel=1e-5)
+    expected, found = weights(RunRecord.load(alone / "run")), weights(record)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=2e-5)
+    answers = [pd.read_parquet(folder / "run" / "predictions.parquet") for folder in (pair, alone)]
+    assert answers[0]["item"].tolist() == answers[1]["item"].tolist(), "every item once, in order"
+    assert answers[0]["prediction"].tolist() == answers[1]["prediction"].tolist()
+
+
+def test_killed_processes_go_on_to_the_same_bits_and_one_alone_can_go_on_too(
+    corpus: Path, alone: Path, pair: Path, strategy: str, tmp_path: Path
+) -> None:
+    config = config_of(corpus, strategy, checkpoint_every=1e-6)
+    assert -signal.SIGKILL in together(lambda: dies_in_step_7(config, tmp_path), 2)
+    shutil.copytree(tmp_path / "home", tmp_path / "other" / "home")
+    stages = [path.parent for path in (tmp_path / "home" / "stages").glob("*/checkpoint.pt")]
+    assert len(stages) == 1 and len((stages[0] / "curve.jsonl").read_text().splitlines()) == 7
+
+    record = trained(config, tmp_path, processes=2)
+    for name, tensor in weights(RunRecord.load(pair / "run")).items():
+        assert torch.equal(weights(record)[name], tensor), name
+    assert curve(tmp_path / "run") == curve(pair / "run")
+
+    trained(config, tmp_path / "other", processes=1)
+    assert curve(tmp_path / "other" / "run") == pytest.approx(curve(alone / "run"), rel=1e-5)
+
+
+def dies_in_step_7(config: RunConfig, folder: Path) -> None:
+    """Both processes of a run, each killed by itself in the second stage."""
+    report = StageLoop._report
+
+    def dying(loop: StageLoop, row: Any, steps: int) -> None:
+        report(loop, row, steps)
+        if loop.stage == "instruct" and row["step"] == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    StageLoop._report = dying  # type: ignore[method-assign]  # in this process alone
+    run(config, folder / "run", home=folder / "home")
+
+
+def test_the_command_starts_its_processes_and_ends_as_they_do(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(to_yaml(config_of(corpus, "ddp")), encoding="utf-8")
+
+    def command(*changes: str) -> subprocess.CompletedProcess[str]:
+        words = ["train", tmp_path / "run.yaml", "--processes", "2", "--home", tmp_path / "home", *changes]
+        return subprocess.run(
+            [sys.executable, "-m", "lvlm", *map(str, words)], capture_output=True, text=True, timeout=300
+        )
+
+    done = command()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("score/en") == 1, "one process speaks"
+    (record,) = (tmp_path / "home" / "runs").glob("*/record.json")
+    assert json.loads(record.read_text())["provenance"]["processes"] == 2
+    failed = command("model.llm=/nowhere/llm")
+    assert failed.returncode == 2 and failed.stderr.count("error: The language model '/nowhere/llm'") == 1
+    assert "Traceback" not in failed.stderr
