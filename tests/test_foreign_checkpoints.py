@@ -390,6 +390,25 @@ def test_a_run_without_stages_evaluates_a_snapshot(tmp_path, corpus, qwen, capsy
     assert "model.checkpoint=" in message and len(message.strip().splitlines()) == 1
 
 
+def test_every_command_takes_a_release(tmp_path, corpus, fresh, capsys):
+    from lvlm import cli
+
+    model, processor, _ = fresh
+    merge_lora(model.language_model)
+    folders = {"release": write_release(tmp_path / "release", model, processor), "own": tmp_path / "own"}
+    own(folders["own"], model, processor)
+    question = [str(corpus / "images" / "0.png"), "What colour is the circle?", "--max-new-tokens", "6"]
+    shown = {}
+    for name, folder in folders.items():
+        assert cli.main(["evaluate", str(folder), "--corpus", f"{corpus}:test", "--items", "1"]) == 0
+        assert cli.main(["generate", str(folder), *question]) == 0
+        shown[name] = capsys.readouterr().out
+    assert shown["release"] == shown["own"]
+    assert cli.main(["export", str(folders["release"]), str(tmp_path / "out")]) == 0
+    assert cli.main(["generate", str(tmp_path / "out"), *question]) == 0
+    assert shown["own"].splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]
+
+
 def test_training_goes_on_from_a_checkpoint(tmp_path, corpus, fresh):
     """The stage's key follows the content of the checkpoint, not its path; the plan needs no weights."""
     from lvlm.model.assembly import load_processor
