@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 def open_corpora(config: RunConfig) -> dict[str, Corpus]:
     """Path -> corpus, for all that the stages, the evaluation and the validation name; each split may be used so."""
-    uses: list[tuple[CorpusUse, Permission]] = [
-        (use, "train") for stage in config.stages().values() for use in stage.mix.corpora
+    uses: list[tuple[str, CorpusUse, Permission]] = [
+        (f"{name}.mix.corpora", use, "train") for name, stage in config.stages().items() for use in stage.mix.corpora
     ]
-    uses += [(use, "report") for use in config.evaluate.corpora]
-    uses += [(use, "tune") for use in config.evaluate.tune_corpora]
-    corpora = open_used(use for use, _ in uses)
-    for use, permission in uses:
+    uses += [("evaluate.corpora", use, "report") for use in config.evaluate.corpora]
+    uses += [("evaluate.tune_corpora", use, "tune") for use in config.evaluate.tune_corpora]
+    _check_there([(field, use) for field, use, _ in uses])
+    corpora = open_used(use for _, use, _ in uses)
+    for _, use, permission in uses:
         corpora[use.path].require(use.split, permission)
     for corpus in corpora.values():
         corpus.stamp()  # for the record: a language without its file shows now
@@ -33,6 +34,21 @@ def open_corpora(config: RunConfig) -> dict[str, Corpus]:
             "validate on. Name a corpus and a split with permission 'tune' there, or leave validate_every out."
         )
     return corpora
+
+
+def _check_there(uses: Iterable[tuple[str, CorpusUse]]) -> None:
+    """Raise for all corpora together that are not there, with the field that names each."""
+    absent = [(field, use) for field, use in uses if not Path(use.path).exists()]
+    if not absent:
+        return
+    faults = "; ".join(f"{field}: {use.path} does not exist" for field, use in absent)
+    field, use = absent[0]
+    built_in = next((use.path for _, use in absent if Path(use.path).name in ("shapes", "reading")), None)
+    hint = f" `python -m lvlm data {Path(built_in).name} {built_in}` writes a built-in one." if built_in else ""
+    raise InputError(
+        f"{faults} (looked for from {Path.cwd()}). A corpus is a folder with a corpus.yaml, or a JSON file. Put it "
+        f"there, or name yours, as in {field}='[{{path: FOLDER, split: {use.split}}}]'.{hint}"
+    )
 
 
 def open_used(uses: Iterable[CorpusUse]) -> dict[str, Corpus]:

@@ -1,13 +1,15 @@
-"""`python -m lvlm`: train, evaluate, generate, export, data, plan, backbones. Imports what is heavy only when a
-command needs it.
+"""`python -m lvlm`: train, plan, from-trident, evaluate, generate, export, data, backbones. Imports what is heavy only
+when a command needs it.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command_line() -> CommandLine:
     line = CommandLine("lvlm", "Train, evaluate and use multilingual vision-language models.", "plan tiny")
     command = line.add
+    line.parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher says it this way too
 
     train = command("train", _train, "Train and evaluate one run.", "train tiny seed=1 instruct.mix.english_share=0.25")
     plan = command(
@@ -50,6 +53,16 @@ def _command_line() -> CommandLine:
     )
     for sub in (train, plan):
         sub.add_argument("--home", type=Path, help=HOME_HELP)
+
+    trident = command(
+        "from-trident",
+        _from_trident,
+        "Print the run config that does what a Centurio command line does.",
+        "from-trident 'experiment=mblipv2_train run.train_data=data run.image_root=data/images' > my_run.yaml",
+    )
+    trident.add_argument(
+        "line", nargs=argparse.REMAINDER, metavar="LINE", help="the command line, quoted, or its words behind --"
+    )
 
     evaluate = command(
         "evaluate", _evaluate, "Score a checkpoint.", "evaluate runs/runs/my-run --tasks vqa --languages en de sw"
@@ -139,6 +152,16 @@ def read_run(name: str, overrides: Sequence[str]) -> RunConfig:
     return load_config(name, overrides)
 
 
+def _introduce(name: str) -> None:
+    """Say on standard error what a preset is and where it comes from: the comment that its file begins with. Of
+    several processes the first alone speaks."""
+    if Path(name).is_file() or name not in _presets() or process_index() > 0:
+        return
+    lines = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    for line in takewhile(lambda line: line.startswith("#"), lines):
+        print(line.removeprefix("#").removeprefix(" "), file=sys.stderr)
+
+
 def _train(options: argparse.Namespace) -> int | None:
     from lvlm.run import default_home, run
 
@@ -148,8 +171,9 @@ def _train(options: argparse.Namespace) -> int | None:
     if options.processes > 1 and "RANK" not in os.environ:
         places = [f"--{name}={value}" for name in ("folder", "home") if (value := getattr(options, name))]
         return start(options.processes, ["train", options.run, *options.overrides, *places])
+    _introduce(options.run)
     home = options.home or default_home()
-    identity = fingerprint(config.model_dump(mode="json", exclude={"compute"}))
+    identity = fingerprint(config.model_dump(mode="json", exclude={"compute", "tags"}))
     folder = options.folder or home / "runs" / f"{config.name}-s{config.seed}-{identity}"
     record = run(config, folder, home=home)
     if process_index() > 0:
@@ -169,6 +193,7 @@ def _plan(options: argparse.Namespace) -> None:
     from lvlm.run import default_home
 
     config = read_run(options.run, options.overrides)
+    _introduce(options.run)
     home = options.home or default_home()
     corpora = open_corpora(config)
     processor = load_processor(config.model, seed=config.seed)
@@ -183,6 +208,15 @@ def _plan(options: argparse.Namespace) -> None:
     print(f"evaluation: {len(images):,} images, all sound")
     for note in setting_notes(config):
         print(f"note: {note}")
+
+
+def _from_trident(options: argparse.Namespace) -> None:
+    from lvlm.trident import from_trident
+
+    words = options.line[1:] if options.line[:1] == ["--"] else options.line
+    if not words:
+        raise InputError("from-trident needs a command line: 'experiment=mblipv2_train run.llm=... ...'.")
+    print(from_trident(words).text(), end="")
 
 
 def _recorded(checkpoint: Path) -> RunConfig | None:

@@ -37,6 +37,9 @@ Codes = Annotated[tuple[str, ...], BeforeValidator(_norwegian)]
 GroupOrCodes = Annotated[str | tuple[str, ...], BeforeValidator(_norwegian)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
+Label = Annotated[str, Field(pattern=r"^\w([\w .:-]{0,98}\w)?$")]
+"""Letters, digits, spaces and . : _ -, as the name of an MLflow tag may hold."""
+
 
 class Settings(BaseModel):
     """Immutable settings; an unknown key is an error, and so is a number that is not finite."""
@@ -272,16 +275,9 @@ class ComputeConfig(Settings):
 
 
 FREE_COMPUTE = (
-    "micro_batch_tokens",
-    "packing",
-    "gradient_checkpointing",
-    "strategy",
-    "loader_workers",
-    "feature_cache",
-    "feature_cache_gib",
-    "evaluate_batch",
-    "checkpoint_every",
-)
+    "micro_batch_tokens", "packing", "gradient_checkpointing", "strategy", "loader_workers", "feature_cache",
+    "feature_cache_gib", "evaluate_batch", "checkpoint_every",
+)  # fmt: skip
 """Compute settings about memory and speed: they move no more than the last bits of a result, so they are no part of a
 cell's identity, and an unfinished run may be resumed with other values of them."""
 MASKS_DEPEND_ON = ("micro_batch_tokens", "packing", "strategy")
@@ -289,12 +285,16 @@ MASKS_DEPEND_ON = ("micro_batch_tokens", "packing", "strategy")
 they are part of the stage's key, and `lvlm.run` refuses to resume with other values."""
 
 
+LABELS = ("name", "tags")
+"""Settings that say what a run is called: no part of what it is."""
+
+
 class RunConfig(Settings):
     """One run, from data to scores."""
 
     name: str = "run"
-    tags: tuple[str, ...] = ()
-    """Labels that the record and the tracker carry; they change no result."""
+    tags: tuple[Label, ...] = ()
+    """Labels that the record and the tracker carry; they change no result, and a finished run keeps its own."""
     seed: Annotated[int, Field(ge=0)] = 0
     model: ModelConfig = ModelConfig()
     pretrain: StageConfig | None = None

@@ -51,6 +51,7 @@ class RunRecord:
     budget: dict[str, float]
     provenance: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
         """Write the record as the last file of a finished run."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvlm.check import check_evaluation, check_learns, open_corpora, setting_notes, tuning
-from lvlm.config import FREE_COMPUTE, MASKS_DEPEND_ON, RunConfig, fingerprint, load_config, to_yaml
+from lvlm.config import FREE_COMPUTE, LABELS, MASKS_DEPEND_ON, RunConfig, fingerprint, load_config, to_yaml
 from lvlm.errors import InputError
 from lvlm.processes import process_index
 from lvlm.provenance import Phases, git_commit, machine, versions
@@ -135,7 +135,8 @@ def check_same_config(folder: Path, config: RunConfig) -> list[str]:
     if not path.exists():
         return []
     found, wanted = load_config(path).model_dump(mode="json"), config.model_dump(mode="json")
-    found.pop("name"), wanted.pop("name")  # a label, which changes nothing
+    for label in LABELS:
+        found.pop(label), wanted.pop(label)
     allowed: dict[str, Any] = {}
     for name in FREE_COMPUTE:
         before, now = found["compute"].pop(name), wanted["compute"].pop(name)
@@ -374,6 +375,7 @@ class _Run:
                 "features": {name: result["features"] for name, result in self.results.items()},
             },
             notes=[*notes, *scores.attrs.get("notes", []), *left_out(scores)],
+            tags=list(self.config.tags),
         )
 
     def _budget(self, seconds: float) -> dict[str, float]:

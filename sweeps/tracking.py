@@ -14,7 +14,7 @@ import os
 import sqlite3
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 TRACKED_FILE = "tracked.json"  # parent run -> the cell's run and the state that has arrived there whole
 UNTRACKED_FILE = "untracked.txt"  # why the tracker does not have this cell yet
 ARTIFACTS = (CONFIG_FILE, PLAN_FILE, SCORES_FILE, PREDICTIONS_FILE)
+LABEL_TAG = "tag."  # before each of a run's labels
 MAX_TEXT = 6000  # characters of an MLflow param; config.yaml holds the whole
 BATCH_METRICS, BATCH_PARAMS = 1000, 100  # limits of one MLflow request
 
@@ -247,6 +248,7 @@ class Tracker:
         run = self._child(cell, started=started)
         run_id = run.info.run_id
         self._log_params(run, cell)
+        self._set_labels(run, record.tags)
         self._log_metrics(run_id, record, folder, time_ms=int(finished * 1000))
         tags = {
             "stage_keys": json.dumps(record.stage_keys),
@@ -274,6 +276,7 @@ class Tracker:
         run = self._child(cell, started=state.started)
         run_id = run.info.run_id
         self._log_params(run, cell)
+        self._set_labels(run, cell.run_config().tags)
         file = self.place.cell(cell.id) / TRACEBACK_FILE
         if file.exists():
             self._client.log_artifact(run_id, str(file))
@@ -281,6 +284,17 @@ class Tracker:
         ended = int((state.finished or time.time()) * 1000)
         self._client.set_terminated(run_id, status="FAILED", end_time=ended)
         return str(run_id)
+
+    def _set_labels(self, run: Run, labels: Iterable[str]) -> None:
+        """One tag `tag.<label>` = `true` for each label, so that a search asks for exactly one of them, as in
+        tags.`tag.english_only` = 'true'; in a list a label would also be found inside a longer one. Those of an
+        earlier sending that are gone are taken away."""
+        wanted = {f"{LABEL_TAG}{label}" for label in labels}
+        there = {key for key in run.data.tags if key.startswith(LABEL_TAG)}
+        for key in sorted(wanted - there):
+            self._client.set_tag(run.info.run_id, key, "true")
+        for key in sorted(there - wanted):
+            self._client.delete_tag(run.info.run_id, key)
 
     def _log_params(self, run: Run, cell: PlannedCell) -> None:
         from mlflow.entities import Param

@@ -103,6 +103,7 @@ def write_run(config: RunConfig, folder: Path, *, languages: tuple[str, ...] = L
         },
         budget={"samples": 96.0, "seconds": 1.0},
         provenance={"git_commit": "c0ffee", "backbones": {"tower": "1234"}},
+        tags=list(config.tags),
     )
     record.save(folder)
     return record

@@ -114,6 +114,7 @@ def of_stage(name: str) -> dict[str, tuple[str, Changes]]:
 
 FIELDS: dict[str, tuple[str, Changes]] = {
     "name": ("record", {}),
+    "tags": ("record", {}),
     "seed": ("weights", {"seed": 1}),
     "model.tower": ("model", {"model.tower": "another"}),
     "model.llm": ("model", {"model.llm": "another"}),
@@ -262,17 +263,20 @@ class Watched(ComputeConfig):
 
 
 READ: set[str] = set()
+CARRIED = {"name": "other", "tags": ["one", "two"]}
+"""What the record says of a run that was called so."""
 
 
 @pytest.fixture(scope="module")
 def watched(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """The fields of `compute` that one run reads, and the record's `name`."""
+    """The fields of `compute` that one run reads, and those that its record carries."""
     home = tmp_path_factory.mktemp("watched")
-    config = base(corpus, {"pretrain": None, "instruct.steps": 1, "instruct.train.tower": "frozen", "name": "other"})
+    config = base(corpus, {"pretrain": None, "instruct.steps": 1, "instruct.train.tower": "frozen", **CARRIED})
     watching = Watched.model_validate(config.compute.model_dump())
     READ.clear()
     record = run(config.model_copy(update={"compute": watching}), home / "run", home=home)
-    return {f"compute.{name}" for name in READ} | ({"name"} if record.name == "other" else set())
+    carried = {"name": record.name, "tags": record.tags}
+    return {f"compute.{name}" for name in READ} | {name for name, value in CARRIED.items() if carried[name] == value}
 
 
 def concrete(changes: Changes, corpus: Corpus, folder: Path) -> Changes:

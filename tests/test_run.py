@@ -21,7 +21,7 @@ from rich.console import Console
 from lvlm.config import RunConfig, load_config, to_yaml
 from lvlm.errors import Diverged, InputError
 from lvlm.records import PREDICTION_COLUMNS, SCORE_COLUMNS, TRAINER_VERSION, RunRecord, write_text
-from lvlm.run import run
+from lvlm.run import check_same_config, run
 from lvlm.train import locks, progress
 from lvlm.train.stages import make_stage
 from tests.corpora import change_row
@@ -123,6 +123,22 @@ def test_a_finished_folder_of_other_data_or_backbones_is_refused(tmp_path: Path)
     write_corpus(tmp_path / "again" / "noise", samples=6)
     shutil.copy(tmp_path / "again" / "noise" / "train" / "de.jsonl", corpus / "train" / "de.jsonl")
     assert run(config, tmp_path / "run", home=tmp_path / "home") == record
+
+
+def test_other_labels_are_the_same_run(
+    first: tuple[RunConfig, RunRecord], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, record = first
+    monkeypatch.setattr("lvlm.train.compute.compute", None)  # whatever would compute fails
+    renamed = config.model_copy(update={"name": "again", "tags": ("english_only",)})
+    assert run(renamed, record.folder, home=home) == record
+
+
+def test_a_run_that_was_interrupted_goes_on_under_other_labels(corpus: Path, tmp_path: Path) -> None:
+    write_text(tmp_path / "run" / "config.yaml", to_yaml(run_config(corpus, tags=["one"])))
+    assert check_same_config(tmp_path / "run", run_config(corpus, tags=["two"])) == []
+    with pytest.raises(InputError, match=r"'tags\.1': String should match pattern .*'a/b'"):
+        run_config(corpus, tags=["fine", "a/b"])
 
 
 def test_who_waited_for_the_folder_looks_again(

@@ -21,6 +21,7 @@ ORDER = [
     "languages",
     "config",
     "records",
+    "trident",
     "data",
     "backbones",
     "model",
@@ -39,6 +40,7 @@ NO_TORCH = (
     "lvlm/languages",
     "lvlm/config",
     "lvlm/records",
+    "lvlm/trident",
     "lvlm/data",
     "lvlm/evaluate/metrics",
     "ablations",
@@ -136,6 +138,7 @@ def test_conda_environment_says_the_same() -> None:
 
 COMMANDS = [
     "lvlm", "lvlm train", "lvlm evaluate", "lvlm generate", "lvlm export", "lvlm data", "lvlm plan", "lvlm backbones",
+    "lvlm from-trident",
     "sweeps", "sweeps launch", "sweeps plan", "sweeps worker", "sweeps status", "sweeps export", "sweeps ui",
     "sweeps new",
     "ablations", "ablations report", "ablations list",

@@ -172,6 +172,29 @@ def test_what_mlflow_and_the_folder_hold_after_a_sweep(home: Path) -> None:
     )
 
 
+def test_a_label_is_one_tag_that_a_search_finds_and_changes_no_cell(home: Path, capfd: Any) -> None:
+    study = fake_study(seeds=(0,))
+    labelled = ["tags=[english_only, eval 2]"]
+    assert make_plan(study).cells[0].id == make_plan(study, overrides=labelled).cells[0].id
+    assert work_alone(home, study, overrides=labelled).is_complete
+    client, (run, *_) = connect(home), runs_of(home)
+
+    def found(*labels: str) -> int:
+        where = " and ".join(f"tags.`tag.{label}` = 'true'" for label in labels)
+        return len(client.search_runs([run.info.experiment_id], where))
+
+    assert (found("english_only"), found("eval 2"), found("english_only", "eval 2"), found("english")) == (4, 4, 4, 0)
+    plan = make_plan(study, runner=RUNNER)
+    cell = plan.cells[0]
+    Tracker(Place(home, "fake"), plan)._set_labels(client.get_run(run.info.run_id), ["eval 2", "again"])
+    kept = {key for key in client.get_run(run.info.run_id).data.tags if key.startswith("tag.")}
+    assert kept == {"tag.eval 2", "tag.again"}
+    before = len(calls(home))
+    assert launch(study, home=home, runner=RUNNER, overrides=["tags=[other]"]).is_complete
+    assert len(calls(home)) == before, "other labels are the same cells in the same folder"
+    assert RunRecord.load(home / "studies/fake/cells" / cell.id).tags == ["english_only", "eval 2"]
+
+
 def test_an_override_is_another_version_with_other_cells() -> None:
     plain, changed = make_plan(fake_study()), make_plan(fake_study(), overrides=["instruct.optim.lr=0.5"])
     assert plain.version != changed.version

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from ablations.designs import Design, Levels, resolve
 from ablations.factors import Factor, Level, with_values
 from ablations.outcomes import check_group, check_metric, check_primary
-from lvlm.config import FREE_COMPUTE, RunConfig, fingerprint, load_config, make_config, override
+from lvlm.config import FREE_COMPUTE, LABELS, RunConfig, fingerprint, load_config, make_config, override
 from lvlm.errors import InputError
 
 Budget = Literal["default", "full"]
@@ -162,7 +162,7 @@ class Study:
         levels = {factor.path: arm.levels[factor.name] for factor in self.factors if self._is_set(factor, arm)}
         name = f"{self.name}: {arm.label}, seed {seed}"
         config = make_config(with_values(base, {**levels, "seed": seed, "name": name}), where=f"arm '{arm.label}'")
-        data = config.model_dump(mode="json", exclude={"name": True, "compute": set(FREE_COMPUTE)})
+        data = config.model_dump(mode="json", exclude={**dict.fromkeys(LABELS, True), "compute": set(FREE_COMPUTE)})
         return Cell(arm=arm, seed=seed, config=config, id=fingerprint(data))
 
     @staticmethod
@@ -239,7 +239,7 @@ def results_name(study: str, overrides: Sequence[str] = ()) -> str:
     changed = override({}, overrides)
     if isinstance(compute := changed.get("compute"), dict):
         changed["compute"] = {key: value for key, value in compute.items() if key not in FREE_COMPUTE}
-    changed = {key: value for key, value in changed.items() if value != {}}
+    changed = {key: value for key, value in changed.items() if value != {} and key not in LABELS}
     return f"{study}@{fingerprint(changed)[:8]}" if changed else study
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -39,8 +39,7 @@ class Compute:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Inside, matrix products are computed in the run's precision."""
-        bf16 = self.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16 if bf16 else None, enabled=bf16)
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def identity(self) -> dict[str, Any]:
         """What tells one result from another: stages that differ here are not shared.
@@ -134,6 +133,12 @@ def _zero_stage(strategy: str) -> int:
 
 def _deepspeed(stage: int, *, bf16: bool, cpu: bool) -> DeepSpeedPlugin:
     """Settings that leave the objective alone: the loss divides and the loop accumulates, not DeepSpeed."""
+    if cpu:
+        import deepspeed
+
+        # A C++ extension for sums in shared memory: it compiles for a minute, and a process that is killed meanwhile
+        # leaves a lock on which all later ones wait for ever. Without it gloo adds up.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
