@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lvlm.commands import HOME_HELP, CommandLine, add_overrides
-from lvlm.config import EvaluateConfig, RunConfig, fingerprint, load_config, make_settings
+from lvlm.config import EvaluateConfig, ModelConfig, RunConfig, fingerprint, load_config, make_settings
 from lvlm.errors import InputError
 from lvlm.processes import process_index, start
-from lvlm.records import CONFIG_FILE, RECORD_FILE, RunRecord
+from lvlm.records import CONFIG_FILE
 
 if TYPE_CHECKING:
+    from lvlm.model.export import Form
     from lvlm.model.lvlm import Lvlm
     from lvlm.model.processor import LvlmProcessor
     from lvlm.train.features import ImageFeatures
@@ -90,10 +90,21 @@ def _command_line() -> CommandLine:
         sub.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: that of the run, else auto")
 
     export = command(
-        "export", _export, "Merge LoRA and write a model folder for transformers.", "export runs/runs/my-run my-model"
+        "export",
+        _export,
+        "Write a model folder for transformers, with LoRA merged.",
+        "export runs/runs/my-run my-model",
     )
     export.add_argument("checkpoint", type=Path)
-    export.add_argument("folder", type=Path)
+    export.add_argument("folder", type=Path, help="a new folder")
+    export.add_argument("--adapters", action="store_true", help="keep LoRA beside the weights, as peft adapters")
+    export.add_argument(
+        "--as",
+        dest="layout",
+        choices=("lvlm", "llava"),
+        default="lvlm",
+        help="lvlm: read with this package installed; llava: stock LLaVA, for vLLM and others (no tiles, adapter mlp)",
+    )
 
     data = command("data", _data, "Write a built-in corpus as JSON and images.", "data shapes runs/data/shapes")
     data.add_argument(
@@ -169,7 +180,9 @@ def _train(options: argparse.Namespace) -> int | None:
         return None
     for name, value in record.scores.items():
         print(f"{name:32s} {value:6.1f}")
-    print(f"record: {folder}\nmodel:  {record.provenance['model']}")
+    print(f"record: {folder}")
+    if record.provenance["model"] is not None:
+        print(f"model:  {record.provenance['model']}")
     return None
 
 
@@ -206,28 +219,24 @@ def _from_trident(options: argparse.Namespace) -> None:
     print(from_trident(words).text(), end="")
 
 
-def _model_folder(checkpoint: Path) -> Path:
-    """The model of a finished run, or the folder itself."""
-    if (checkpoint / RECORD_FILE).exists():
-        model = RunRecord.load(checkpoint).provenance.get("model")
-        if model is None or not Path(model).exists():
-            raise InputError(f"The run {checkpoint} kept no model at {model}. Start the run again to train it anew.")
-        return Path(model)
-    if not (checkpoint / "config.json").exists():
-        raise InputError(
-            f"{checkpoint} is neither a model folder (no config.json) nor a finished run (no {RECORD_FILE})."
-        )
-    return checkpoint
-
-
 def _recorded(checkpoint: Path) -> RunConfig | None:
     """The config of a run's folder; a bare model folder has none."""
     return load_config(checkpoint / CONFIG_FILE) if (checkpoint / CONFIG_FILE).exists() else None
 
 
+def _source(checkpoint: Path, recorded: RunConfig | None) -> tuple[Path, ModelConfig | None]:
+    """The path to load, and the model config that belongs to it: that of a run which trained nothing and evaluated its
+    `model.checkpoint`."""
+    from lvlm.model.layouts import model_folder
+
+    if recorded and recorded.model.checkpoint and not recorded.stages():
+        return Path(recorded.model.checkpoint), recorded.model
+    return model_folder(checkpoint), None
+
+
 @contextmanager
 def _ready(
-    folder: Path, recorded: RunConfig | None, *, device: str | None
+    source: tuple[Path, ModelConfig | None], recorded: RunConfig | None, *, device: str | None
 ) -> Iterator[tuple[Lvlm, LvlmProcessor, ImageFeatures]]:
     """(model, processor, image features) where and how the run computed, inside its autocast; without a run the
     compute settings are the defaults."""
@@ -239,7 +248,15 @@ def _ready(
     config = recorded or RunConfig()
     settings = config.compute.model_copy(update={"device": device} if device else {})
     with compute(settings) as machinery, quiet_transformers():
-        model, processor = load(folder, attn=config.model.attn, bits=config.model.bits, precision=machinery.precision)
+        path, model_config = source
+        model, processor = load(
+            path,
+            attn=recorded.model.attn if recorded else None,
+            model=model_config,
+            seed=config.seed,
+            bits=config.model.bits,
+            precision=machinery.precision,
+        )
         model.to(machinery.device)
         features = TowerFeatures(
             model, device=machinery.device, precision=machinery.precision, workers=settings.loader_workers
@@ -274,11 +291,11 @@ def _evaluate(options: argparse.Namespace) -> None:
         )
     if options.out and options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out} is a file; name a folder for the two tables.")
-    folder = _model_folder(options.checkpoint)
+    source = _source(options.checkpoint, recorded)
     corpora = open_used(config.corpora)
     check_items(config, corpora, permission="report", home=default_home())
     batch_size = (recorded or RunConfig()).compute.evaluate_batch
-    ready = _ready(folder, recorded, device=options.device)
+    ready = _ready(source, recorded, device=options.device)
     with ready as (model, processor, features), Reporter().evaluation() as progress:
         scores, predictions = evaluate(
             model,
@@ -310,31 +327,37 @@ def _generate(options: argparse.Namespace) -> None:
         raise InputError(f"The image {options.image} cannot be read: {fault}.")
     asked = {"max_new_tokens": options.max_new_tokens}
     limit = make_settings(EvaluateConfig, asked, where="The generation that was asked for").max_new_tokens
-    folder = _model_folder(options.checkpoint)
+    recorded = _recorded(options.checkpoint)
+    source = _source(options.checkpoint, recorded)
 
     from lvlm.evaluate.generate import Prompt, generate_answers
 
     prompt = Prompt(options.prompt, (options.image,))
-    with _ready(folder, _recorded(options.checkpoint), device=options.device) as (model, processor, features):
+    with _ready(source, recorded, device=options.device) as (model, processor, features):
         (answer,) = generate_answers(model, processor, [prompt], max_new_tokens=limit, features=features)
     print(answer)
 
 
 def _export(options: argparse.Namespace) -> None:
-    from lvlm.model.checkpoints import load, merge_and_save
+    from lvlm.model.export import LIMIT, export
+    from lvlm.run import quiet_transformers
 
-    if options.folder.exists() and not (options.folder.is_dir() and not any(options.folder.iterdir())):
-        raise InputError(f"{options.folder} exists and is no empty folder; name a new one.")
-    model, processor = load(_model_folder(options.checkpoint))
-    folder = options.folder.resolve()
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by an export that was killed
-    try:
-        merge_and_save(model, processor, partial)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    print(f"written: {options.folder} (import lvlm, then AutoModelForCausalLM.from_pretrained reads it)")
+    if options.adapters and options.layout == "llava":
+        raise InputError("--adapters keeps LoRA beside the weights, and --as llava merges it into them; choose one.")
+    recorded = _recorded(options.checkpoint)
+    path, model_config = _source(options.checkpoint, recorded)
+    form: Form = "llava" if options.layout == "llava" else "adapters" if options.adapters else "merged"
+    with quiet_transformers():
+        exported = export(path, options.folder, form=form, model=model_config, seed=recorded.seed if recorded else 0)
+    print(f"largest difference of a logit, read back from the files: {exported.difference:.1e} (limit {LIMIT:.0e})")
+    if exported.torchvision is not None:
+        print(
+            f"note: with torchvision's resize, which transformers takes by default, it is {exported.torchvision:.1e}; "
+            'AutoProcessor.from_pretrained(..., backend="pil") makes the pixels of the training'
+        )
+        print(f"written: {options.folder} (LlavaForConditionalGeneration and LlavaProcessor of transformers read it)")
+    else:
+        print(f"written: {options.folder} (import lvlm, then AutoModelForCausalLM.from_pretrained reads it)")
 
 
 def _data(options: argparse.Namespace) -> None:

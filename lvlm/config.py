@@ -97,8 +97,8 @@ class ModelConfig(Settings):
     load_8bit: bool = False
     """The same in 8 bits."""
     checkpoint: str | None = None
-    """A saved model to start from, in any layout that `lvlm.load` reads; None draws a new adapter for `tower` and
-    `llm`."""
+    """A saved model to start from, in any layout that `lvlm.load` reads; `tower` and `llm` are read where it lacks
+    them, and whatever it contradicts is an error. None draws a new adapter."""
 
     @property
     def adapter_args(self) -> dict[str, int]:

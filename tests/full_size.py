@@ -48,7 +48,7 @@ def full_size_model(config: ModelConfig) -> Lvlm:
         tower, description = load_tower(config.tower, feature_layer=config.feature_layer, image_size=config.image_size)
         text_config = AutoConfig.for_model(**LLMS[config.llm], pad_token_id=0)
         llm = AutoModelForCausalLM.from_config(text_config)
-        return Lvlm(
+        model = Lvlm(
             LvlmConfig(
                 text_config=text_config,
                 tower=description,
@@ -61,3 +61,4 @@ def full_size_model(config: ModelConfig) -> Lvlm:
             vision_tower=tower,
             language_model=llm,
         )
+    return model.to("meta")  # the adapter, which has storage to compute positions in

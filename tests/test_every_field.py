@@ -135,6 +135,7 @@ FIELDS: dict[str, tuple[str, Changes]] = {
     "model.attn": ("model", {"model.attn": "eager"}),
     "model.load_4bit": ("quantised", {"model.load_4bit": True}),
     "model.load_8bit": ("quantised", {"model.load_8bit": True}),
+    "model.checkpoint": ("model", {"model.checkpoint": "saved"}),
     **of_stage("pretrain"),
     **of_stage("instruct"),
     **of_both_stages("lora.r", 2),
@@ -311,6 +312,11 @@ def concrete(changes: Changes, corpus: Corpus, folder: Path) -> Changes:
         if value == "another":
             make = make_tower if field == "model.tower" else make_llm
             result[field] = str(make(folder / "backbone", seed=1))
+        if value == "saved":
+            model, processor = fresh(base(corpus, {"seed": 1}))
+            for part in (model, processor):
+                part.save_pretrained(folder / "saved")
+            result[field] = str(folder / "saved")
     return result
 
 

@@ -8,7 +8,7 @@ import torch
 from lvlm.errors import InputError
 from lvlm.model.assembly import assemble
 from lvlm.model.chat import IMAGE_PLACEHOLDER
-from lvlm.model.checkpoints import load, merge_and_save
+from lvlm.model.checkpoints import load
 from lvlm.model.parts import prepare_training, set_train_mode
 from tests.families import CONTROLS, SPARE_ROWS, TIED, attention_of, make_family, tokenizer_of
 from tests.test_model_training import stage
@@ -72,7 +72,8 @@ def test_the_vocabulary_grows_where_no_row_is_spare_and_ties_stay(family, folder
     prepare_training(model, stage(llm="lora"), seed=0)
     train_on(model, processor)
     model.save_pretrained(tmp_path / "kept")
-    merge_and_save(model, processor, tmp_path / "merged")
+    model.save_pretrained(tmp_path / "merged", merge_lora=True)
+    processor.save_pretrained(tmp_path / "merged")
     batch = batch_of(processor)
     with torch.no_grad():
         expected = model(**batch).logits

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from lvlm.errors import InputError
 from lvlm.model.assembly import assemble
-from lvlm.model.checkpoints import load, merge_and_save
+from lvlm.model.checkpoints import load
 from lvlm.model.lvlm import Lvlm
 from lvlm.model.parts import prepare_training
+from tests.test_model_towers import write as write_hub_tower
 from tests.test_model_training import MODES, batch_for, stage, train
 from tests.tiny import make_llm, tiny_image, tiny_world
 
@@ -95,11 +96,8 @@ def run(script, *args):
 
 def saved(folder, model, processor, *, merge=False):
     """Write a model with the logits that it gives."""
-    if merge:
-        merge_and_save(model, processor, folder)
-    else:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+    model.save_pretrained(folder, merge_lora=merge)
+    processor.save_pretrained(folder)
     return folder
 
 
@@ -250,6 +248,23 @@ def test_bfloat16_is_stored_for_what_was_frozen_and_read_as_it_is_asked_for(fold
     assert lora and all(not torch.equal(value, value.bfloat16().float()) for value in lora), "LoRA loses no bit"
     whole = Lvlm.from_pretrained(folders / f"{LORA}-bf16", dtype=torch.bfloat16)
     assert {parameter.dtype for name, parameter in whole.named_parameters() if "lora_" not in name} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("part", ["siglip", "clip", "resampler"])
+def test_what_is_computed_at_start_and_not_saved_comes_back(tmp_path, part):
+    """Positions of the towers of transformers and of the resampler's keys are in no file."""
+    changes = {"adapter": "resampler", "queries": 4, "tiles": 2}
+    if part != "resampler":
+        write_hub_tower(tmp_path / "tower", part)
+        changes = {"tower": str(tmp_path / "tower")}
+    model, processor = tiny_world().assemble(**changes)
+    loaded, _ = load(saved(tmp_path / "model", model, processor))
+    computed = {name: value for name, value in model.named_buffers() if name not in model.state_dict()}
+    assert any(not name.startswith("language_model.") for name in computed)
+    assert all(torch.equal(loaded.get_buffer(name), value) for name, value in computed.items())
+    batch = batch_for(model, processor)
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).logits, model(**batch).logits)
 
 
 def test_training_goes_on_from_a_saved_model(folders):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from lvlm.config import make_config
 from lvlm.errors import InputError
 from lvlm.model.assembly import assemble
-from lvlm.model.checkpoints import load, merge_and_save
+from lvlm.model.checkpoints import load
 from lvlm.model.lora import FusedLoraLinear, lora_layers
 from lvlm.model.parts import prepare_training, set_train_mode
 from lvlm.model.weights import matrices, quantised_layers
@@ -54,7 +54,8 @@ def test_flash_attention_says_what_it_lacks(monkeypatch, nothing_is_loaded, pack
 
 def test_flash_attention_is_checked_for_a_saved_model_too(tmp_path):
     model, processor = tiny_world().assemble()
-    merge_and_save(model, processor, tmp_path)
+    model.save_pretrained(tmp_path, merge_lora=True)
+    processor.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"flash_attention_2 is not possible here.*model\.attn=sdpa"):
         load(tmp_path, attn="flash_attention_2")
 
@@ -86,7 +87,8 @@ def test_a_tower_of_transformers_attends_as_it_is_told_and_as_it_was_saved(tmp_p
     features = {}
     for attn in ("sdpa", "eager"):
         model, processor = tiny_world().assemble(tower=str(tmp_path / "tower"), attn=attn)
-        merge_and_save(model, processor, tmp_path / attn)
+        model.save_pretrained(tmp_path / attn, merge_lora=True)
+        processor.save_pretrained(tmp_path / attn)
         saved, _ = load(tmp_path / attn, attn=attn)
         assert model.vision_tower.model.config._attn_implementation == attn
         assert saved.vision_tower.model.config._attn_implementation == attn
@@ -285,7 +287,8 @@ def test_lora_trains_on_a_quantised_llm_and_comes_back_to_the_bit(quantised, tmp
     assert losses[-1] < 0.5 * losses[0]
     assert all(torch.equal(old, layer.weight.data) for old, layer in zip(before, layers.values(), strict=True))
     model.save_pretrained(tmp_path / "kept")
-    merge_and_save(model, processor, tmp_path / "merged")
+    model.save_pretrained(tmp_path / "merged", merge_lora=True)
+    processor.save_pretrained(tmp_path / "merged")
     processor.save_pretrained(tmp_path / "kept")
     again, _ = load(tmp_path / "kept", bits=bits, precision=precision)
     whole, merged = load(tmp_path / "kept")[0], load(tmp_path / "merged")[0]

@@ -1,4 +1,5 @@
-"""A new model from a tower, an LLM and a freshly drawn adapter. Called through `Lvlm.assemble`."""
+"""The model that a run starts from: a tower, an LLM and a freshly drawn adapter, or a checkpoint. Called through
+`Lvlm.assemble`."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from lvlm.model.attention import check_attention, check_family
 from lvlm.model.backbones import resolve, tokenizer_source
 from lvlm.model.chat import IMAGE_PLACEHOLDER
 from lvlm.model.config import LvlmConfig
+from lvlm.model.layouts import locate
 from lvlm.model.lvlm import Lvlm
 from lvlm.model.processor import LvlmProcessor
 from lvlm.model.templates import Template, centurio_template
@@ -34,6 +36,12 @@ def assemble(model_config: ModelConfig, *, seed: int, precision: str = "fp32") -
 
 
 def _assemble(model_config: ModelConfig, *, seed: int, precision: str) -> tuple[Lvlm, LvlmProcessor]:
+    if model_config.checkpoint is not None:
+        from lvlm.model.checkpoints import load
+
+        model, processor = load(model_config.checkpoint, model=model_config, seed=seed, precision=precision)
+        hold(model, precision=precision)
+        return model, processor
     tower, description = load_tower(
         resolve(model_config.tower, seed=seed),
         feature_layer=model_config.feature_layer,
@@ -55,18 +63,28 @@ def _assemble(model_config: ModelConfig, *, seed: int, precision: str) -> tuple[
     model = Lvlm(config, vision_tower=tower, language_model=llm)
     initialise_adapter(model.multi_modal_projector.adapter, vision_width=description["width"], seed=seed)
     processor = make_processor(config, tokenizer, template=_template(model_config, llm.config))
-    _check_head(model, precision=precision)
-    _set_generation(model, processor)
+    check_head(model, precision=precision)
+    set_generation(model, processor)
     tower.attend(model_config.attn)
     with _named(source):
         llm.set_attn_implementation(model_config.attn)
-    if precision == "bf16":
-        halve(tower)
-        halve(llm)
-        config.halved = ["llm", "tower"]
+    hold(model, precision=precision)
     if model_config.bits:
         quantise(llm, model_config.bits)
     return model.eval(), processor
+
+
+def hold(model: Lvlm, *, precision: str) -> None:
+    """Hold the weights as `precision` computes with them, in place: in float32, but for `bf16` the matrices of tower and
+    LLM in bfloat16. What learns is put back into float32 where a stage is prepared."""
+    named = {"llm": model.language_model, "tower": model.vision_tower} if precision == "bf16" else {}
+    halved = {id(weight) for part in named.values() for weight in matrices(part)}
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and id(parameter) not in halved:
+            parameter.data = parameter.data.float()
+    for part in named.values():
+        halve(part)
+    model.config.halved = list(named) or None
 
 
 def load_llm(source: str, *, attn: str, precision: str) -> tuple[Any, Any]:
@@ -88,10 +106,11 @@ def load_llm(source: str, *, attn: str, precision: str) -> tuple[Any, Any]:
     return llm, tokenizer
 
 
-def load_tokenizer(source: str) -> Any:
-    """The tokenizer of a resolved LLM, with `<image_placeholder>` added where it lacks it."""
+def load_tokenizer(source: str, *, llm_config: Any = None) -> Any:
+    """The tokenizer of a resolved LLM, with `<image_placeholder>` added where it lacks it. `llm_config` stands for a
+    `config.json` beside it that transformers does not know."""
     with _named(source):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(source))
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(source), config=llm_config, trust_remote_code=False)
     if tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER) in (None, tokenizer.unk_token_id):
         tokenizer.add_tokens([AddedToken(IMAGE_PLACEHOLDER, special=True, normalized=False)], special_tokens=True)
     return tokenizer
@@ -125,6 +144,19 @@ def _fill_with_mean(layer: nn.Module, rows: int) -> None:
     weight[rows:] = weight[:rows].mean(dim=0)
 
 
+def write_as(
+    model_config: ModelConfig, config: LvlmConfig, processor: LvlmProcessor, *, model: Lvlm | None = None
+) -> LvlmProcessor:
+    """A saved processor with the template that a model config asks for; `model` then stops where that ends."""
+    template = _template(model_config, config.text_config)
+    if template is None:
+        return processor
+    processor = make_processor(config, processor.tokenizer, template=template)
+    if model is not None:
+        set_generation(model, processor)
+    return processor
+
+
 def _template(model_config: ModelConfig, llm_config: Any) -> Template | None:
     """The template to put in the place of the tokenizer's own, if any."""
     return centurio_template(llm_config) if model_config.template == "centurio" else None
@@ -148,7 +180,7 @@ def make_processor(config: LvlmConfig, tokenizer: Any, *, template: Template | N
 
 
 @torch.no_grad()
-def _check_head(model: Lvlm, *, precision: str) -> None:
+def check_head(model: Lvlm, *, precision: str) -> None:
     """The training loss applies the head to hidden states itself; an LLM family that does more than that must not pass
     unseen."""
     ids = torch.tensor([[0, 1]])
@@ -162,7 +194,7 @@ def _check_head(model: Lvlm, *, precision: str) -> None:
         )
 
 
-def _set_generation(model: Lvlm, processor: LvlmProcessor) -> None:
+def set_generation(model: Lvlm, processor: LvlmProcessor) -> None:
     """Greedy, stops at the end of turn, never writes an image placeholder."""
     settings = model.generation_config
     known = model.language_model.generation_config.eos_token_id
@@ -178,6 +210,11 @@ def load_processor(model_config: ModelConfig, *, seed: int) -> LvlmProcessor:
     """The processor of a run's LLM alone, for counting text tokens: no weights are read, so it cannot prepare
     images.
     """
+    if model_config.checkpoint is not None and (found := locate(model_config.checkpoint)).stands_alone:
+        from lvlm.model.checkpoints import saved_processor
+
+        config, processor = saved_processor(found)
+        return write_as(model_config, config, processor)
     source = resolve(model_config.llm, seed=seed)
     tokenizer = load_tokenizer(source)
     with _named(source):

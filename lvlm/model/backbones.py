@@ -4,12 +4,12 @@ Called by `lvlm.model.lvlm` and, for the key of a stage, by `lvlm.run`.
 
 from __future__ import annotations
 
-import hashlib
 from importlib.resources import files
 from pathlib import Path
 
 from lvlm.config import ModelConfig
 from lvlm.errors import InputError
+from lvlm.model.layouts import content_digest, locate
 
 TOKENIZER = "tiny-tokenizer"
 
@@ -56,19 +56,17 @@ def tokenizer_source(llm: str) -> str:
 
 
 def backbone_digests(config: ModelConfig, *, seed: int) -> dict[str, str]:
-    """Content hashes of the tower and the LLM that this seed uses; a hub name stands for itself."""
+    """Content hashes of what a run starts from: the checkpoint, if there is one, and the tower and the LLM that this
+    seed uses where those are not in it; a hub name stands for itself."""
+    digests = {}
+    if config.checkpoint is not None:
+        found = locate(config.checkpoint)
+        digests["checkpoint"] = found.digest()
+        if found.stands_alone:
+            return digests
     tower, llm = resolve(config.tower, seed=seed), resolve(config.llm, seed=seed)
-    return {"tower": _digest(tower), "llm": _digest(llm), "tokenizer": _digest(tokenizer_source(llm))}
+    return {**digests, "tower": _digest(tower), "llm": _digest(llm), "tokenizer": _digest(tokenizer_source(llm))}
 
 
 def _digest(source: str) -> str:
-    folder = Path(source)
-    if not folder.is_dir():
-        return source
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:12]
+    return content_digest([Path(source)]) if Path(source).is_dir() else source

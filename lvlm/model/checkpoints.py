@@ -4,7 +4,7 @@ and `lvlm.load`."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,17 +17,17 @@ from torch import nn
 
 from lvlm.errors import InputError
 from lvlm.model.attention import check_attention, check_family
-from lvlm.model.config import LvlmConfig
+from lvlm.model.layouts import LORA_CONFIG, LORA_WEIGHTS, Located, how_to_load, locate
 from lvlm.model.lora import load_lora, lora_config, split_state
 from lvlm.model.weights import check_quantisation, matrices, quantise
 
 if TYPE_CHECKING:
+    from lvlm.config import ModelConfig
+    from lvlm.model.config import LvlmConfig
     from lvlm.model.lvlm import Lvlm
     from lvlm.model.processor import LvlmProcessor
 
 LORA_FOLDER = "lora"
-LORA_WEIGHTS = "adapter_model.safetensors"
-LORA_CONFIG = "adapter_config.json"
 
 
 def parts(model: Lvlm) -> dict[str, nn.Module]:
@@ -39,46 +39,70 @@ PREFIXES = {"tower": "vision_tower.", "adapter": "multi_modal_projector.", "llm"
 
 
 def load(
-    path: str | Path, *, attn: str | None = None, bits: int | None = None, precision: str = "fp32"
+    path: str | Path,
+    *,
+    attn: str | None = None,
+    model: ModelConfig | None = None,
+    seed: int = 0,
+    bits: int | None = None,
+    precision: str = "fp32",
 ) -> tuple[Lvlm, LvlmProcessor]:
-    """(model, processor) of a saved model, ready to generate.
+    """(model, processor) of a saved model, ready to generate: a model folder or finished run of this package,
+    Centurio's folder on the hub, or a snapshot of Centurio's trainer (DeepSpeed or Lightning).
 
-    `attn` and `bits` are those of `ModelConfig`, which no model folder keeps; None leaves attention to transformers
-    and the LLM whole. The model is in float32; with `precision` `bf16` what lies in the files in bfloat16 stays so, to
-    be used under autocast.
+    A snapshot holds only what was trained, so that `model` has to name its tower, LLM and adapter (`seed` chooses a
+    shipped draw); for the others `model` may be given, and is checked against what was saved. `attn` and `bits` are
+    those of `ModelConfig`, which no checkpoint keeps; None leaves them to `model`, else attention to transformers and
+    the LLM whole. A folder of this package comes in float32; with `precision` `bf16` what lies in the files in bfloat16
+    stays so, to be used under autocast. A missing, surplus or misshapen tensor is an `InputError` that lists it.
     """
+    from lvlm.model.agreement import check_agreement
+    from lvlm.model.assembly import hold, set_generation, write_as
     from lvlm.model.lvlm import Lvlm
-    from lvlm.model.processor import LvlmProcessor
+    from lvlm.model.release import release_state, release_stops
+    from lvlm.model.snapshots import load_snapshot
 
-    folder = Path(path)
-    if not (folder / "config.json").exists():
-        raise InputError(f"{folder} holds no config.json. Give the folder of a saved model.")
-    if (found := _model_type(folder / "config.json")) != "lvlm":
-        raise InputError(
-            f"{folder / 'config.json'}, field 'model_type', is {found!r} and not 'lvlm': this is no model of this "
-            "package. Give the folder of a finished run, or one that `python -m lvlm export` wrote."
-        )
+    found = locate(path)
+    if model is not None:
+        model = model if attn is None else model.model_copy(update={"attn": attn})
+        attn, bits = model.attn, bits or model.bits
     check_attention(attn, precision=precision)
     check_quantisation(bits)
-    check_family(attn, LvlmConfig.from_pretrained(folder).text_config)
-    settings: dict[str, Any] = {"bits": bits, "keep_halved": precision == "bf16"}
-    model: Lvlm = Lvlm.from_pretrained(folder, **settings | ({} if attn is None else {"attn_implementation": attn}))
-    return model.eval(), LvlmProcessor.from_pretrained(folder)
+    if found.layout == "snapshot":
+        if model is None:
+            raise InputError(f"{found.path} says neither its tower nor its LLM. {how_to_load(found.path)}")
+        held = {"load_4bit": bits == 4, "load_8bit": bits == 8}
+        loaded, processor = load_snapshot(found, model.model_copy(update=held), seed=seed)
+        hold(loaded, precision=precision)
+        return loaded, processor
+    config, processor = saved_processor(found)
+    if model is not None:
+        check_agreement(model, config, found.path, seed=seed)
+    check_family(attn, config.text_config)
+    options: dict[str, Any] = {"bits": bits, "keep_halved": precision == "bf16"}
+    options |= {} if attn is None else {"attn_implementation": attn}
+    if found.layout == "own":
+        loaded = Lvlm.from_pretrained(found.path, **options)
+    else:
+        state = release_state(found.path, config)
+        loaded = Lvlm.from_pretrained(None, config=config, state_dict=state, source=found.path, **options)
+        loaded.language_model.generation_config.eos_token_id = release_stops(found.path)
+        set_generation(loaded, processor)
+    if model is not None:
+        processor = write_as(model, config, processor, model=loaded)
+    return loaded.eval(), processor
 
 
-def _model_type(path: Path) -> Any:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}. Copy the whole model folder.") from error
-    return config.get("model_type") if isinstance(config, dict) else None
+def saved_processor(found: Located) -> tuple[LvlmConfig, LvlmProcessor]:
+    """Config and processor of a model that stands alone; no weights are read."""
+    from lvlm.model.config import LvlmConfig
+    from lvlm.model.processor import LvlmProcessor
+    from lvlm.model.release import release_config, release_processor
 
-
-def merge_and_save(model: Lvlm, processor: LvlmProcessor, folder: str | Path) -> None:
-    """Write the model with its LoRA added to the weights, and its processor; the model itself keeps its LoRA. A
-    quantised LLM is written in 16 or 32 bits, as its layers compute."""
-    model.save_pretrained(folder, merge_lora=True)
-    processor.save_pretrained(folder)
+    if found.layout == "own":
+        return LvlmConfig.from_pretrained(found.path), LvlmProcessor.from_pretrained(found.path)
+    config = release_config(found.path)
+    return config, release_processor(found.path, config)
 
 
 def save_model(model: Lvlm, save: Callable[..., Any], folder: Any, *, merge_lora: bool = False, **kwargs: Any) -> None:
@@ -104,14 +128,14 @@ def save_model(model: Lvlm, save: Callable[..., Any], folder: Any, *, merge_lora
             (target / LORA_CONFIG).write_text(_config_text(lora_config(part)), encoding="utf-8")
     kept, model.config.lora = model.config.lora, with_lora or None
     try:
-        with _without_deepspeed():
+        with without_deepspeed():
             save(folder, state_dict=state, **kwargs)
     finally:
         model.config.lora = kept
 
 
 @contextmanager
-def _without_deepspeed() -> Iterator[None]:
+def without_deepspeed() -> Iterator[None]:
     """Transformers lets accelerate unwrap every model that it saves, and that would import DeepSpeed, which takes
     seconds, to see that it is no engine."""
     known = accelerate_other.is_deepspeed_available
@@ -129,12 +153,14 @@ def _config_text(config: LoraConfig) -> str:
 
 
 def load_model(cls: Any, load_base: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any:
-    """See `Lvlm.from_pretrained`. `load_base` is the method of transformers."""
+    """See `Lvlm.from_pretrained`. `load_base` is the method of transformers; `source` is what errors name where `path`
+    is None because the weights are given."""
     wants_info, bits, keep_halved = (kwargs.pop(name, None) for name in ("output_loading_info", "bits", "keep_halved"))
+    source = kwargs.pop("source", path)
     kwargs.setdefault("use_safetensors", True)
     kwargs["ignore_mismatched_sizes"] = True  # so that all faults come back together and are refused below
     model, info = load_base(path, *args, output_loading_info=True, **kwargs)
-    _refuse(path, missing=info["missing_keys"], surplus=info["unexpected_keys"], shapes=info["mismatched_keys"])
+    refuse(source, missing=info["missing_keys"], surplus=info["unexpected_keys"], shapes=info["mismatched_keys"])
     if not keep_halved:
         for name in model.config.halved or []:
             for weight in matrices(parts(model)[name]):
@@ -143,24 +169,27 @@ def load_model(cls: Any, load_base: Callable[..., Any], path: Any, *args: Any, *
     if bits:
         quantise(model.language_model, bits)
     for name in model.config.lora or []:
-        _restore_lora(parts(model)[name], Path(path) / LORA_FOLDER / name, device=model.device)
+        folder = Path(path) / LORA_FOLDER / name
+        for file in (LORA_CONFIG, LORA_WEIGHTS):
+            if not (folder / file).exists():
+                raise InputError(
+                    f"The model's config names a LoRA, but {folder / file} does not exist. Copy the whole model folder."
+                )
+        config = LoraConfig(**json.loads((folder / LORA_CONFIG).read_text(encoding="utf-8")))
+        restore_lora(parts(model)[name], config, load_file(folder / LORA_WEIGHTS, device=str(model.device)), folder)
     return (model, info) if wants_info else model
 
 
-def _restore_lora(part: nn.Module, folder: Path, *, device: torch.device) -> None:
-    for file in (LORA_CONFIG, LORA_WEIGHTS):
-        if not (folder / file).exists():
-            raise InputError(
-                f"The model's config names a LoRA, but {folder / file} does not exist. Copy the whole model folder."
-            )
-    config = LoraConfig(**json.loads((folder / LORA_CONFIG).read_text(encoding="utf-8")))
+def restore_lora(part: nn.Module, config: LoraConfig, state: dict[str, torch.Tensor], source: Path) -> None:
+    """Put saved LoRA on a part, which is frozen; keys that do not fit are an error that names `source`."""
     for parameter in part.parameters():
         parameter.requires_grad_(False)
-    missing, surplus, shapes = load_lora(part, config, load_file(folder / LORA_WEIGHTS, device=str(device)))
-    _refuse(folder, missing=missing, surplus=surplus, shapes=shapes)
+    missing, surplus, shapes = load_lora(part, config, state)
+    refuse(source, missing=missing, surplus=surplus, shapes=shapes)
 
 
-def _refuse(path: Any, *, missing: Any, surplus: Any, shapes: Any) -> None:
+def refuse(source: Any, *, missing: Any, surplus: Any, shapes: Any, model: str = "its config.json describes") -> None:
+    """Raise, with every key, if some are missing, surplus or of another shape."""
     faults = {
         "missing keys": sorted(missing),
         "surplus keys": sorted(surplus),
@@ -168,4 +197,18 @@ def _refuse(path: Any, *, missing: Any, surplus: Any, shapes: Any) -> None:
     }
     found = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in faults.items() if keys)
     if found:
-        raise InputError(f"The weights in {path} do not fit the model that its config.json describes: {found}.")
+        raise InputError(f"The weights in {source} do not fit the model that {model}: {found}.")
+
+
+def compare(
+    found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], source: Any, *, model: str, prefix: str = ""
+) -> None:
+    """`refuse` for two sets of tensors, whose keys are shown after `prefix`."""
+    shapes = [
+        f"{prefix}{key} ({tuple(found[key].shape)} there, {tuple(wanted[key].shape)} in the model)"
+        for key in found.keys() & wanted.keys()
+        if found[key].shape != wanted[key].shape
+    ]
+    missing, surplus = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+    names = {"missing": missing, "surplus": surplus}
+    refuse(source, shapes=shapes, model=model, **{kind: [prefix + key for key in keys] for kind, keys in names.items()})

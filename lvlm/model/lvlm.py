@@ -47,16 +47,17 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.language_model = language_model or AutoModelForCausalLM.from_config(
             text_config, attn_implementation=suited(config._attn_implementation, text_config)
         )
+        with torch.device("cpu"):  # what it computes at start needs real storage even when the rest is built on `meta`
+            adapter = build_adapter(
+                config.adapter,
+                vision_width=config.tower["width"],
+                llm_width=text_config.hidden_size,
+                grid=config.tower["grid"],
+                tiles=config.tiles,
+                args=config.adapter_args or {},
+            )
         if vision_tower is None:
             self.vision_tower.attend(config._attn_implementation)
-        adapter = build_adapter(
-            config.adapter,
-            vision_width=config.tower["width"],
-            llm_width=text_config.hidden_size,
-            grid=config.tower["grid"],
-            tiles=config.tiles,
-            args=config.adapter_args or {},
-        )
         if config.image_tokens not in (None, adapter.tokens):
             raise InputError(
                 f"The model's config says {config.image_tokens} tokens for an image, but its adapter "
@@ -103,9 +104,10 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         save_model(self, super().save_pretrained, save_directory, **kwargs)
 
     def named_non_persistent_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
-        """Those that transformers makes anew when it loads a model: not the tower's, which are built as they are."""
+        """Those that transformers makes anew when it loads a model, and that an LLM then fills by itself: not those of
+        tower and adapter, which are built as they are."""
         found = super().named_non_persistent_buffers(*args, **kwargs)
-        return ((name, buffer) for name, buffer in found if not name.startswith("vision_tower."))
+        return ((name, buffer) for name, buffer in found if name.startswith("language_model."))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         moved = super()._apply(fn, recurse=recurse)

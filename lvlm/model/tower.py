@@ -174,15 +174,20 @@ def load_tower(
     else:
         model, description = _from_timm(str(source), image_size)
     tower = _cut(model.float(), description, feature_layer=feature_layer)
+    return tower, measure(tower, description, source=source)
+
+
+@torch.no_grad()
+def measure(tower: VisionTower, description: Mapping[str, Any], *, source: str | Path) -> dict[str, Any]:
+    """The description of a tower with its output: `width` and `grid`."""
     size = description["image_size"]
-    with torch.no_grad():
-        features = tower(torch.zeros(1, 3, size, size))
+    features = tower(torch.zeros(1, 3, size, size))
     side = round(features.shape[1] ** 0.5)
     if side * side != features.shape[1]:
         raise InputError(
             f"The tower {source} gives {features.shape[1]} tokens for a square image, which is no square grid."
         )
-    return tower, {**description, "width": features.shape[2], "grid": [side, side]}
+    return {**description, "width": features.shape[2], "grid": [side, side]}
 
 
 def _cut(model: nn.Module, description: Mapping[str, Any], *, feature_layer: int) -> VisionTower:
@@ -246,12 +251,18 @@ def _from_timm(name: str, image_size: int | None) -> tuple[nn.Module, dict[str, 
             f"timm cannot build the tower '{name}': {one_line(error).rstrip('.')}. Give a folder, or a name from "
             "timm.list_pretrained() whose weights are in the cache or can be downloaded."
         ) from error
+    description = describe_timm(model, name)
+    description["args"] |= resized
+    return model, description | ({} if image_size is None else {"image_size": image_size})
+
+
+def describe_timm(model: Any, name: str) -> dict[str, Any]:
+    """The description of a model of timm at its own image size."""
     data = timm.data.resolve_model_data_config(model)
-    architecture = model.pretrained_cfg.get("architecture", name)
-    return model, {
-        "architecture": architecture,
-        "args": dict(model.pretrained_cfg.get("model_args") or {}) | resized,
-        "image_size": image_size or int(data["input_size"][1]),
+    return {
+        "architecture": model.pretrained_cfg.get("architecture", name),
+        "args": dict(model.pretrained_cfg.get("model_args") or {}),
+        "image_size": int(data["input_size"][1]),
         "mean": list(data["mean"]),
         "std": list(data["std"]),
         "interpolation": data["interpolation"],

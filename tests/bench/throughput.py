@@ -29,8 +29,9 @@ Held equal: the samples and their order, token ids, supervised labels and pixels
 step, the token mean of the step as loss, fused AdamW with constant rate {rate:g} and clipping at 1, fp32, {threads}
 thread(s), no loader processes; one CLIP tower with the same random weights in both (timm here, transformers there), the
 same tiny LM, and the same draws of projector and LoRA (r=16 on every linear layer of the LLM). The losses agree step by
-step: largest relative difference {difference:.1e}. The stock loops pad a batch to its longest sample and run the tower to its
-last block; a number behind their name is how many samples they take at once, of 16 a step, behind ours how many tokens.
+step: largest relative difference {difference:.1e}. The stock loops pad a batch to its longest sample and run the tower
+to its last block; a number behind their name is how many samples they take at once, of 16 a step, behind ours how many
+tokens.
 Ratios are against the fastest of them, {fastest}. Time is that of the loop: Trainer.train() there; here the stage's
 training with its probe, curve file and checkpoint. Not in it: planning and tokenising (for neither), saving the model,
 and computing the features once, which all arms and seeds with one tower share ({features:.1f} s wall for {images}
