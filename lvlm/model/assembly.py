@@ -75,8 +75,8 @@ def _assemble(model_config: ModelConfig, *, seed: int, precision: str) -> tuple[
 
 
 def hold(model: Lvlm, *, precision: str) -> None:
-    """Hold the weights as `precision` computes with them, in place: in float32, but for `bf16` the matrices of tower and
-    LLM in bfloat16. What learns is put back into float32 where a stage is prepared."""
+    """Hold the weights as `precision` computes with them, in place: in float32, but for `bf16` the matrices of tower
+    and LLM in bfloat16. What learns is put back into float32 where a stage is prepared."""
     named = {"llm": model.language_model, "tower": model.vision_tower} if precision == "bf16" else {}
     halved = {id(weight) for part in named.values() for weight in matrices(part)}
     for parameter in model.parameters():

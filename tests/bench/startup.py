@@ -1,0 +1,71 @@
+"""Seconds from the command to the first optimizer step on the tiny model, and what they go into.
+
+python tests/bench/startup.py [--rounds 3]        about a minute
+
+Each round starts `python -m lvlm train tiny` anew in an empty work folder, with the corpus written beforehand, and stops
+it after its first step. `model.evaluate`, of this process, is not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from loops.measure import load, table
+
+from lvlm.data.worlds.writer import write_world
+
+CHILD = """
+import json, sys, time
+from lvlm.cli import read_run
+from lvlm.run import run
+seen = []
+def note(event):
+    seen.append((event.get("event") or event.get("kind"), time.time()))
+    if "loss" in event:
+        print("FIRST", time.time(), flush=True)
+        raise KeyboardInterrupt
+config = read_run("tiny", sys.argv[2:])
+print("CONFIG", time.time(), flush=True)
+run(config, sys.argv[1] + "/run", home=sys.argv[1] + "/home", on_progress=note)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shapes", type=Path, default=Path("runs/data/shapes"), help="written if it is missing")
+    options = parser.parse_args()
+    if not (options.shapes / "corpus.yaml").exists():
+        write_world("shapes", options.shapes, seed=0)
+    total = []
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory(prefix="lvlm-bench-") as scratch:
+            total.append(first_step(Path(scratch), options.shapes.resolve()))
+    print(f"first step after {statistics.median(total):.1f} s {[round(value, 1) for value in total]}; {load()}")
+
+
+def first_step(scratch: Path, shapes: Path) -> float:
+    corpora = [
+        f"{stage}.mix.corpora=[{{path: {shapes}, split: {split}, samples: {samples}}}]"
+        for stage, split, samples in (("pretrain", "captions", 2000), ("instruct", "instruct", 3200))
+    ]
+    test = f"evaluate.corpora=[{{path: {shapes}, split: test}}]"
+    started = time.time()
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, str(scratch), *corpora, test], capture_output=True, text=True, check=False
+    )
+    lines = dict(line.split(" ", 1) for line in child.stdout.splitlines() if line.startswith(("FIRST", "CONFIG")))
+    if "FIRST" not in lines:
+        sys.exit(f"the run took no step:\n{child.stderr[-2000:]}")
+    return float(lines["FIRST"]) - started
+
+
+if __name__ == "__main__":
+    main()
