@@ -32,7 +32,12 @@ from lvlm.languages import table
 
 CODES = lexicon_codes()
 VALUES: dict[str, tuple[object, ...]] = {
-    "colour": COLOURS, "shape": SHAPES, "size": SIZES, "place": PLACES, "count": COUNTS, "exists": ("yes", "no"),
+    "colour": COLOURS,
+    "shape": SHAPES,
+    "size": SIZES,
+    "place": PLACES,
+    "count": COUNTS,
+    "exists": ("yes", "no"),
 }
 MOST = {1: 5, 2: 11, 3: 16}  # questions that every scene of so many groups has
 every_language = pytest.mark.parametrize("code", CODES)
@@ -46,7 +51,11 @@ def scenes(n: int, *, seed: int = 0, groups: int | None = None, pairs: str = "tr
 def every_group() -> list[Group]:
     return [
         Group(shape, colour, size, place, count)
-        for shape in SHAPES for colour in COLOURS for size in SIZES for place in PLACES for count in COUNTS
+        for shape in SHAPES
+        for colour in COLOURS
+        for size in SIZES
+        for place in PLACES
+        for count in COUNTS
     ]
 
 

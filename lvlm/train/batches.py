@@ -1,13 +1,14 @@
-"""Turns the entries of an optimizer step into token tensors, tokenised once before the loop. Used by `lvlm.train.loop`
+"""Turns the entries of an optimizer step into token tensors. Used by `lvlm.train.loop`
 and `lvlm.run`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of a token that the loss leaves out."""
+REMEMBERED = 1 << 15
+"""Samples whose tokens are kept in memory: some 100 MB at 300 tokens each."""
+Conversation = tuple[tuple[tuple[str, str], ...], int]
+"""The turns of a sample, and how many images it shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +43,24 @@ class EncodedText:
     text_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
 class EncodedSample:
-    """One entry of the plan, ready to be batched."""
+    """One entry of the plan, ready to be batched. Its tokens are made when they are asked for; their number is known
+    from the plan."""
 
-    text: EncodedText
-    images: tuple[Path, ...]
+    __slots__ = ("_encode", "_text", "images", "length", "supervised")
+
+    def __init__(
+        self, encode: Callable[[], EncodedText], *, length: int, supervised: int, images: tuple[Path, ...]
+    ) -> None:
+        self._encode = encode
+        self._text: EncodedText | None = None
+        self.length, self.supervised, self.images = length, supervised, images
 
     @property
-    def length(self) -> int:
-        return len(self.text.ids)
-
-    @property
-    def supervised(self) -> int:
-        return len(self.text.targets)
+    def text(self) -> EncodedText:
+        if self._text is None:
+            self._text = self._encode()
+        return self._text
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,34 +88,43 @@ class MicroBatch:
 
 
 class SampleEncoder:
-    """Tokenises conversations and remembers them, so that measuring for the plan and training tokenise each sample
-    once."""
+    """Tokenises conversations. The first `REMEMBERED` stay in memory, so that measuring for the plan and training
+    tokenise those of a small corpus once; a large one is measured, and tokenised again step by step."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
         tokenizer = processor.tokenizer
         self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
-        self._known: dict[tuple[tuple[tuple[str, str], ...], int], EncodedText] = {}
+        self._known: dict[Conversation, EncodedText] = {}
 
     def __call__(self, sample: Sample) -> EncodedText:
         key = (sample.turns, len(sample.images))
-        if key not in self._known:
-            self._known[key] = self._encode(*key)
-        return self._known[key]
+        if key in self._known:
+            return self._known[key]
+        (encoded,) = self._encode([key])
+        if len(self._known) < REMEMBERED:
+            self._known[key] = encoded
+        return encoded
 
-    def measure(self, sample: Sample) -> tuple[int, int]:
-        """(text tokens, supervised tokens) of a sample."""
-        encoded = self(sample)
-        return encoded.text_tokens, len(encoded.targets)
+    def measure(self, samples: Sequence[Sample]) -> list[tuple[int, int]]:
+        """(text tokens, supervised tokens) of each sample."""
+        keys = [(sample.turns, len(sample.images)) for sample in samples]
+        new = list(dict.fromkeys(key for key in keys if key not in self._known))
+        if len(self._known) + len(new) > REMEMBERED:
+            counts: list[tuple[int, int]] = self.processor.measure(keys)
+            return counts
+        self._known.update(zip(new, self._encode(new), strict=True))
+        return [(self._known[key].text_tokens, len(self._known[key].targets)) for key in keys]
 
-    def _encode(self, turns: tuple[tuple[str, str], ...], images: int) -> EncodedText:
-        encoded = self.processor.encode_sample(turns, images)
-        ids, labels = torch.tensor(encoded["input_ids"]), torch.tensor(encoded["labels"])
-        predicted_from = (labels[1:] != IGNORED).nonzero().flatten()
-        text_tokens = len(ids) - images * self.processor.image_tokens
-        return EncodedText(
-            ids=ids, predicted_from=predicted_from, targets=labels[1:][predicted_from], text_tokens=text_tokens
-        )
+    def _encode(self, conversations: Sequence[Conversation]) -> list[EncodedText]:
+        result = []
+        encoded = self.processor.encode_samples(conversations)
+        for (_, images), sample in zip(conversations, encoded, strict=True):
+            ids, labels = torch.tensor(sample["input_ids"]), torch.tensor(sample["labels"])
+            predicted_from = (labels[1:] != IGNORED).nonzero().flatten()
+            text_tokens = len(ids) - images * self.processor.image_tokens
+            result.append(EncodedText(ids, predicted_from, labels[1:][predicted_from], text_tokens))
+        return result
 
 
 class StepBatches:
@@ -137,16 +155,22 @@ class StepBatches:
 
     def _sample(self, entry: PlanEntry) -> EncodedSample:
         if entry.number not in self._samples:
-            sample = self.plan.sample(entry)
-            images = tuple(self.plan.image_path(entry, image) for image in sample.images)
-            self._samples[entry.number] = EncodedSample(self.encoder(sample), images)
+            if len(self._samples) >= REMEMBERED:
+                del self._samples[next(iter(self._samples))]  # the oldest: its step has gone by
+            text_tokens, supervised = self.plan.tokens(entry)
+            images = self.plan.image_paths(entry)
+            self._samples[entry.number] = EncodedSample(
+                lambda: self.encoder(self.plan.sample(entry)),
+                length=text_tokens + len(images) * self.encoder.processor.image_tokens,
+                supervised=supervised,
+                images=images,
+            )
         return self._samples[entry.number]
 
     def images(self) -> Iterator[Path]:
         """Every use of an image in the whole plan, over all processes."""
-        for step in range(self.plan.steps):
-            for sample in self.samples(step):
-                yield from sample.images
+        for entry in self.plan.order:
+            yield from self.plan.image_paths(entry)
 
     def groups(self, step: int) -> list[list[tuple[EncodedSample, float]]]:
         """This process's samples of the step by micro-batch, each with the weight of its supervised tokens.
@@ -181,9 +205,10 @@ class StepBatches:
     def longest(self) -> MicroBatch | None:
         """The micro-batch with most tokens, padding included, among the steps with most tokens and with the longest
         samples; None where this process has no sample in any of them."""
-        lengths = {step: [sample.length for sample in self.samples(step)] for step in range(self.plan.steps)}
-        by_total = sorted(lengths, key=lambda step: -sum(lengths[step]))[:16]
-        by_longest = sorted(lengths, key=lambda step: -max(lengths[step]))[:16]
+        lengths = self.plan.lengths(self.encoder.processor.image_tokens)
+        starts = np.arange(0, len(lengths), self.plan.batch_samples)
+        by_total = np.argsort(-np.add.reduceat(lengths, starts), kind="stable")[:16].tolist()
+        by_longest = np.argsort(-np.maximum.reduceat(lengths, starts), kind="stable")[:16].tolist()
         groups = [group for step in {*by_total, *by_longest} for group in self.groups(step)]
         if not groups:
             return None

@@ -48,7 +48,11 @@ class Group:
 
     def __post_init__(self) -> None:
         allowed: dict[str, tuple[object, ...]] = {
-            "shape": SHAPES, "colour": COLOURS, "size": SIZES, "place": PLACES, "count": COUNTS,
+            "shape": SHAPES,
+            "colour": COLOURS,
+            "size": SIZES,
+            "place": PLACES,
+            "count": COUNTS,
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
@@ -83,9 +87,7 @@ class Scene:
     @property
     def key(self) -> str:
         """Canonical string: equal for scenes that show the same thing, whatever the order of their groups."""
-        return "|".join(
-            sorted(f"{g.place}-{g.count}-{g.size}-{g.colour}-{g.shape}" for g in self.groups)
-        )
+        return "|".join(sorted(f"{g.place}-{g.count}-{g.size}-{g.colour}-{g.shape}" for g in self.groups))
 
     @property
     def pairs(self) -> frozenset[tuple[str, str]]:
