@@ -3,12 +3,15 @@ and `lvlm.run`."""
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,10 +28,10 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of a token that the loss leaves out."""
-REMEMBERED = 1 << 15
-"""Samples whose tokens are kept in memory: some 100 MB at 300 tokens each."""
-Conversation = tuple[tuple[tuple[str, str], ...], int]
-"""The turns of a sample, and how many images it shows."""
+KEPT_TOKENS = 1 << 27
+"""Tokens that an encoder keeps in memory, at 4 bytes each: 512 MiB."""
+RECENT_SAMPLES = 1 << 12
+"""Samples that stay ready to be batched: those of the steps under way and of what is loaded ahead of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,43 +91,59 @@ class MicroBatch:
 
 
 class SampleEncoder:
-    """Tokenises conversations. The first `REMEMBERED` stay in memory, so that measuring for the plan and training
-    tokenise those of a small corpus once; a large one is measured, and tokenised again step by step."""
+    """Tokenises conversations and keeps the tokens while there is room, so that measuring for the plan and training
+    tokenise a sample once; what has no room is tokenised again when its step comes."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
         tokenizer = processor.tokenizer
         self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
-        self._known: dict[Conversation, EncodedText] = {}
+        self._places: dict[bytes, int] = {}
+        self._tokens, self._starts = array("i"), array("q", [0])
+        """All kept tokens end to end, ids where the loss does not look and their complements where it does."""
 
     def __call__(self, sample: Sample) -> EncodedText:
-        key = (sample.turns, len(sample.images))
-        if key in self._known:
-            return self._known[key]
-        (encoded,) = self._encode([key])
-        if len(self._known) < REMEMBERED:
-            self._known[key] = encoded
-        return encoded
+        images = len(sample.images)
+        place = self._places.get(_key(sample))
+        if place is None:
+            (tokens,) = self._encode([sample])
+        else:
+            tokens = np.array(self._tokens[self._starts[place] : self._starts[place + 1]], dtype=np.int64)
+        targets = np.flatnonzero(tokens[1:] < 0)
+        ids = torch.from_numpy(np.where(tokens < 0, ~tokens, tokens))
+        predicted_from = torch.from_numpy(targets)
+        text_tokens = len(ids) - images * self.processor.image_tokens
+        return EncodedText(ids, predicted_from, ids[1:][predicted_from], text_tokens)
 
     def measure(self, samples: Sequence[Sample]) -> list[tuple[int, int]]:
         """(text tokens, supervised tokens) of each sample."""
-        keys = [(sample.turns, len(sample.images)) for sample in samples]
-        new = list(dict.fromkeys(key for key in keys if key not in self._known))
-        if len(self._known) + len(new) > REMEMBERED:
-            counts: list[tuple[int, int]] = self.processor.measure(keys)
+        if len(self._tokens) >= KEPT_TOKENS:
+            counts: list[tuple[int, int]] = self.processor.measure(list(map(_conversation, samples)))
             return counts
-        self._known.update(zip(new, self._encode(new), strict=True))
-        return [(self._known[key].text_tokens, len(self._known[key].targets)) for key in keys]
+        encoded = self._encode(samples)
+        for sample, tokens in zip(samples, encoded, strict=True):
+            if self._places.setdefault(_key(sample), len(self._places)) == len(self._starts) - 1:
+                self._tokens.frombytes(tokens.astype(np.int32).tobytes())
+                self._starts.append(len(self._tokens))
+        return [
+            (len(tokens) - len(sample.images) * self.processor.image_tokens, int(np.count_nonzero(tokens[1:] < 0)))
+            for sample, tokens in zip(samples, encoded, strict=True)
+        ]
 
-    def _encode(self, conversations: Sequence[Conversation]) -> list[EncodedText]:
-        result = []
-        encoded = self.processor.encode_samples(conversations)
-        for (_, images), sample in zip(conversations, encoded, strict=True):
-            ids, labels = torch.tensor(sample["input_ids"]), torch.tensor(sample["labels"])
-            predicted_from = (labels[1:] != IGNORED).nonzero().flatten()
-            text_tokens = len(ids) - images * self.processor.image_tokens
-            result.append(EncodedText(ids, predicted_from, labels[1:][predicted_from], text_tokens))
-        return result
+    def _encode(self, samples: Sequence[Sample]) -> list[npt.NDArray[np.int64]]:
+        encoded = self.processor.encode_samples(list(map(_conversation, samples)))
+        return [
+            np.where(np.equal(sample["labels"], IGNORED), sample["input_ids"], np.invert(sample["input_ids"]))
+            for sample in encoded
+        ]
+
+
+def _conversation(sample: Sample) -> tuple[tuple[tuple[str, str], ...], int]:
+    return sample.turns, len(sample.images)
+
+
+def _key(sample: Sample) -> bytes:
+    return hashlib.blake2b(repr(_conversation(sample)).encode(), digest_size=16).digest()
 
 
 class StepBatches:
@@ -155,8 +174,8 @@ class StepBatches:
 
     def _sample(self, entry: PlanEntry) -> EncodedSample:
         if entry.number not in self._samples:
-            if len(self._samples) >= REMEMBERED:
-                del self._samples[next(iter(self._samples))]  # the oldest: its step has gone by
+            if len(self._samples) >= RECENT_SAMPLES:
+                del self._samples[next(iter(self._samples))]  # the oldest
             text_tokens, supervised = self.plan.tokens(entry)
             images = self.plan.image_paths(entry)
             self._samples[entry.number] = EncodedSample(
