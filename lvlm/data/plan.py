@@ -8,10 +8,11 @@ import hashlib
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ from lvlm.data.tally import Tally, add_up, lines
 from lvlm.errors import InputError
 from lvlm.languages import language
 
+T = TypeVar("T")
 Measure = Callable[[Sequence[Sample]], Sequence[tuple[int, int]]]
 """(text tokens, supervised tokens) of each sample, image tokens not counted."""
 MEASURED_TOGETHER = 2048
@@ -227,7 +229,7 @@ def build_plan(
     if measure is not None:
         tokens, supervised = np.zeros(len(pool), dtype=np.int32), np.zeros(len(pool), dtype=np.int32)
         limit = config.max_text_tokens
-        read = shown(_read(pool, used), title=f"{stage}: counting tokens", unit="samples", total=len(used))
+        read = shown(_ahead(_read(pool, used)), title=f"{stage}: counting tokens", unit="samples", total=len(used))
         for part, numbers, samples in read:
             counts = np.array(measure(samples), dtype=np.int32)
             tokens[numbers], supervised[numbers] = counts.T
@@ -287,6 +289,15 @@ def _read(
         for start in range(0, len(numbers), MEASURED_TOGETHER):
             some = numbers[start : start + MEASURED_TOGETHER]
             yield (part, some, part.rows.samples(pool.row[some], part.corpus.name)), len(some)
+
+
+def _ahead(things: Iterator[T]) -> Iterator[T]:
+    """`things`, each made while its predecessor is at work: the tokenizer needs no lock of Python's."""
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        following = reader.submit(next, things, None)
+        while (thing := following.result()) is not None:
+            following = reader.submit(next, things, None)
+            yield thing
 
 
 def _fit(sample: Sample, measure: Measure, limit: int, where: str, text: int) -> tuple[int, int, int]:

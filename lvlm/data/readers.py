@@ -9,6 +9,7 @@ import codecs
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -358,6 +359,7 @@ class _Builder:
             raise fail(
                 "id", f"'{sample_id}' is already the id of row {self.seen[sample_id]}. Every id stands once in a file."
             )
+        sample_id = sys.intern(sample_id)  # language files share their ids
         self.seen[sample_id] = row
         for name in ("task", "source", "language"):
             if name in data and not (isinstance(data[name], str) and data[name]):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lvlm.config import ModelConfig
 from lvlm.errors import InputError
+from lvlm.model.digests import file_digest
 
 TOKENIZER = "tiny-tokenizer"
 
@@ -69,6 +70,5 @@ def _digest(source: str) -> str:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(file_digest(path))
     return digest.hexdigest()[:12]

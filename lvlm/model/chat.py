@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from lvlm.errors import InputError
@@ -57,9 +58,14 @@ class Chat:
 
     def measure_all(self, conversations: Sequence[Turns], placeholders: Sequence[bool]) -> list[tuple[int, int]]:
         """(tokens, supervised tokens) of each conversation, as `encode` gives them."""
+        pieces = self._pieces_of_all(conversations, placeholders)
+        if self.begin is not None:  # whether the template writes it shows in the ids
+            sizes = [[(len(ids), supervised) for ids, supervised in own] for own in self._token_pieces(pieces)]
+        else:
+            lengths = iter(self._lengths([text for own in pieces for text, _ in own]))
+            sizes = [[(next(lengths), supervised) for _, supervised in own] for own in pieces]
         return [
-            (sum(len(ids) for ids, _ in pieces), sum(len(ids) for ids, supervised in pieces if supervised))
-            for pieces in self._token_pieces(self._pieces_of_all(conversations, placeholders))
+            (sum([size for size, _ in own]), sum([size for size, supervised in own if supervised])) for own in sizes
         ]
 
     def encode_prompt(
@@ -176,7 +182,7 @@ class Chat:
             _extend(pieces, self._ordinary(text, placeholders=placeholders and not answer), supervised=answer)
             _extend(pieces, [end], supervised=answer)
             _extend(pieces, [literal[len(end) :]], supervised=False)
-        return pieces
+        return [(text, supervised) for text, supervised in pieces if text]
 
     def _end_of_turn(self, literal: str) -> str:
         match = self.controls.search(literal)
@@ -200,9 +206,8 @@ class Chat:
 
     def _token_pieces(self, conversations: Sequence[Pieces]) -> list[list[tuple[list[int], bool]]]:
         """The ids of each piece of each conversation, with the BOS where the tokenizer puts one."""
-        kept = [[(text, supervised) for text, supervised in pieces if text] for pieces in conversations]
-        ids = iter(self._tokens([text for pieces in kept for text, _ in pieces]))
-        encoded = [[(next(ids), supervised) for _, supervised in pieces] for pieces in kept]
+        ids = iter(self._tokens([text for pieces in conversations for text, _ in pieces]))
+        encoded = [[(next(ids), supervised) for _, supervised in pieces] for pieces in conversations]
         if self.begin is None:
             return encoded
         begin = [self.begin]
@@ -214,17 +219,31 @@ class Chat:
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text by itself."""
         new = list(dict.fromkeys(text for text in texts if text not in self._known))
-        ids: dict[str, list[int]] = {}
-        if new:
-            encoded = self.tokenizer(
-                new, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
-            )
-            ids = dict(zip(new, encoded["input_ids"], strict=True))
+        ids = {text: getattr(own, "ids", own) for text, own in zip(new, self._encoded(new), strict=True)}
         found = [ids[text] if text in ids else self._known[text] for text in texts]
         if len(self._known) + len(ids) > REMEMBERED:
             self._known.clear()
         self._known |= {text: own for text, own in ids.items() if len(text) <= REMEMBERED_CHARACTERS}
         return found
+
+    def _lengths(self, texts: Sequence[str]) -> list[int]:
+        """How many ids each text has by itself."""
+        distinct = list(dict.fromkeys(texts))
+        lengths = dict(zip(distinct, map(len, self._encoded(distinct)), strict=True))
+        return [lengths[text] for text in texts]
+
+    def _encoded(self, texts: Sequence[str]) -> Sequence[Any]:
+        """Lists of ids, or encodings that know their `ids` and their length."""
+        if not texts:
+            return []
+        whole = partial(self.tokenizer, add_special_tokens=False)
+        if not getattr(self.tokenizer, "is_fast", False) or len(texts) == 1:
+            return whole(list(texts))["input_ids"]  # type: ignore[no-any-return]
+        # The first text goes through the tokenizer, which thereby turns off padding and truncation in its backend; the
+        # others go to the backend at once, for most of a call is spent on turning encodings into lists.
+        first, *others = texts
+        encodings = self.tokenizer.backend_tokenizer.encode_batch_fast
+        return [whole([first])["input_ids"][0], *encodings(others, add_special_tokens=False)]
 
 
 def _joined(pieces: Sequence[tuple[list[int], bool]]) -> Encoded:

@@ -24,7 +24,7 @@ from lvlm.languages import Language
 from lvlm.languages import table as languages
 
 EXPLANATION = """\
-A sample is one question of eight made-up words and an answer of four, in the script of its language: about 170 bytes.
+A sample is one question of six made-up words and an answer of two, in the script of its language: about 150 bytes.
 `spread`: the language files share no ids and hold all samples together, as corpora collected from the web do; the mix
 keeps every sample in its language. `parallel`: every file holds the same ids in its own language, as translated corpora
 do, and the mix picks one language for each id; a plan of n rows then has n / 100 samples and reads all n rows, for the
@@ -118,8 +118,8 @@ def _rows(language: Language, count: int, *, prefix: str) -> Iterator[str]:
     for number in range(count):
         row = {
             "id": f"{prefix}-{number:07d}",
-            "context": [" ".join(draw.choices(words, k=8)) + "?"],
-            "label": [" ".join(draw.choices(words, k=4))],
+            "context": [" ".join(draw.choices(words, k=6)) + "?"],
+            "label": [" ".join(draw.choices(words, k=2))],
             "image_id": "",
         }
         yield json.dumps(row, ensure_ascii=False)
