@@ -1,5 +1,5 @@
-"""The digest of a file's content; that of a large file is remembered, for a backbone of 15 GB takes a minute to read. No
-torch. Called by `lvlm.model.backbones`.
+"""The digest of a file's content; that of a large file is remembered, for a backbone of 15 GB takes a minute to read.
+No torch. Called by `lvlm.model.backbones`.
 """
 
 from __future__ import annotations
