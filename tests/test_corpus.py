@@ -174,7 +174,7 @@ def test_a_list_is_read_piece_by_piece(
     for broken, where in (
         (text[:-4], "line"),
         (text + ",", "after the list"),
-        (text.replace("3", "3}", 1), "delimiter"),
+        (text.replace(": 3", ": 3}", 1), "delimiter"),
     ):
         (tmp_path / "broken.json").write_text(broken, encoding="utf-8")
         messages = []
