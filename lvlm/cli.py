@@ -200,7 +200,7 @@ def _plan(options: argparse.Namespace) -> None:
     for name, stage in config.stages().items():
         plan = build_plan(
             name, stage, seed=config.seed, corpora=corpora, home=home,
-            measure=lambda sample: processor.measure(sample.turns, len(sample.images)),
+            measure=lambda samples: processor.measure([(sample.turns, len(sample.images)) for sample in samples]),
         )  # fmt: skip
         check_learns(stage, plan)
         print("\n".join(plan.table()) + "\n")

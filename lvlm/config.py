@@ -269,9 +269,9 @@ class ComputeConfig(Settings):
     (`zero2`) or the weights too (`zero3`) divided; `auto` is what the launcher was told, else `ddp`."""
     loader_workers: Annotated[int, Field(ge=0)] = 0
     feature_cache: Switch = "auto"
-    """Features of a frozen tower kept on disk; `auto` measures at start whether that pays."""
+    """Features of a frozen tower kept on disk: `on` where there is room, `auto` where a measurement says it pays."""
     feature_cache_gib: Annotated[float, Field(gt=0)] | None = None
-    """Most disk that kept features may take under the work folder, in GiB; None is half of what is free."""
+    """Most disk that kept features may take under the work folder, in GiB; None adds at most half of what is free."""
     evaluate_batch: Annotated[int, Field(ge=1)] = 64
     checkpoint_every: Annotated[float, Field(gt=0)] | None = None
     """Seconds between checkpoints of an unfinished stage; None is one minute."""

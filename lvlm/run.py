@@ -321,7 +321,10 @@ class _Run:
         if not shared or wanted == "off" or (wanted == "auto" and not used):
             return tower
         return FeatureStore(
-            self.home, tower, on_wait=lambda owner: self.reporter.say(f"image features: waiting for {owner}")
+            self.home,
+            tower,
+            limit_gib=self.config.compute.feature_cache_gib,
+            on_wait=lambda owner: self.reporter.say(f"image features: waiting for {owner}"),
         )
 
     def _evaluate(
@@ -380,6 +383,7 @@ class _Run:
                 "seconds": seconds,
                 "stages_trained_here": [name for name, result in self.results.items() if result["trained_here"]],
                 "features": {name: result["features"] for name, result in self.results.items()},
+                "features_reason": {name: result.get("features_reason") for name, result in self.results.items()},
             },
             notes=[*notes, *scores.attrs.get("notes", []), *left_out(scores)],
             tags=list(self.config.tags),

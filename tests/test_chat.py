@@ -135,3 +135,52 @@ def test_what_is_remembered_changes_no_id(tokenizer, monkeypatch):
     for turns, ids in zip(CONVERSATIONS.values(), expected, strict=True):
         assert forgetful.encode(turns) == ids
         assert len(forgetful._known) <= max(5, 4 * len(turns) + 1), "no more than the last conversation"
+
+
+THINKING = (
+    "{% for m in messages %}{% set text = m['content'] %}"
+    "{% if m['role'] == 'assistant' and '</think>' in text %}{% set text = text.split('</think>')[-1] %}{% endif %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + text + '<|im_end|>\n' }}{% endfor %}"
+)
+TALKATIVE = [
+    [(f"Question {number} of many?", f"Answer {number}."), (f"And {number}?", f"{number * 'so '}it is.")]
+    for number in range(20)
+]
+
+
+@pytest.mark.parametrize("template", ["own", "llama"])
+def test_many_conversations_are_encoded_as_one_by_one(template, tokenizer, llama):
+    chat, reference = (Chat(llama if template == "llama" else tokenizer) for _ in range(2))
+    conversations = [*CONVERSATIONS.values(), *TALKATIVE, [("<|im_end|> user", "x <image_placeholder> y")]]
+    for allowed in (True, False):
+        placeholders = [allowed] * len(conversations)
+        expected = [reference.encode(turns, placeholders=allowed) for turns in conversations]
+        assert chat.encode_all(conversations, placeholders) == expected
+        counts = [(len(ids), sum(label != IGNORED for label in labels)) for ids, labels in expected]
+        assert chat.measure_all(conversations, placeholders) == counts
+
+
+def test_few_of_many_conversations_are_rendered(tokenizer, monkeypatch):
+    chat, rendered = Chat(tokenizer), []
+    real = chat._render
+    monkeypatch.setattr(chat, "_render", lambda texts, **more: rendered.append(texts) or real(texts, **more))
+    chat.measure_all(TALKATIVE, [True] * 20)
+    assert len(rendered) <= 3, "the marks, and all texts together"
+
+
+def test_a_template_that_acts_on_one_of_many_texts_is_found_out(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", THINKING)
+    chat = Chat(tokenizer)
+    assert chat.encode_all(TALKATIVE, [True] * 20) == [chat.encode(turns) for turns in TALKATIVE]
+    with pytest.raises(InputError, match="changes the text of a turn"):
+        chat.encode_all([*TALKATIVE, [("Why?", "<think>hm</think>So."), ("And?", "Yes.")]], [True] * 21)
+    monkeypatch.setattr(tokenizer, "chat_template", THINKING.replace("+ text +", "+ text|lower +"))
+    with pytest.raises(InputError, match="changes the text of a turn"):
+        Chat(tokenizer).encode_all(TALKATIVE, [True] * 20)
+
+
+def test_a_padding_call_in_between_changes_no_encoding(tokenizer):
+    chat = Chat(tokenizer)
+    before = chat.measure_all(TALKATIVE, [True] * 20)
+    tokenizer(["a", "a longer one"], padding=True)
+    assert Chat(tokenizer).measure_all(TALKATIVE, [True] * 20) == before

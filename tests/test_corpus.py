@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from lvlm.cli import read_run
+from lvlm.data import readers
 from lvlm.data.corpus import open_corpus
 from lvlm.errors import InputError
 from tests.corpora import LANGUAGES, change_row, make_corpus, write_rows
@@ -156,3 +157,36 @@ def test_a_language_may_be_missing_in_a_split_that_says_so(tmp_path: Path) -> No
     assert corpus.languages_of("instruct") == ("en", "de") and corpus.languages_of("test") == LANGUAGES
     with pytest.raises(InputError, match="has no language 'fr'"):
         corpus.samples("instruct", "fr")
+
+
+@pytest.mark.parametrize("ahead", [1, 7, 64])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_list_is_read_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: int, indent: int | None
+) -> None:
+    rows = [{"context": f"☃ {number}", "label": "Да\n[1]", "image_id": "", "id": number} for number in range(9)]
+    path = tmp_path / "rows.json"
+    path.write_text("\ufeff\n" + json.dumps(rows, ensure_ascii=False, indent=indent) + " \n", encoding="utf-8")
+    monkeypatch.setattr(readers, "_READ_AHEAD", ahead)
+    samples = open_corpus(path).samples("train", "en")
+    assert [sample.turns for sample in samples] == [((row["context"], row["label"]),) for row in rows]
+    text = path.read_text(encoding="utf-8")
+    for broken, where in (
+        (text[:-4], "line"),
+        (text + ",", "after the list"),
+        (text.replace(": 3", ": 3}", 1), "delimiter"),
+    ):
+        (tmp_path / "broken.json").write_text(broken, encoding="utf-8")
+        messages = []
+        for size in (ahead, 1 << 20):
+            monkeypatch.setattr(readers, "_READ_AHEAD", size)
+            with pytest.raises(InputError, match=where) as caught:
+                open_corpus(tmp_path / "broken.json")
+            messages.append(str(caught.value))
+        assert messages[0] == messages[1], "line and column do not depend on how much is read at once"
+
+
+def test_language_files_share_the_memory_of_their_ids(tmp_path: Path) -> None:
+    corpus = open_corpus(make_corpus(tmp_path))
+    english, german = (corpus.rows("instruct", code).ids for code in ("en", "de"))
+    assert all(one is other for one, other in zip(english, german, strict=True))

@@ -221,7 +221,7 @@ def planned(config: RunConfig, name: str, corpus: Corpus) -> str:
     processor = load_processor(config.model, seed=config.seed)
     return build_plan(
         name, config.stages()[name], seed=config.seed, corpora={str(corpus.folder): corpus},
-        measure=lambda sample: processor.measure(sample.turns, len(sample.images)),
+        measure=lambda samples: processor.measure([(sample.turns, len(sample.images)) for sample in samples]),
     ).hash  # fmt: skip
 
 

@@ -3,7 +3,9 @@ killed."""
 
 from __future__ import annotations
 
+import copy
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from lvlm.train import features
 from lvlm.train.decide import Costs, decide_cache, weigh
 from lvlm.train.features import FeatureStore, TowerFeatures
 from lvlm.train.locks import file_lock
+from lvlm.train.space import NoRoom
 from tests.tiny import tiny_image, tiny_world
 
 
@@ -136,14 +139,13 @@ def test_an_unreadable_image_is_an_error_that_names_it(model: Any, images: list[
 
 def test_the_cache_is_used_where_it_pays() -> None:
     costs = Costs(compute=4e-3, write=1e-3, read=1e-4, bytes=100_000)
-    disk = 10**12
-    assert not weigh(costs, images=100, missing=100, uses=100, free_bytes=disk).on, "each image used once"
-    assert weigh(costs, images=100, missing=100, uses=200, free_bytes=disk).on
-    assert weigh(costs, images=100, missing=0, uses=100, free_bytes=disk).on, "another run has computed them"
-    assert not weigh(costs, images=100, missing=100, uses=200, free_bytes=10**6).on, "no room on the disk"
+    assert not weigh(costs, images=100, missing=100, uses=100).on, "each image used once"
+    assert weigh(costs, images=100, missing=100, uses=200).on
+    assert weigh(costs, images=100, missing=0, uses=100).on, "another run has computed them"
+    assert not weigh(costs, images=100, missing=100, uses=200, lack="full").on, "no room on the disk"
     slow_disk = Costs(compute=1e-3, write=1e-3, read=2e-3, bytes=100_000)
-    assert not weigh(slow_disk, images=100, missing=0, uses=10_000, free_bytes=disk).on
-    assert "0.8 s without" in weigh(costs, images=100, missing=100, uses=200, free_bytes=disk).reason
+    assert not weigh(slow_disk, images=100, missing=0, uses=10_000).on
+    assert "0.8 s without" in weigh(costs, images=100, missing=100, uses=200).reason
 
 
 def test_the_decision_measures_and_leaves_no_file(model: Any, images: list[Path], tmp_path: Path) -> None:
@@ -151,3 +153,107 @@ def test_the_decision_measures_and_leaves_no_file(model: Any, images: list[Path]
     decision = decide_cache(store, tower_of(model), images, uses=900)
     assert decision.on and "9 images (0 already kept) read 900 times" in decision.reason
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
+
+
+GIB = 2**30
+
+
+def keys_of(home: Path) -> set[str]:
+    return {path.name for path in (home / "features").iterdir() if path.is_dir()}
+
+
+def bytes_of(home: Path) -> int:
+    return sum(path.stat().st_size for path in (home / "features").rglob("*") if path.is_file())
+
+
+def other_model(number: int) -> Any:
+    """The same tower with other weights, so that its features have another key."""
+    changed = copy.deepcopy(tiny_world().assemble(tiles=2)[0])
+    with torch.no_grad():
+        next(iter(changed.vision_tower.parameters())).view(-1)[0] += number
+    return changed
+
+
+def test_features_used_longest_ago_give_way(model: Any, images: list[Path], tmp_path: Path) -> None:
+    stores = [FeatureStore(tmp_path, tower_of(other_model(number))) for number in (1, 2)]
+    for age, store in ((100, stores[0]), (200, stores[1])):
+        store.add(images)
+        os.utime(store.space.root / f"{store.key}.use", (age, age))
+    first, second = (store.key for store in stores)
+    size = bytes_of(tmp_path) // 2
+    del store, stores  # nobody uses them any more
+    bounded = FeatureStore(tmp_path, tower_of(model), limit_gib=2.2 * size / GIB)
+    bounded.add(images)
+    assert keys_of(tmp_path) == {second, bounded.key}
+    assert bytes_of(tmp_path) <= 2.2 * size
+    assert torch.equal(bounded(images), tower_of(model)(images))
+    assert first not in keys_of(tmp_path)
+
+
+def test_features_that_a_process_uses_do_not_give_way(model: Any, images: list[Path], tmp_path: Path) -> None:
+    used = FeatureStore(tmp_path, tower_of(other_model(1)))
+    used.add(images)
+    bounded = FeatureStore(tmp_path, tower_of(model), limit_gib=1.5 * bytes_of(tmp_path) / GIB)
+    assert "exceed compute.feature_cache_gib=" in bounded.lack(images)
+    with pytest.raises(NoRoom, match="in use exceed"):
+        bounded.add(images)
+    assert torch.equal(bounded(images), tower_of(model)(images)), "computed where it finds no place"
+    assert used.missing(images) == [] and bounded.missing(images) == images
+    assert not list(bounded.folder.glob("*/*")), "nothing half-written"
+    del used
+    again = FeatureStore(tmp_path, tower_of(model), limit_gib=bounded.space.limit_gib)
+    assert again.lack(images) == "" and again.add(images) == 9
+
+
+def test_what_somebody_removed_is_computed_again(model: Any, images: list[Path], tmp_path: Path) -> None:
+    """As by hand, or from a machine that does not see the locks of this one."""
+    reader, computed = FeatureStore(tmp_path, tower_of(model)), tower_of(model)(images)
+    reader.add(images)
+    assert torch.equal(reader(images[:4]), computed[:4])
+    shutil.rmtree(reader.folder)
+    assert torch.equal(reader(images[:4]), computed[:4]), "a mapped file outlives its name"
+    late = FeatureStore(tmp_path, tower_of(model))
+    late.add(images)
+    shutil.rmtree(late.folder)
+    assert torch.equal(late(images), computed)
+    assert torch.equal(late(images), computed) and FeatureStore(tmp_path, tower_of(model)).missing(images) == []
+
+
+def test_two_processes_with_other_towers_keep_one_bound(images: list[Path], tmp_path: Path) -> None:
+    """Each finds its own features right, whoever got the room."""
+    FeatureStore(tmp_path / "sized", tower_of(other_model(1))).add(images)
+    limit = 1.5 * bytes_of(tmp_path / "sized")
+    children = []
+    for number in (1, 2):
+        child = os.fork()
+        if not child:
+            tower = tower_of(other_model(number))
+            store = FeatureStore(tmp_path / "home", tower, limit_gib=limit / GIB)
+            right = all(torch.equal(store(images[:n]), tower(images[:n])) for n in (3, 9, 5))
+            os._exit(0 if right and bytes_of(tmp_path / "home") <= limit + 1000 else 1)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    assert keys_of(tmp_path / "home")
+
+
+def test_without_a_bound_half_of_the_free_disk_is_left(
+    model: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FeatureStore(tmp_path, tower_of(model))
+    size = tower_of(model)(images).nbytes
+    for free, fits in ((int(2.1 * size), True), (int(1.9 * size), False)):
+        monkeypatch.setattr(store.space, "_free", lambda free=free: free)
+        assert (store.lack(images) == "") == fits
+
+
+def test_a_filling_starts_its_loader_processes_once(
+    model: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    real = features.load_pixels
+    monkeypatch.setattr(features, "IMAGES_PER_PART", 2)
+    monkeypatch.setattr(features, "load_pixels", lambda *a, **k: calls.append(k["workers"]) or real(*a, **k))
+    store = FeatureStore(tmp_path, tower_of(model, workers=1))
+    store.add(images)
+    assert calls == [1] and len(list(store.folder.glob("*/*.npy"))) == 5
+    assert torch.equal(store(images), tower_of(model)(images))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,11 @@ def words(sample: Sample) -> tuple[int, int]:
     return answers + sum(len(user.split()) for user, _ in sample.turns), answers
 
 
-def make_plan(*folders: Path, seed: int = 0, measure: Any = words, uses: Any = None, **settings: Any) -> Plan:
+def all_words(samples: Sequence[Sample]) -> list[tuple[int, int]]:
+    return [words(sample) for sample in samples]
+
+
+def make_plan(*folders: Path, seed: int = 0, measure: Any = all_words, uses: Any = None, **settings: Any) -> Plan:
     mix = {name: settings.pop(name) for name in ("languages", "english_share", "allocation") if name in settings}
     corpora = uses or [{"path": str(folder), "split": "instruct"} for folder in folders]
     config = StageConfig.model_validate({"mix": {"corpora": corpora, **mix}, "batch_samples": 10, **settings})
@@ -102,7 +107,8 @@ def test_samples_are_those_of_the_files(toy: Path, reading: Path) -> None:
         sample = plan.sample(entry)
         assert (sample.corpus, sample.id, sample.language) == (entry.corpus, entry.id, entry.language)
         assert sample.turns[0][0].startswith(f"{entry.language} question 0 of {int(entry.id.split('-')[1])}")
-        assert plan.image_path(entry, sample.images[0]).exists()
+        assert [path.name for path in plan.image_paths(entry)] == [Path(image).name for image in sample.images]
+        assert plan.image_paths(entry)[0].exists()
 
 
 def test_shares_are_realised_per_corpus(toy: Path, reading: Path, tmp_path: Path) -> None:
@@ -204,6 +210,7 @@ def test_images_of_dropped_turns_go_with_them(tmp_path: Path) -> None:
     plan = make_plan(folder, max_text_tokens=8, epochs=3)
     sample = plan.sample(plan.order[0])
     assert sample.images == ("train/0.png",) and len(sample.turns) == 1
+    assert [path.name for path in plan.image_paths(plan.order[0])] == ["0.png"]
     assert [row["images"] for row in plan.ledger.rows()] == [1]
     assert plan.counts["images"] == 3, "one picture of two is left, and seen three times"
 

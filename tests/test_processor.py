@@ -60,7 +60,7 @@ def test_sample_labels_survive_the_expansion(processor):
     kept = [label for label in labels if label != IGNORED]
     assert processor.tokenizer.decode(kept) == "A red circle.<|im_end|>लाल।<|im_end|>"
     assert all(label in (IGNORED, token) for token, label in zip(ids, labels, strict=True))
-    text_tokens, supervised = processor.measure(TURNS, 1)
+    ((text_tokens, supervised),) = processor.measure([(TURNS, 1)])
     assert text_tokens == len(ids) - processor.image_tokens and supervised == len(kept)
 
 

@@ -369,6 +369,26 @@ def test_training_lowers_the_loss(corpus: Path, tmp_path: Path) -> None:
     assert record.scores == {} and "evaluate.corpora is empty: nothing was scored" in record.notes
 
 
+@pytest.mark.parametrize(
+    ("compute", "kept", "reason"),
+    [
+        ({"feature_cache": "on"}, "stored", "compute.feature_cache is on"),
+        ({"feature_cache": "on", "feature_cache_gib": 1e-6}, "computed", "exceed compute.feature_cache_gib=1e-06"),
+        ({"feature_cache": "auto", "feature_cache_gib": 1e-6}, "computed", "exceed compute.feature_cache_gib=1e-06"),
+        ({"feature_cache": "off"}, "computed", "compute.feature_cache is off"),
+    ],
+)
+def test_the_record_says_why_features_were_kept_or_not(
+    corpus: Path, tmp_path: Path, compute: dict[str, Any], kept: str, reason: str
+) -> None:
+    settings = {"device": "cpu", "threads": 1, **compute}
+    config = run_config(corpus, instruct=None, pretrain__steps=2, compute=settings, evaluate__items=1)
+    record = run(config, tmp_path / "run", home=tmp_path / "home")
+    assert record.provenance["features"] == {"pretrain": kept}
+    assert reason in record.provenance["features_reason"]["pretrain"]
+    assert bool(list((tmp_path / "home").glob("features/*/*/*.npy"))) == (kept == "stored")
+
+
 def test_faults_show_before_training(corpus: Path, tmp_path: Path) -> None:
     cases = {
         "has permission 'report'": {"instruct__mix": {"corpora": [{"path": str(corpus), "split": "test"}]}},

@@ -248,3 +248,31 @@ def _train(corpus: Path, folder: Path, *, processes: int) -> None:
     world = tiny_world()
     work = partial(train, corpus, folder, world.llm, world.tower, processes=processes)
     assert together(work, processes) == [0] * processes
+
+
+def test_batches_do_not_depend_on_what_is_kept_in_memory(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def batches_of(kept: int, recent: int) -> tuple[StepBatches, list[Any]]:
+        monkeypatch.setattr("lvlm.train.batches.KEPT_TOKENS", kept)
+        monkeypatch.setattr("lvlm.train.batches.RECENT_SAMPLES", recent)
+        _, batches = step_of(corpus, "token", FOUR)
+        return batches, [batch for step in range(batches.plan.steps) for batch in batches(step)]
+
+    (all_kept, expected), (none_kept, found) = batches_of(1 << 20, 100), batches_of(0, 1)
+    assert len(all_kept.encoder._tokens) > 0 == len(none_kept.encoder._tokens)
+    assert len(none_kept._samples) == 1
+    for one, other in zip(expected, found, strict=True):
+        assert one.images == other.images and one.lengths == other.lengths
+        for name in ("input_ids", "positions", "targets", "weights"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+def test_lengths_and_images_of_the_plan_are_those_of_the_tokens(corpus: Path) -> None:
+    _, batches = step_of(corpus, "token", ONE)
+    samples = [sample for step in range(batches.plan.steps) for sample in batches.samples(step)]
+    assert [sample.length for sample in samples] == [len(sample.text.ids) for sample in samples]
+    assert [sample.supervised for sample in samples] == [len(sample.text.targets) for sample in samples]
+    image_tokens = batches.encoder.processor.image_tokens
+    assert batches.plan.lengths(image_tokens).tolist() == [sample.length for sample in samples]
+    assert list(batches.images()) == [image for sample in samples for image in sample.images]
+    longest = batches.longest()
+    assert longest is not None and max(longest.lengths) == max(sample.length for sample in samples)

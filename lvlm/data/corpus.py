@@ -6,7 +6,7 @@ Centurio file. Plans, evaluation and the stations after them open corpora here; 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -165,12 +165,11 @@ class Corpus:
                 chosen = np.array([row for row in chosen if rows.ids[row] in ids], dtype=np.int64)
             self.check_images(rows, chosen, decode=images, home=home)
 
-    def check_images(self, rows: Rows, chosen: Iterable[int], *, decode: bool, home: Path | None = None) -> None:
+    def check_images(
+        self, rows: Rows, chosen: npt.NDArray[np.int64], *, decode: bool, home: Path | None = None
+    ) -> None:
         """The image part of `check`, for these rows of a file."""
-        first_row: dict[str, int] = {}
-        for row in chosen:
-            for index in rows.image_rows(row):
-                first_row.setdefault(rows.images[index], int(row))
+        first_row = {rows.images[index]: row for index, row in rows.first_rows(chosen)}
 
         def blame(name: str) -> str:
             return rows.where(first_row[name])

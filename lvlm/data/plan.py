@@ -8,10 +8,11 @@ import hashlib
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +21,19 @@ from lvlm.config import StageConfig
 from lvlm.data.checks import IMAGE_PLACEHOLDER
 from lvlm.data.corpus import Corpus
 from lvlm.data.ledger import Ledger
-from lvlm.data.pool import PlanEntry, Pool, gather
+from lvlm.data.pool import Part, PlanEntry, Pool, gather
+from lvlm.data.progress import shown
 from lvlm.data.readers import Sample
 from lvlm.data.tally import Tally, add_up, lines
 from lvlm.errors import InputError
 from lvlm.languages import language
 
-Measure = Callable[[Sample], tuple[int, int]]
-"""(text tokens, supervised tokens) of a sample, image tokens not counted."""
+T = TypeVar("T")
+Measure = Callable[[Sequence[Sample]], Sequence[tuple[int, int]]]
+"""(text tokens, supervised tokens) of each sample, image tokens not counted."""
+MEASURED_TOGETHER = 2048
+"""Samples that are read and handed to the tokenizer at once: enough to occupy every core, and some megabytes."""
+HASHED_TOGETHER = 1 << 16
 
 
 class PlanOrder(Sequence[PlanEntry]):
@@ -92,18 +98,36 @@ class Plan:
         cut = self._cuts.get(entry.number)
         return sample if cut is None else _keep_turns(sample, cut[0])
 
-    def image_path(self, entry: PlanEntry, relative: str) -> Path:
-        """Where an image of an entry lies."""
-        corpus: Corpus = self._pool.parts[self._pool.part[entry.number]].corpus
-        return corpus.image_path(relative)
+    def image_paths(self, entry: PlanEntry) -> tuple[Path, ...]:
+        """Where the images of an entry lie, in order; reads no file."""
+        part = self._pool.parts[self._pool.part[entry.number]]
+        images = part.rows.image_rows(self._pool.row[entry.number]).tolist()
+        kept = images[: len(images) - self._cut_images.get(entry.number, 0)]
+        return tuple(part.corpus.image_path(part.rows.images[index]) for index in kept)
+
+    def tokens(self, entry: PlanEntry) -> tuple[int, int]:
+        """(text tokens, supervised tokens) of an entry of a measured plan."""
+        assert self._text_tokens is not None and self._supervised_tokens is not None
+        return int(self._text_tokens[entry.number]), int(self._supervised_tokens[entry.number])
+
+    def lengths(self, image_tokens: int) -> npt.NDArray[np.int64]:
+        """(samples,): tokens of every sample of a measured plan, in training order, with `image_tokens` for each of its
+        images."""
+        assert self._text_tokens is not None
+        lengths = self._text_tokens.astype(np.int64)
+        for part, numbers in self._pool.by_part(np.arange(len(self._pool))):
+            rows = self._pool.row[numbers]
+            lengths[numbers] += image_tokens * (part.rows.image_starts[rows + 1] - part.rows.image_starts[rows])
+        for number, images in self._cut_images.items():
+            lengths[number] -= image_tokens * images
+        return lengths[self.order.numbers]
 
     def tallies(self) -> list[Tally]:
         """Counts by corpus, split, language and source, over the whole order."""
         times = np.bincount(self.order.numbers, minlength=len(self._pool))
-        used = np.flatnonzero(times)
+        used, was_cut = np.flatnonzero(times), np.fromiter(self._cuts, dtype=np.int64, count=len(self._cuts))
         result: list[Tally] = []
-        for index, part in enumerate(self._pool.parts):
-            numbers = self._pool.of_part(index, used)
+        for part, numbers in self._pool.by_part(used):
             rows = self._pool.row[numbers]
             sources = part.rows.source_codes[rows]
             images = part.rows.image_starts[rows + 1] - part.rows.image_starts[rows]
@@ -118,11 +142,11 @@ class Plan:
                 if self._text_tokens is not None and self._supervised_tokens is not None:
                     tally.text_tokens = int((self._text_tokens[mine].astype(np.int64) * weight).sum())
                     tally.supervised_tokens = int((self._supervised_tokens[mine].astype(np.int64) * weight).sum())
-                for number, times_seen in zip(mine.tolist(), weight.tolist(), strict=True):
-                    if cut := self._cuts.get(number):
-                        tally.cut_samples += times_seen
-                        tally.cut_turns += cut[1] * times_seen
-                        tally.images -= self._cut_images.get(number, 0) * times_seen
+                for number in mine[np.isin(mine, was_cut)].tolist():
+                    times_seen = int(times[number])
+                    tally.cut_samples += times_seen
+                    tally.cut_turns += self._cuts[number][1] * times_seen
+                    tally.images -= self._cut_images[number] * times_seen
                 result.append(tally)
         return result
 
@@ -195,29 +219,28 @@ def build_plan(
     for input that cannot be trained on.
     """
     pool, shares = gather(config.mix, corpora)
-    samples = _duration(config, len(pool))
-    order = PlanOrder(pool, _draw(len(pool), samples, seed))
+    duration = _duration(config, len(pool))
+    order = PlanOrder(pool, _draw(len(pool), duration, seed))
     used = np.unique(order.numbers)
-    for index, part in enumerate(pool.parts):
-        part.corpus.check_images(part.rows, pool.row[pool.of_part(index, used)], decode=True, home=home)
+    for part, numbers in pool.by_part(used):
+        part.corpus.check_images(part.rows, pool.row[numbers], decode=True, home=home)
     ledger, tokens, supervised = Ledger(), None, None
     cuts, cut_images = dict[int, tuple[int, int]](), dict[int, int]()
     if measure is not None:
         tokens, supervised = np.zeros(len(pool), dtype=np.int32), np.zeros(len(pool), dtype=np.int32)
-        for index, part in enumerate(pool.parts):
-            numbers = pool.of_part(index, used)
-            rows = pool.row[numbers]
-            for number, row, sample in zip(
-                numbers.tolist(), rows, part.rows.iter_samples(rows, part.corpus.name), strict=True
-            ):
-                turns, tokens[number], supervised[number] = _fit(
-                    sample, measure, config.max_text_tokens, part.rows.where(row)
-                )
-                if dropped := len(sample.turns) - turns:
-                    cuts[number] = (turns, dropped)
-                    images = len(sample.images) - len(_keep_turns(sample, turns).images)
-                    cut_images[number] = images
-                    ledger.add(part.corpus.name, part.language, sample.source, turns=dropped, images=images)
+        limit = config.max_text_tokens
+        read = shown(_ahead(_read(pool, used)), title=f"{stage}: counting tokens", unit="samples", total=len(used))
+        for part, numbers, samples in read:
+            counts = np.array(measure(samples), dtype=np.int32)
+            tokens[numbers], supervised[numbers] = counts.T
+            for index in np.flatnonzero(counts[:, 0] > limit).tolist():
+                number, sample = int(numbers[index]), samples[index]
+                where = part.rows.where(int(pool.row[number]))
+                turns, tokens[number], supervised[number] = _fit(sample, measure, limit, where, int(counts[index, 0]))
+                dropped = len(sample.turns) - turns
+                cuts[number] = (turns, dropped)
+                cut_images[number] = len(sample.images) - len(_keep_turns(sample, turns).images)
+                ledger.add(part.corpus.name, part.language, sample.source, turns=dropped, images=cut_images[number])
     digests = {
         f"{corpora[use.path].name}/{use.split}": corpora[use.path].digest(
             use.split, [part.language for part in pool.parts if part.use is use]
@@ -228,7 +251,7 @@ def build_plan(
         stage=stage,
         batch_samples=config.batch_samples,
         order=order,
-        epochs=samples / len(pool),
+        epochs=duration / len(pool),
         ledger=ledger,
         english_share=shares,
         digests=digests,
@@ -258,10 +281,30 @@ def _draw(pool: int, samples: int, seed: int) -> npt.NDArray[np.int64]:
     return np.concatenate(epochs)[:samples].astype(np.int64)
 
 
-def _fit(sample: Sample, measure: Measure, limit: int, where: str) -> tuple[int, int, int]:
-    """How many turns fit into `limit` text tokens, and the (text, supervised) tokens of those."""
-    for turns in range(len(sample.turns), 0, -1):
-        text, supervised = measure(sample if turns == len(sample.turns) else _keep_turns(sample, turns))
+def _read(
+    pool: Pool, used: npt.NDArray[np.int64]
+) -> Iterator[tuple[tuple[Part, npt.NDArray[np.int64], list[Sample]], int]]:
+    """(part, numbers in the pool, their samples) and how many these are, file by file."""
+    for part, numbers in pool.by_part(used):
+        for start in range(0, len(numbers), MEASURED_TOGETHER):
+            some = numbers[start : start + MEASURED_TOGETHER]
+            yield (part, some, part.rows.samples(pool.row[some], part.corpus.name)), len(some)
+
+
+def _ahead(things: Iterator[T]) -> Iterator[T]:
+    """`things`, each made while its predecessor is at work: the tokenizer needs no lock of Python's."""
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        following = reader.submit(next, things, None)
+        while (thing := following.result()) is not None:
+            following = reader.submit(next, things, None)
+            yield thing
+
+
+def _fit(sample: Sample, measure: Measure, limit: int, where: str, text: int) -> tuple[int, int, int]:
+    """How many turns of a sample, which as a whole has too many text tokens, fit into `limit`, and the (text,
+    supervised) tokens of those."""
+    for turns in range(len(sample.turns) - 1, 0, -1):
+        ((text, supervised),) = measure([_keep_turns(sample, turns)])
         if text <= limit:
             return turns, text, supervised
     raise InputError(
@@ -284,8 +327,12 @@ def _hash(
 ) -> str:
     """Twelve hex digits over order, ids, languages, content, batch size and cuts."""
     state = hashlib.sha256(repr((batch, list(digests), sorted(cuts.items()))).encode())
-    for number in range(len(pool)):
-        entry = pool.entry(number)
-        state.update(f"{entry.corpus}\0{entry.split}\0{entry.id}\0{entry.language}\n".encode())
+    before = [f"{part.corpus.name}\0{part.use.split}\0" for part in pool.parts]
+    after = [f"\0{part.language}\n" for part in pool.parts]
+    ids = [part.rows.ids for part in pool.parts]
+    for start in range(0, len(pool), HASHED_TOGETHER):
+        some = slice(start, start + HASHED_TOGETHER)
+        places = zip(pool.part[some].tolist(), pool.row[some].tolist(), strict=True)
+        state.update("".join([f"{before[part]}{ids[part][row]}{after[part]}" for part, row in places]).encode())
     state.update(numbers.astype("<i8").tobytes())
     return state.hexdigest()[:12]

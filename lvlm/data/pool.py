@@ -5,7 +5,7 @@ little.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,10 +56,14 @@ class Pool:
         part = self.parts[self.part[number]]
         return PlanEntry(part.corpus.name, part.rows.ids[self.row[number]], part.language, part.use.split, number)
 
-    def of_part(self, index: int, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Those of `numbers` that belong to a part."""
-        chosen: npt.NDArray[np.int64] = numbers[self.part[numbers] == index]
-        return chosen
+    def by_part(self, numbers: npt.NDArray[np.int64]) -> Iterator[tuple[Part, npt.NDArray[np.int64]]]:
+        """`numbers` divided among the parts that have any of them, in their order."""
+        owners = self.part[numbers]
+        order = np.argsort(owners, kind="stable")
+        borders = np.searchsorted(owners[order], np.arange(len(self.parts) + 1))
+        for part, start, stop in zip(self.parts, borders, borders[1:], strict=False):
+            if start < stop:
+                yield part, numbers[order[start:stop]]
 
 
 def gather(mix: MixConfig, corpora: Mapping[str, Corpus]) -> tuple[Pool, dict[str, float]]:
@@ -100,12 +104,12 @@ def gather(mix: MixConfig, corpora: Mapping[str, Corpus]) -> tuple[Pool, dict[st
             parts.append(Part(corpus, use, code, corpus.train_rows(use.split, code)))
     part = np.concatenate([np.full(len(rows), index, dtype=np.int32) for index, rows in chosen])
     row = np.concatenate([rows for _, rows in chosen])
-    keys_of = [(item.corpus.name, item.use.split) for item in parts]
-
-    def rank(at: int) -> tuple[tuple[str, str], str, str]:
-        return keys_of[part[at]], parts[part[at]].rows.ids[row[at]], parts[part[at]].language
-
-    places = sorted(range(len(part)), key=rank)
+    ranks: list[tuple[tuple[str, str], str, str]] = []
+    for index, rows in chosen:
+        item = parts[index]
+        key, ids = (item.corpus.name, item.use.split), item.rows.ids
+        ranks += [(key, ids[at], item.language) for at in rows.tolist()]
+    places = sorted(range(len(ranks)), key=ranks.__getitem__)
     return Pool(tuple(parts), part[places], row[places]), shares
 
 

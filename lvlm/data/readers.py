@@ -5,14 +5,17 @@ again only where it is used.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +28,7 @@ Kind = Literal["train", "test"]
 Numbers = Sequence[int] | npt.NDArray[np.int64]
 _FIELDS = frozenset(FIELDS)
 _BLANK = re.compile(r"[ \t\r\n]*")
+_READ_AHEAD = 1 << 20  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +100,23 @@ class Rows:
         """The images of a row as indices into `images`, in order."""
         return self.image_index[self.image_starts[row] : self.image_starts[row + 1]]
 
+    def first_rows(self, rows: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Every image of these rows once, as an index into `images`, with the first of the rows that shows it; in the
+        order of the rows."""
+        starts, counts = self.image_starts[rows], self.image_starts[rows + 1] - self.image_starts[rows]
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        shown, owner = self.image_index[np.repeat(starts, counts) + within], np.repeat(rows, counts)
+        images, first = np.unique(shown, return_index=True)
+        order = np.argsort(first)
+        return list(zip(images[order].tolist(), owner[first[order]].tolist(), strict=True))
+
     def parse(self, rows: Numbers) -> Iterator[dict[str, Any]]:
         """The JSON objects of these rows, read from the file."""
+        decoder = json.JSONDecoder()
         with open(self.path, "rb") as file:
-            for row in rows:
-                start, end = self.spans[row]
+            for start, end in self.spans[np.asarray(rows, dtype=np.int64)].tolist():
                 file.seek(start)
-                yield json.loads(file.read(end - start))
+                yield decoder.decode(file.read(end - start).decode("utf-8"))
 
     def samples(self, rows: Numbers, corpus: str) -> list[Sample]:
         """These rows as training samples."""
@@ -158,61 +172,125 @@ def read_rows(path: Path, *, language: str | None, source: str) -> Rows:
 
 @lru_cache(maxsize=256)
 def _read_rows(path: Path, language: str | None, source: str, size: int, changed: int) -> Rows:
-    content = path.read_bytes()
     builder = _Builder(path, language, source)
-    for data, span, line in _objects(path, content):
+    for data, span, line in _objects(path):
         builder.add(data, span, line)
-    return builder.finish(hashlib.blake2b(content, digest_size=16).hexdigest())
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))  # type: ignore[arg-type]
+    return builder.finish(digest.hexdigest())
 
 
-def _objects(path: Path, content: bytes) -> Iterator[tuple[Any, tuple[int, int], int | None]]:
-    """Every row's value, its bytes in the file, and its line in JSON Lines."""
-    skip = 3 if content.startswith(b"\xef\xbb\xbf") else 0
-    try:
-        text = content[skip:].decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{path}, line {line}: the file is not UTF-8 text (byte {error.start}). Save it as UTF-8."
-        ) from error
-    if text.lstrip().startswith("["):
-        yield from _list_objects(path, text, skip)
-        return
-    start, decoder, ascii_only = skip, json.JSONDecoder(), text.isascii()
-    for number, row in enumerate(text.split("\n"), start=1):
-        size = len(row) if ascii_only else len(row.encode("utf-8"))
-        if row and not row.isspace():
-            try:
-                yield decoder.decode(row), (start, start + size), number
-            except json.JSONDecodeError as error:
-                raise _broken(path, error, number, error.colno, row.strip()) from error
-        start += size + 1
+def _objects(path: Path) -> Iterator[tuple[Any, tuple[int, int], int | None]]:
+    """Every row's value, its bytes in the file, and its line in JSON Lines. Holds one row at a time."""
+    with open(path, "rb") as file:
+        skip = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
+        file.seek(skip)
+        first = next((text for block in iter(partial(file.read, 4096), b"") if (text := block.lstrip())), b"")
+        file.seek(skip)
+        yield from _list_objects(file, path, skip) if first.startswith(b"[") else _line_objects(file, path, skip)
 
 
-def _list_objects(path: Path, text: str, skip: int) -> Iterator[tuple[Any, tuple[int, int], None]]:
+def _line_objects(file: BinaryIO, path: Path, start: int) -> Iterator[tuple[Any, tuple[int, int], int]]:
     decoder = json.JSONDecoder()
+    for number, line in enumerate(file, start=1):
+        try:
+            row = line.rstrip(b"\n").decode("utf-8")
+            if row and not row.isspace():
+                yield decoder.decode(row), (start, start + len(line) - line.endswith(b"\n")), number
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path) from error
+        except json.JSONDecodeError as error:
+            raise _broken(path, error, number, error.colno, row.strip()) from error
+        start += len(line)
 
-    def blank(at: int) -> int:
-        return _BLANK.match(text, at).end()  # type: ignore[union-attr]  # the pattern also matches nothing
 
-    at = blank(text.index("[") + 1)
-    done, done_bytes = 0, skip  # characters and bytes up to the end of the last row
+def _list_objects(file: BinaryIO, path: Path, start: int) -> Iterator[tuple[Any, tuple[int, int], None]]:
+    text = _Text(TextIOWrapper(file, encoding="utf-8", newline=""), start)
     try:
-        while text[at : at + 1] != "]" or done:  # a bracket ends the list at once or after a row, never after a comma
-            value, end = decoder.raw_decode(text, at)
-            start_bytes = done_bytes + len(text[done:at].encode("utf-8"))
-            done, done_bytes = end, start_bytes + len(text[at:end].encode("utf-8"))
-            yield value, (start_bytes, done_bytes), None
-            at = blank(end)
-            if text[at : at + 1] == "]":
-                break
-            if text[at : at + 1] != ",":
-                raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
-            at = blank(at + 1)
-        if (at := blank(at + 1)) != len(text):
-            raise json.JSONDecodeError("Extra data after the list", text, at)
+        text.expect("[")
+        if text.next() != "]":
+            while True:
+                yield (*text.value(), None)
+                if text.next() == "]":
+                    break
+                text.expect(",")
+        text.expect("]")
+        if text.next():
+            raise json.JSONDecodeError("Extra data after the list", text.ahead, text.at)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path) from error
     except json.JSONDecodeError as error:
-        raise _broken(path, error, error.lineno, error.colno, "") from error
+        column = error.colno + (text.column if error.lineno == 1 else 0)
+        raise _broken(path, error, text.line + error.lineno - 1, column, "") from error
+
+
+class _Text:
+    """JSON that is read some characters ahead, so that a file larger than the memory can be walked."""
+
+    def __init__(self, file: TextIOWrapper, byte: int) -> None:
+        self._file, self._decoder = file, json.JSONDecoder()
+        self.ahead, self.at, self.byte = "", 0, byte
+        self.line, self.column = 1, 0
+        """Where `ahead` begins: line from 1, characters before it on that line."""
+
+    def next(self) -> str:
+        """The next character that is not blank; empty at the end of the file."""
+        while True:
+            end = _BLANK.match(self.ahead, self.at).end()  # type: ignore[union-attr]  # it also matches nothing
+            self.byte += end - self.at  # blanks are ASCII
+            self.at = end
+            if end < len(self.ahead) or not self._read():
+                return self.ahead[end : end + 1] if end < len(self.ahead) else ""
+
+    def expect(self, character: str) -> None:
+        """Go past `character`."""
+        if self.next() != character:
+            raise json.JSONDecodeError(f"Expecting '{character}' delimiter", self.ahead, self.at)
+        self.at += 1
+        self.byte += 1
+
+    def value(self) -> tuple[Any, tuple[int, int]]:
+        """The next value, and its bytes in the file."""
+        self.next()
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self.ahead, self.at)
+                if end < len(self.ahead) or not self._read():
+                    break
+            except json.JSONDecodeError:  # perhaps for want of the characters that follow
+                if not self._read():
+                    raise
+        start = self.byte
+        self.byte += len(self.ahead[self.at : end].encode("utf-8"))
+        self.at = end
+        return value, (start, self.byte)
+
+    def _read(self) -> bool:
+        """Read on, and forget what lies behind; whether there was more."""
+        behind, rest = self.ahead[: self.at], self.ahead[self.at :]
+        more = self._file.read(max(_READ_AHEAD, len(rest)))
+        if not more:
+            return False
+        lines = behind.count("\n")
+        self.line += lines
+        self.column = len(behind) - behind.rfind("\n") - 1 if lines else self.column + len(behind)
+        self.ahead, self.at = rest + more, 0
+        return True
+
+
+def _not_utf8(path: Path) -> InputError:
+    """The error for the first byte that is no UTF-8."""
+    start = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return InputError(
+                    f"{path}, line {number}: the file is not UTF-8 text (byte {start + error.start}). Save it as UTF-8."
+                )
+            start += len(line)
+    return InputError(f"{path}: the file changed while it was read.")
 
 
 def _broken(path: Path, error: json.JSONDecodeError, line: int, column: int, text: str) -> InputError:
@@ -281,6 +359,7 @@ class _Builder:
             raise fail(
                 "id", f"'{sample_id}' is already the id of row {self.seen[sample_id]}. Every id stands once in a file."
             )
+        sample_id = sys.intern(sample_id)  # language files share their ids
         self.seen[sample_id] = row
         for name in ("task", "source", "language"):
             if name in data and not (isinstance(data[name], str) and data[name]):

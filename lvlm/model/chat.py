@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from lvlm.errors import InputError
@@ -15,8 +16,14 @@ from lvlm.errors import InputError
 IGNORED = -100
 IMAGE_PLACEHOLDER = "<image_placeholder>"
 Turns = Sequence[tuple[str, str]]
-REMEMBERED = 1 << 16
-"""Pieces of text whose ids a `Chat` keeps: template and short answers come again and again."""
+Pieces = list[tuple[str, bool]]
+"""(text, supervised) in order: a conversation as it is tokenised."""
+Encoded = tuple[list[int], list[int]]
+"""(ids, labels), equal in length."""
+REMEMBERED, REMEMBERED_CHARACTERS = 1 << 16, 64
+"""Pieces of text whose ids a `Chat` keeps, and how long one is at most: short answers come again and again."""
+_BLOCK = re.compile(r"\{[{%].*?[%}]\}", re.DOTALL)
+_CONSTANT = re.compile(r"'((?:[^'\\]|\\.)*)'" r'|"((?:[^"\\]|\\.)*)"')
 _MARK = re.compile("\ue000(\\d+)\ue001")  # private-use characters: no template writes them
 
 
@@ -29,7 +36,9 @@ class Chat:
         self.tokenizer = tokenizer
         self.controls = _control_pattern(tokenizer)
         self.begin = _automatic_bos(tokenizer)
+        self._special = _special_pattern(tokenizer)
         self._skeletons: dict[tuple[int, bool, bool], list[str]] = {}
+        self._frames: dict[int, list[tuple[str, int | None, str, bool]]] = {}
         self._known: dict[str, list[int]] = {}
 
     def encode(
@@ -41,20 +50,88 @@ class Chat:
         With `placeholders`, `<image_placeholder>` in a user text is the image token; every other control string,
         and all of them in assistant texts, become ordinary tokens.
         """
-        texts, literals = self._parts(turns, system=system, prompt=False)
-        return self._ids(self._pieces(texts, literals, system=system, placeholders=placeholders))
+        return _joined(self._token_pieces([self._turn_pieces(turns, system, placeholders)])[0])
+
+    def encode_all(self, conversations: Sequence[Turns], placeholders: Sequence[bool]) -> list[Encoded]:
+        """`encode` of each conversation without a system text, in much less time than one by one."""
+        return [_joined(pieces) for pieces in self._token_pieces(self._pieces_of_all(conversations, placeholders))]
+
+    def measure_all(self, conversations: Sequence[Turns], placeholders: Sequence[bool]) -> list[tuple[int, int]]:
+        """(tokens, supervised tokens) of each conversation, as `encode` gives them."""
+        pieces = self._pieces_of_all(conversations, placeholders)
+        if self.begin is not None:  # whether the template writes it shows in the ids
+            sizes = [[(len(ids), supervised) for ids, supervised in own] for own in self._token_pieces(pieces)]
+        else:
+            lengths = iter(self._lengths([text for own in pieces for text, _ in own]))
+            sizes = [[(next(lengths), supervised) for _, supervised in own] for own in pieces]
+        return [
+            (sum([size for size, _ in own]), sum([size for size, supervised in own if supervised])) for own in sizes
+        ]
 
     def encode_prompt(
         self, turns: Turns, prompt: str, *, system: str | None = None, placeholders: bool = True
     ) -> list[int]:
         """The ids of a conversation that ends in `prompt` and the assistant's header: what generation continues."""
         texts, literals = self._parts([*turns, (prompt, "")], system=system, prompt=True)
-        return self._ids(self._pieces(texts, literals, system=system, placeholders=placeholders))[0]
+        pieces = self._pieces(texts, literals, system=system, placeholders=placeholders)
+        return _joined(self._token_pieces([pieces])[0])[0]
 
     def end_of_turn_ids(self) -> list[int]:
         """The ids that end an assistant's turn; generation stops at the last of them."""
         _, literals = self._parts([("x", "y")], system=None, prompt=False)
         return list(self.tokenizer(self._end_of_turn(literals[-1]), add_special_tokens=False)["input_ids"])
+
+    def _pieces_of_all(self, conversations: Sequence[Turns], placeholders: Sequence[bool]) -> list[Pieces]:
+        """The pieces of each conversation. Rendering one after the other takes most of the time, so conversations in
+        whose texts a template can find nothing to act on are rendered together."""
+        plain: dict[int, list[int]] = {}
+        for index, (turns, allowed) in enumerate(zip(conversations, placeholders, strict=True)):
+            if all(self._is_plain(user, allowed) and self._is_plain(answer, False) for user, answer in turns):
+                plain.setdefault(len(turns), []).append(index)
+        pieces: dict[int, Pieces] = {}
+        for turns_each, members in plain.items():
+            texts = {index: [text for turn in conversations[index] for text in turn] for index in members}
+            if len(members) > 1 and self._writes_verbatim(list(texts.values())):
+                frame = self._frame(turns_each)
+                for index, own in texts.items():
+                    pieces[index] = [
+                        (before if number is None else f"{before}{own[number]}{after}", supervised)
+                        for before, number, after, supervised in frame
+                    ]
+        return [
+            pieces[index] if index in pieces else self._turn_pieces(turns, None, allowed)
+            for index, (turns, allowed) in enumerate(zip(conversations, placeholders, strict=True))
+        ]
+
+    def _is_plain(self, text: str, placeholders: bool) -> bool:
+        """Whether a text holds no control string, none of the strings that the template could look for, and no blank
+        at its ends to be trimmed."""
+        if not text or text[0].isspace() or text[-1].isspace() or self._special.search(text):
+            return False
+        return placeholders or IMAGE_PLACEHOLDER not in text
+
+    def _writes_verbatim(self, conversations: Sequence[Sequence[str]]) -> bool:
+        """Whether the template leaves the texts of these conversations, all of one length, as they are: the first
+        texts of all written as one text, the second ones likewise, and so on."""
+        together = [" ".join(texts) for texts in zip(*conversations, strict=True)]
+        literals = self._skeleton(len(together), has_system=False, prompt=False)
+        return self._render(together, has_system=False, prompt=False) == _interleaved(literals, together)
+
+    def _frame(self, turns: int) -> list[tuple[str, int | None, str, bool]]:
+        """The pieces of plain conversations: (template before, number of the text, template after, supervised)."""
+        if turns not in self._frames:
+            marks = [f"\ue000{index}\ue001" for index in range(2 * turns)]
+            literals = self._skeleton(len(marks), has_system=False, prompt=False)
+            frame: list[tuple[str, int | None, str, bool]] = []
+            for piece, supervised in self._pieces(marks, literals, system=None, placeholders=True):
+                before, *found = _MARK.split(piece)  # users and assistants alternate: one text a piece at most
+                frame.append((before, int(found[0]), found[1], supervised) if found else (before, None, "", supervised))
+            self._frames[turns] = frame
+        return self._frames[turns]
+
+    def _turn_pieces(self, turns: Turns, system: str | None, placeholders: bool) -> Pieces:
+        texts, literals = self._parts(turns, system=system, prompt=False)
+        return self._pieces(texts, literals, system=system, placeholders=placeholders)
 
     def _parts(self, turns: Turns, *, system: str | None, prompt: bool) -> tuple[list[str], list[str]]:
         """The texts of a conversation and the literal template around them: one literal more than texts."""
@@ -64,9 +141,7 @@ class Chat:
         literals = self._skeleton(len(texts), has_system=system is not None, prompt=prompt)
         rendered = self._render(texts, has_system=system is not None, prompt=prompt)
         for candidate in (texts, [text.strip() for text in texts]):
-            if rendered == literals[0] + "".join(
-                text + literal for text, literal in zip(candidate, literals[1:], strict=True)
-            ):
+            if rendered == _interleaved(literals, candidate):
                 return candidate, literals
         raise InputError(
             "The chat template of this tokenizer changes the text of a turn beyond trimming it, so that it is unclear "
@@ -96,8 +171,8 @@ class Chat:
 
     def _pieces(
         self, texts: Sequence[str], literals: Sequence[str], *, system: str | None, placeholders: bool
-    ) -> list[tuple[str, bool]]:
-        """(text, supervised) in order. A piece ends where supervision changes, as generation too starts there, and
+    ) -> Pieces:
+        """A piece ends where supervision changes, as generation too starts there, and
         inside control strings."""
         pieces = [(literals[0], False)]
         for index, (text, literal) in enumerate(zip(texts, literals[1:], strict=True)):
@@ -107,7 +182,7 @@ class Chat:
             _extend(pieces, self._ordinary(text, placeholders=placeholders and not answer), supervised=answer)
             _extend(pieces, [end], supervised=answer)
             _extend(pieces, [literal[len(end) :]], supervised=False)
-        return pieces
+        return [(text, supervised) for text, supervised in pieces if text]
 
     def _end_of_turn(self, literal: str) -> str:
         match = self.controls.search(literal)
@@ -129,25 +204,58 @@ class Chat:
             start = match.end()
         return [*cuts, text[start:]]
 
-    def _ids(self, pieces: Sequence[tuple[str, bool]]) -> tuple[list[int], list[int]]:
-        kept = [(text, supervised) for text, supervised in pieces if text]
-        encoded = self._tokens([text for text, _ in kept])
-        ids: list[int] = []
-        labels: list[int] = []
-        for (_, supervised), piece in zip(kept, encoded, strict=True):
-            ids += piece
-            labels += piece if supervised else [IGNORED] * len(piece)
-        if self.begin is not None and ids[:1] != [self.begin]:
-            return [self.begin, *ids], [IGNORED, *labels]
-        return ids, labels
+    def _token_pieces(self, conversations: Sequence[Pieces]) -> list[list[tuple[list[int], bool]]]:
+        """The ids of each piece of each conversation, with the BOS where the tokenizer puts one."""
+        ids = iter(self._tokens([text for pieces in conversations for text, _ in pieces]))
+        encoded = [[(next(ids), supervised) for _, supervised in pieces] for pieces in conversations]
+        if self.begin is None:
+            return encoded
+        begin = [self.begin]
+        return [
+            pieces if next((ids for ids, _ in pieces if ids), [])[:1] == begin else [(begin, False), *pieces]
+            for pieces in encoded
+        ]
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text by itself."""
-        if new := [text for text in dict.fromkeys(texts) if text not in self._known]:
-            if len(self._known) + len(new) > REMEMBERED:
-                self._known, new = {}, list(dict.fromkeys(texts))
-            self._known |= zip(new, self.tokenizer(new, add_special_tokens=False)["input_ids"], strict=True)
-        return [self._known[text] for text in texts]
+        new = list(dict.fromkeys(text for text in texts if text not in self._known))
+        ids = {text: getattr(own, "ids", own) for text, own in zip(new, self._encoded(new), strict=True)}
+        found = [ids[text] if text in ids else self._known[text] for text in texts]
+        if len(self._known) + len(ids) > REMEMBERED:
+            self._known.clear()
+        self._known |= {text: own for text, own in ids.items() if len(text) <= REMEMBERED_CHARACTERS}
+        return found
+
+    def _lengths(self, texts: Sequence[str]) -> list[int]:
+        """How many ids each text has by itself."""
+        distinct = list(dict.fromkeys(texts))
+        lengths = dict(zip(distinct, map(len, self._encoded(distinct)), strict=True))
+        return [lengths[text] for text in texts]
+
+    def _encoded(self, texts: Sequence[str]) -> Sequence[Any]:
+        """Lists of ids, or encodings that know their `ids` and their length."""
+        if not texts:
+            return []
+        whole = partial(self.tokenizer, add_special_tokens=False)
+        if not getattr(self.tokenizer, "is_fast", False) or len(texts) == 1:
+            return whole(list(texts))["input_ids"]  # type: ignore[no-any-return]
+        # The first text goes through the tokenizer, which thereby turns off padding and truncation in its backend; the
+        # others go to the backend at once, for most of a call is spent on turning encodings into lists.
+        first, *others = texts
+        encodings = self.tokenizer.backend_tokenizer.encode_batch_fast
+        return [whole([first])["input_ids"][0], *encodings(others, add_special_tokens=False)]
+
+
+def _joined(pieces: Sequence[tuple[list[int], bool]]) -> Encoded:
+    """(ids, labels) of a conversation."""
+    ids = [token for piece, _ in pieces for token in piece]
+    labels = [token if supervised else IGNORED for piece, supervised in pieces for token in piece]
+    return ids, labels
+
+
+def _interleaved(literals: Sequence[str], texts: Sequence[str]) -> str:
+    """The template's literals with the texts between them."""
+    return literals[0] + "".join(text + literal for text, literal in zip(texts, literals[1:], strict=True))
 
 
 def _extend(pieces: list[tuple[str, bool]], parts: Sequence[str], *, supervised: bool) -> None:
@@ -165,6 +273,16 @@ def _control_pattern(tokenizer: Any) -> re.Pattern[str]:
     if not contents:
         raise InputError("The tokenizer has no special tokens: turns could not be told apart from text.")
     return re.compile("|".join(re.escape(content) for content in sorted(contents, key=len, reverse=True)))
+
+
+def _special_pattern(tokenizer: Any) -> re.Pattern[str]:
+    """Matches the control strings but the image placeholder, and whatever else stands in quotes in the template's
+    code: all that the template can tell texts apart by."""
+    strings = {token.content.strip() for token in tokenizer.added_tokens_decoder.values()} - {IMAGE_PLACEHOLDER}
+    for block in _BLOCK.findall(tokenizer.get_chat_template()):
+        for single, double in _CONSTANT.findall(block):
+            strings.add((single or double).replace("\\n", "\n").replace("\\t", "\t").strip())
+    return re.compile("|".join(re.escape(text) for text in sorted(strings - {""}, key=len, reverse=True)))
 
 
 def _automatic_bos(tokenizer: Any) -> int | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lvlm.errors import InputError
+from lvlm.model.digests import file_digest
 from lvlm.records import RECORD_FILE, RunRecord
 
 Layout = Literal["own", "release", "snapshot"]
@@ -49,8 +50,7 @@ def content_digest(places: Iterable[Path]) -> str:
         for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
             if path.is_file():
                 digest.update(path.relative_to(place).as_posix().encode() + b"\0")
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
+                digest.update(file_digest(path))
     return digest.hexdigest()[:12]
 
 

@@ -110,10 +110,13 @@ class LvlmProcessor(ProcessorMixin):  # type: ignore[misc]
         User texts hold exactly one `<image_placeholder>` per image; a single image without any stands at the start of
         the first turn.
         """
-        placed = self._place(turns, n_images)
-        ids, labels = self.chat.encode(placed, system=system, placeholders=n_images > 0)
-        expanded = self._expand(ids)
-        return {"input_ids": expanded, "labels": self._expand(labels, like=ids)}
+        ids, labels = self.chat.encode(self._place(turns, n_images), system=system, placeholders=n_images > 0)
+        return self._as_sample(ids, labels)
+
+    def encode_samples(self, samples: Sequence[tuple[Turns, int]]) -> list[dict[str, list[int]]]:
+        """`encode_sample` of each (turns, number of images), in less time."""
+        encoded = self.chat.encode_all(*self._placed(samples))
+        return [self._as_sample(ids, labels) for ids, labels in encoded]
 
     def encode_prompt(
         self, prompt: str, n_images: int = 0, *, turns: Turns = (), system: str | None = None
@@ -123,10 +126,10 @@ class LvlmProcessor(ProcessorMixin):  # type: ignore[misc]
         ids = self.chat.encode_prompt(placed[:-1], placed[-1][0], system=system, placeholders=n_images > 0)
         return self._expand(ids)
 
-    def measure(self, turns: Turns, n_images: int = 0) -> tuple[int, int]:
-        """(text tokens, supervised tokens) of a sample; an image counts as no text token."""
-        ids, labels = self.chat.encode(self._place(turns, n_images), placeholders=n_images > 0)
-        return len(ids) - n_images, sum(label != IGNORED for label in labels)
+    def measure(self, samples: Sequence[tuple[Turns, int]]) -> list[tuple[int, int]]:
+        """(text tokens, supervised tokens) of each (turns, number of images); an image counts as no text token."""
+        counts = self.chat.measure_all(*self._placed(samples))
+        return [(total - images, own) for (total, own), (_, images) in zip(counts, samples, strict=True)]
 
     def collate(
         self, samples: Sequence[Mapping[str, Sequence[int]]], *, padding_side: Literal["left", "right"] = "right"
@@ -170,6 +173,13 @@ class LvlmProcessor(ProcessorMixin):  # type: ignore[misc]
     def _with_bos(self, ids: list[int]) -> list[int]:
         begin = self.chat.begin
         return ids if begin is None or ids[:1] == [begin] else [begin, *ids]
+
+    def _placed(self, samples: Sequence[tuple[Turns, int]]) -> tuple[list[Turns], list[bool]]:
+        """Conversations with their placeholders, and whether they have any."""
+        return [self._place(turns, images) for turns, images in samples], [images > 0 for _, images in samples]
+
+    def _as_sample(self, ids: list[int], labels: list[int]) -> dict[str, list[int]]:
+        return {"input_ids": self._expand(ids), "labels": self._expand(labels, like=ids)}
 
     def _expand(self, values: Sequence[int], *, like: Sequence[int] | None = None) -> list[int]:
         """Repeat the value at every placeholder `image_tokens` times."""

@@ -1,14 +1,18 @@
-"""Turns the entries of an optimizer step into token tensors, tokenised once before the loop. Used by `lvlm.train.loop`
+"""Turns the entries of an optimizer step into token tensors. Used by `lvlm.train.loop`
 and `lvlm.run`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,6 +29,10 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of a token that the loss leaves out."""
+KEPT_TOKENS = 1 << 27
+"""Tokens that an encoder keeps in memory, at 4 bytes each: 512 MiB."""
+RECENT_SAMPLES = 1 << 12
+"""Samples that stay ready to be batched: those of the steps under way and of what is loaded ahead of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +47,24 @@ class EncodedText:
     text_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
 class EncodedSample:
-    """One entry of the plan, ready to be batched."""
+    """One entry of the plan, ready to be batched. Its tokens are made when they are asked for; their number is known
+    from the plan."""
 
-    text: EncodedText
-    images: tuple[Path, ...]
+    __slots__ = ("_encode", "_text", "images", "length", "supervised")
+
+    def __init__(
+        self, encode: Callable[[], EncodedText], *, length: int, supervised: int, images: tuple[Path, ...]
+    ) -> None:
+        self._encode = encode
+        self._text: EncodedText | None = None
+        self.length, self.supervised, self.images = length, supervised, images
 
     @property
-    def length(self) -> int:
-        return len(self.text.ids)
-
-    @property
-    def supervised(self) -> int:
-        return len(self.text.targets)
+    def text(self) -> EncodedText:
+        if self._text is None:
+            self._text = self._encode()
+        return self._text
 
 
 Group = list[tuple[EncodedSample, float]]
@@ -93,34 +105,59 @@ class MicroBatch:
 
 
 class SampleEncoder:
-    """Tokenises conversations and remembers them, so that measuring for the plan and training tokenise each sample
-    once."""
+    """Tokenises conversations and keeps the tokens while there is room, so that measuring for the plan and training
+    tokenise a sample once; what has no room is tokenised again when its step comes."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
         tokenizer = processor.tokenizer
         self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
-        self._known: dict[tuple[tuple[tuple[str, str], ...], int], EncodedText] = {}
+        self._places: dict[bytes, int] = {}
+        self._tokens, self._starts = array("i"), array("q", [0])
+        """All kept tokens end to end, ids where the loss does not look and their complements where it does."""
 
     def __call__(self, sample: Sample) -> EncodedText:
-        key = (sample.turns, len(sample.images))
-        if key not in self._known:
-            self._known[key] = self._encode(*key)
-        return self._known[key]
-
-    def measure(self, sample: Sample) -> tuple[int, int]:
-        """(text tokens, supervised tokens) of a sample."""
-        encoded = self(sample)
-        return encoded.text_tokens, len(encoded.targets)
-
-    def _encode(self, turns: tuple[tuple[str, str], ...], images: int) -> EncodedText:
-        encoded = self.processor.encode_sample(turns, images)
-        ids, labels = torch.tensor(encoded["input_ids"]), torch.tensor(encoded["labels"])
-        predicted_from = (labels[1:] != IGNORED).nonzero().flatten()
+        images = len(sample.images)
+        place = self._places.get(_key(sample))
+        if place is None:
+            (tokens,) = self._encode([sample])
+        else:
+            tokens = np.array(self._tokens[self._starts[place] : self._starts[place + 1]], dtype=np.int64)
+        targets = np.flatnonzero(tokens[1:] < 0)
+        ids = torch.from_numpy(np.where(tokens < 0, ~tokens, tokens))
+        predicted_from = torch.from_numpy(targets)
         text_tokens = len(ids) - images * self.processor.image_tokens
-        return EncodedText(
-            ids=ids, predicted_from=predicted_from, targets=labels[1:][predicted_from], text_tokens=text_tokens
-        )
+        return EncodedText(ids, predicted_from, ids[1:][predicted_from], text_tokens)
+
+    def measure(self, samples: Sequence[Sample]) -> list[tuple[int, int]]:
+        """(text tokens, supervised tokens) of each sample."""
+        if len(self._tokens) >= KEPT_TOKENS:
+            counts: list[tuple[int, int]] = self.processor.measure(list(map(_conversation, samples)))
+            return counts
+        encoded = self._encode(samples)
+        for sample, tokens in zip(samples, encoded, strict=True):
+            if self._places.setdefault(_key(sample), len(self._places)) == len(self._starts) - 1:
+                self._tokens.frombytes(tokens.astype(np.int32).tobytes())
+                self._starts.append(len(self._tokens))
+        return [
+            (len(tokens) - len(sample.images) * self.processor.image_tokens, int(np.count_nonzero(tokens[1:] < 0)))
+            for sample, tokens in zip(samples, encoded, strict=True)
+        ]
+
+    def _encode(self, samples: Sequence[Sample]) -> list[npt.NDArray[np.int64]]:
+        encoded = self.processor.encode_samples(list(map(_conversation, samples)))
+        return [
+            np.where(np.equal(sample["labels"], IGNORED), sample["input_ids"], np.invert(sample["input_ids"]))
+            for sample in encoded
+        ]
+
+
+def _conversation(sample: Sample) -> tuple[tuple[tuple[str, str], ...], int]:
+    return sample.turns, len(sample.images)
+
+
+def _key(sample: Sample) -> bytes:
+    return hashlib.blake2b(repr(_conversation(sample)).encode(), digest_size=16).digest()
 
 
 class StepBatches:
@@ -155,16 +192,22 @@ class StepBatches:
 
     def _sample(self, entry: PlanEntry) -> EncodedSample:
         if entry.number not in self._samples:
-            sample = self.plan.sample(entry)
-            images = tuple(self.plan.image_path(entry, image) for image in sample.images)
-            self._samples[entry.number] = EncodedSample(self.encoder(sample), images)
+            if len(self._samples) >= RECENT_SAMPLES:
+                del self._samples[next(iter(self._samples))]  # the oldest
+            text_tokens, supervised = self.plan.tokens(entry)
+            images = self.plan.image_paths(entry)
+            self._samples[entry.number] = EncodedSample(
+                lambda: self.encoder(self.plan.sample(entry)),
+                length=text_tokens + len(images) * self.encoder.processor.image_tokens,
+                supervised=supervised,
+                images=images,
+            )
         return self._samples[entry.number]
 
     def images(self) -> Iterator[Path]:
         """Every use of an image in the whole plan, over all processes."""
-        for step in range(self.plan.steps):
-            for sample in self.samples(step):
-                yield from sample.images
+        for entry in self.plan.order:
+            yield from self.plan.image_paths(entry)
 
     def groups(self, step: int) -> list[Group]:
         """This process's samples of the step by micro-batch, each with the weight of its supervised tokens.
@@ -215,7 +258,8 @@ class StepBatches:
         ids = torch.tensor(tokens if image else [self.encoder.pad_id])
         nothing = torch.zeros(0, dtype=torch.long)
         text = EncodedText(ids=ids, predicted_from=nothing, targets=nothing, text_tokens=0)
-        return EncodedSample(text, (image,) if image else ()), 0.0
+        images = (image,) if image else ()
+        return EncodedSample(lambda: text, length=len(ids), supervised=0, images=images), 0.0
 
     def image_groups(self, first_step: int) -> Iterator[tuple[Path, ...]]:
         """The image files of every micro-batch from `first_step` on, in order."""
@@ -240,9 +284,10 @@ class StepBatches:
     def longest(self) -> MicroBatch | None:
         """The micro-batch with most tokens, padding included, among the steps with most tokens and with the longest
         samples; None where this process has no sample in any of them."""
-        lengths = {step: [sample.length for sample in self.samples(step)] for step in range(self.plan.steps)}
-        by_total = sorted(lengths, key=lambda step: -sum(lengths[step]))[:16]
-        by_longest = sorted(lengths, key=lambda step: -max(lengths[step]))[:16]
+        lengths = self.plan.lengths(self.encoder.processor.image_tokens)
+        starts = np.arange(0, len(lengths), self.plan.batch_samples)
+        by_total = np.argsort(-np.add.reduceat(lengths, starts), kind="stable")[:16].tolist()
+        by_longest = np.argsort(-np.maximum.reduceat(lengths, starts), kind="stable")[:16].tolist()
         groups = [group for step in {*by_total, *by_longest} for group in self.groups(step)]
         if not groups:
             return None

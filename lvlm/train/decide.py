@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -18,9 +17,6 @@ from torch import Tensor
 from lvlm.train.features import VIEWS_PER_BATCH, FeatureStore, TowerFeatures
 
 T = TypeVar("T")
-
-FREE_SHARE = 0.5
-"""The store may take this share of the free disk."""
 
 
 @dataclass(frozen=True)
@@ -47,24 +43,22 @@ def decide_cache(store: FeatureStore, tower: TowerFeatures, images: Sequence[Pat
     costs = measure_costs(
         tower, images[: max(2, VIEWS_PER_BATCH // tower.model.config.views)], folder=_existing_parent(store.folder)
     )
-    free = shutil.disk_usage(_existing_parent(store.folder)).free
-    return weigh(costs, images=len(images), missing=len(missing), uses=uses, free_bytes=free)
+    lack = store.space.lack(store.key, len(missing) * costs.bytes)
+    return weigh(costs, images=len(images), missing=len(missing), uses=uses, lack=lack)
 
 
-def weigh(costs: Costs, *, images: int, missing: int, uses: int, free_bytes: int) -> CacheDecision:
-    """The decision from its numbers alone."""
+def weigh(costs: Costs, *, images: int, missing: int, uses: int, lack: str = "") -> CacheDecision:
+    """The decision from its numbers alone; `lack` says why the features find no place, if so."""
     without = uses * costs.compute
     with_store = missing * (costs.compute + costs.write) + uses * costs.read
-    size = missing * costs.bytes
-    fits = size <= FREE_SHARE * free_bytes
-    on = fits and with_store < without
+    on = not lack and with_store < without
     reason = (
         f"feature cache {'on' if on else 'off'}: {images} images ({images - missing} already kept) read {uses} times; "
         f"{costs.compute * 1e3:.2f} ms to compute, {costs.write * 1e3:.2f} ms to write, "
         f"{costs.read * 1e3:.2f} ms to read one: {with_store:.1f} s with it, {without:.1f} s without"
     )
-    if not fits:
-        reason += f"; {size / 2**30:.1f} GiB do not fit on the disk ({free_bytes / 2**30:.1f} GiB free)"
+    if lack:
+        reason += f"; {lack}"
     return CacheDecision(on=on, reason=reason)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +20,7 @@ from lvlm.config import fingerprint
 from lvlm.records import write_json
 from lvlm.train.images import load_pixels
 from lvlm.train.locks import file_lock
+from lvlm.train.space import FeatureSpace, NoRoom
 
 if TYPE_CHECKING:
     from lvlm.model.lvlm import Lvlm
@@ -48,14 +51,17 @@ class TowerFeatures:
         self.workers = workers
 
     def __call__(self, images: Sequence[Path]) -> Tensor:
-        return torch.cat(list(self.batches(images))).float()
+        return torch.cat([features for part in self.parts([images]) for features in part]).float()
 
-    def batches(self, images: Sequence[Path]) -> Iterator[Tensor]:
-        """Features of consecutive groups of `images`, in the dtype they are stored in."""
+    def parts(self, parts: Sequence[Sequence[Path]]) -> Iterator[Iterator[Tensor]]:
+        """For each part, features of consecutive groups of its images, in the dtype they are stored in. All parts are
+        read by the same loader processes, ahead of time; a part must be used up before the next."""
         size = max(1, VIEWS_PER_BATCH // self.model.config.views)
-        groups = [list(images[start : start + size]) for start in range(0, len(images), size)]
-        for pixels in load_pixels(groups, self.model.config.image_transform, workers=self.workers):
-            yield self.from_pixels(pixels)
+        groups = [[list(part[start : start + size]) for start in range(0, len(part), size)] for part in parts]
+        flat = list(chain.from_iterable(groups))
+        pixels = load_pixels(flat, self.model.config.image_transform, workers=self.workers)
+        for part in groups:
+            yield (self.from_pixels(next(pixels)) for _ in part)
 
     def from_pixels(self, pixels: Tensor) -> Tensor:
         """`pixels` (images, views, 3, height, width) -> features (images, views, tokens, width)."""
@@ -89,6 +95,10 @@ class FeatureStore:
     `NNNNN.json` with (file name, size, modification time) of each row. The json is renamed into place last, so that a
     part is whole or absent. One process at a time computes, under a file lock that ends with the process; an image
     that changed on disk is computed again. `on_wait` is told once who computes, if one has to wait.
+
+    All keys together take at most `limit_gib` (see `lvlm.train.space`): features of other towers and settings give way,
+    those used longest ago first, and what then finds no place is computed whenever it is asked for. So is what somebody
+    removed.
     """
 
     def __init__(
@@ -96,26 +106,36 @@ class FeatureStore:
         home: Path,
         tower: TowerFeatures,
         *,
-        folder: Path | None = None,
+        limit_gib: float | None = None,
         on_wait: Callable[[str], None] | None = None,
     ) -> None:
         self.tower = tower
         self.on_wait = on_wait
-        self.folder = folder or home / "features" / tower.key()
-        self._rows: dict[tuple[str, str, int, int], tuple[Path, int]] = {}
-        self._read_parts: set[Path] = set()
-        self._maps: dict[Path, np.ndarray[Any, Any]] = {}
-        self._places: dict[Path, tuple[Path, int]] = {}
+        self.space = FeatureSpace(home / "features", limit_gib)
+        self.key = tower.key()
+        self.folder = self.space.root / self.key
+        self._full = False
+        self._forget()
         self._folders: dict[Path, str] = {}
 
     def __call__(self, images: Sequence[Path]) -> Tensor:
-        if any(image not in self._places for image in images):
-            self.add(images)
-        rows = [self._places[image] for image in images]
-        first = self._map(rows[0][0])
+        try:
+            if any(image not in self._places for image in images):
+                if self._full:
+                    return self.tower(images)
+                self.add(images)
+            rows = [self._places[image] for image in images]
+            parts = {part: self._map(part) for part, _ in rows}
+        except NoRoom:
+            self._full = True
+            return self.tower(images)
+        except FileNotFoundError:  # removed by hand, or from a machine that does not see our locks
+            self._forget()
+            return self.tower(images)
+        first = parts[rows[0][0]]
         out = np.empty((len(rows), *first.shape[1:]), dtype=first.dtype)
         for index, (part, row) in enumerate(rows):
-            out[index] = self._map(part)[row]
+            out[index] = parts[part][row]
         features = torch.from_numpy(out)
         if self.tower.precision == "bf16":
             features = features.view(torch.bfloat16)
@@ -135,41 +155,54 @@ class FeatureStore:
                 self._places[image] = place
         return list(absent)
 
+    def lack(self, images: Iterable[Path]) -> str:
+        """Why what is missing of `images` finds no place; empty if it does. Computes one image to see its size."""
+        absent = self.missing(images)
+        if not absent:
+            return ""
+        (features,) = next(self.tower.parts([absent[:1]]))
+        return self.space.lack(self.key, len(absent) * features.nbytes)
+
     def add(self, images: Iterable[Path], on_progress: Callable[[int, int], None] | None = None) -> int:
         """Compute and keep what is missing; returns how many images this process computed. `on_progress(done,
-        total)`."""
+        total)`. Raises `NoRoom` where the bound is reached; the parts until then are kept."""
         images = list(images)
         if not self.missing(images):
             return 0
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.space.hold(self.key)
         with file_lock(self.folder / "lock", purpose="computes image features", on_wait=self.on_wait):
             absent = self.missing(images)
             by_folder: dict[str, list[Path]] = {}
             for image in absent:
                 by_folder.setdefault(self._identity(image)[0], []).append(image)
+            parts = [
+                (self.folder / folder, members[start : start + IMAGES_PER_PART])
+                for folder, members in by_folder.items()
+                for start in range(0, len(members), IMAGES_PER_PART)
+            ]
+            for left in self.folder.glob("*/.*.tmp"):  # of one that was killed: nobody else computes now
+                left.unlink()
             done = 0
-            for folder, members in by_folder.items():
-                for start in range(0, len(members), IMAGES_PER_PART):
-                    part = members[start : start + IMAGES_PER_PART]
-                    self._write_part(self.folder / folder, part)
-                    done += len(part)
-                    if on_progress:
-                        on_progress(done, len(absent))
+            computed = self.tower.parts([part for _, part in parts])
+            for (folder, part), features in zip(parts, computed, strict=True):
+                self._write_part(folder, part, features)
+                done += len(part)
+                if on_progress:
+                    on_progress(done, len(absent))
         self.missing(images)
         return len(absent)
 
-    def _write_part(self, folder: Path, images: Sequence[Path]) -> None:
+    def _write_part(self, folder: Path, images: Sequence[Path], features: Iterator[Tensor]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         number = 1 + max((int(path.stem) for path in folder.glob("[0-9]*.json")), default=-1)
         identities = [self._identity(image)[1:] for image in images]
         data, temporary = folder / f"{number:05d}.npy", folder / f".{number:05d}.{os.getpid()}.tmp"
         out: np.ndarray[Any, Any] | None = None
         row = 0
-        for features in self.tower.batches(images):
-            block = _as_numpy(features)
+        for group in features:
+            block = _as_numpy(group)
             if out is None:
-                shape = (len(images), *block.shape[1:])
-                out = np.lib.format.open_memmap(temporary, mode="w+", dtype=block.dtype, shape=shape)
+                out = self._reserve(temporary, (len(images), *block.shape[1:]), block.dtype)
             out[row : row + len(block)] = block
             row += len(block)
         assert isinstance(out, np.memmap)
@@ -177,7 +210,30 @@ class FeatureStore:
         os.replace(temporary, data)
         write_json(folder / f"{number:05d}.json", identities)
 
+    def _reserve(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        """An empty array on disk, whose blocks are taken at once: a full disk shows here and not in a write to memory
+        that nobody could catch."""
+        with file_lock(self.space.lock, purpose="looks for room for image features"):
+            self.space.make_room(self.key, math.prod(shape) * dtype.itemsize)
+            out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            try:
+                if hasattr(os, "posix_fallocate"):  # not on macOS
+                    with open(path, "r+b") as file:
+                        os.posix_fallocate(file.fileno(), 0, os.stat(path).st_size)
+            except OSError as error:
+                path.unlink()
+                raise NoRoom(f"the disk is full ({error.strerror})") from error
+        return out
+
+    def _forget(self) -> None:
+        self._rows: dict[tuple[str, str, int, int], tuple[Path, int]] = {}
+        self._read_parts: set[Path] = set()
+        self._maps: dict[Path, np.ndarray[Any, Any]] = {}
+        self._places: dict[Path, tuple[Path, int]] = {}
+
     def _refresh(self) -> None:
+        if self.folder.exists():
+            self.space.hold(self.key)
         for index in self.folder.glob("*/[0-9]*.json"):
             if index not in self._read_parts:
                 self._read_parts.add(index)

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+from weakref import WeakSet
 
 POLL_SECONDS = 0.2
 _held: set[IO[str]] = set()
+_shared: WeakSet[SharedLock] = WeakSet()
 
 
 @contextmanager
@@ -48,12 +50,43 @@ def file_lock(path: Path, *, purpose: str, on_wait: Callable[[str], None] | None
             file.truncate(0)
 
 
+class SharedLock:
+    """Holds `path` together with whoever else does so, as long as this object lives; waits for one that holds it
+    alone."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  open as long as it is held
+        fcntl.flock(self._file, fcntl.LOCK_SH)
+        _shared.add(self)
+
+    def release(self) -> None:
+        self._file.close()
+
+    def __del__(self) -> None:
+        self.release()
+
+
+@contextmanager
+def lock_alone(path: Path) -> Iterator[bool]:
+    """Hold `path` exclusively if nobody holds it; yields whether that is so, without waiting."""
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 def release_in_child(_: int = 0) -> None:
     """Close the locks that a forked child inherited, so that it does not hold them for a moment longer than its killed
     parent."""
     for file in _held:
         os.close(file.fileno())
     _held.clear()
+    for lock in _shared:
+        lock.release()
 
 
 def lock_owner(path: Path) -> str:

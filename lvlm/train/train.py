@@ -15,11 +15,12 @@ from lvlm.model.parts import describe, prepare_training
 from lvlm.records import write_json
 from lvlm.train.batches import BatchStream, StepBatches
 from lvlm.train.compute import Compute
-from lvlm.train.decide import decide_cache
+from lvlm.train.decide import CacheDecision, decide_cache
 from lvlm.train.features import FeatureStore, ImageFeatures, TowerFeatures
 from lvlm.train.loop import StageLoop
 from lvlm.train.packing import check_isolation
 from lvlm.train.progress import Reporter
+from lvlm.train.space import NoRoom
 from lvlm.train.stages import Stage
 
 if TYPE_CHECKING:
@@ -76,7 +77,10 @@ class StageTraining:
         )
         frozen = stage.config.train.tower == "frozen"
         with self.phases("features"):
-            store = self._store(stage, tower, list(batches.images()), later_images) if frozen else None
+            decision = CacheDecision(False, f"the tower is trained ({stage.config.train.tower})")
+            if frozen:
+                decision = self._keep_features(stage, tower, list(batches.images()), later_images)
+            store = self._store(tower) if decision.on else None
 
         def stream_from(step: int) -> BatchStream:
             return BatchStream(
@@ -120,41 +124,63 @@ class StageTraining:
         return {
             "spent": {**vars(spent), "views": views, "trainable_parameters": learning},
             "features": "stored" if store else "computed",
+            "features_reason": decision.reason,
         }
 
-    def _store(
-        self, stage: Stage, tower: TowerFeatures, uses: Sequence[Path], later: Sequence[Path]
-    ) -> FeatureStore | None:
-        """The feature store, filled, if the setting or a measurement wants it. A resumed stage keeps its first
-        decision."""
-        if not uses or self.config.compute.feature_cache == "off":
-            return None
-        decided = stage.folder / DECISION_FILE
-        images = list(dict.fromkeys(uses))
-        store = FeatureStore(
-            self.home, tower, on_wait=lambda owner: self.reporter.say(f"image features: waiting for {owner}")
+    def _store(self, tower: TowerFeatures) -> FeatureStore:
+        return FeatureStore(
+            self.home,
+            tower,
+            limit_gib=self.config.compute.feature_cache_gib,
+            on_wait=lambda owner: self.reporter.say(f"image features: waiting for {owner}"),
         )
+
+    def _keep_features(
+        self, stage: Stage, tower: TowerFeatures, uses: Sequence[Path], later: Sequence[Path]
+    ) -> CacheDecision:
+        """Whether the features are kept, and if so, the store filled. The setting `on` keeps them wherever they find
+        room, `auto` where a measurement says that it pays too. A resumed stage keeps its first decision."""
+        setting, decided = self.config.compute.feature_cache, stage.folder / DECISION_FILE
+        if not uses or setting == "off":
+            return CacheDecision(False, "no images" if not uses else "compute.feature_cache is off")
         accelerator = self.compute.accelerator
-        if self.config.compute.feature_cache == "auto":
-            if accelerator.is_main_process and not decided.exists():
-                decision = decide_cache(
-                    store, tower, list(dict.fromkeys([*images, *later])), uses=len(uses) + len(later)
-                )
-                write_json(decided, {"on": decision.on, "reason": decision.reason})
-            accelerator.wait_for_everyone()
-            known = json.loads(decided.read_text(encoding="utf-8"))
-            self.reporter.say(f"{stage.name}: {known['reason']}")
-            if not known["on"]:
-                return None
         if accelerator.is_main_process:
-            with self.reporter.bar("image features", len(images)):
-                store.add(images, on_progress=self._feature_progress)
+            store = self._store(tower)
+            decision = _read_decision(decided, setting)
+            if decision is None:
+                images = list(dict.fromkeys([*uses, *later]))
+                if setting == "auto":
+                    decision = decide_cache(store, tower, images, uses=len(uses) + len(later))
+                else:
+                    lack = store.lack(images)
+                    decision = CacheDecision(
+                        not lack, f"feature cache {'off: ' + lack if lack else 'on: compute.feature_cache is on'}"
+                    )
+            if decision.on:
+                images = list(dict.fromkeys(uses))
+                try:
+                    with self.reporter.bar("image features", len(images)):
+                        store.add(images, on_progress=self._feature_progress)
+                except NoRoom as full:
+                    decision = CacheDecision(False, f"feature cache off: {full}")
+            write_json(decided, {"setting": setting, "on": decision.on, "reason": decision.reason})
         accelerator.wait_for_everyone()
-        return store
+        known = _read_decision(decided, setting)
+        assert known is not None
+        self.reporter.say(f"{stage.name}: {known.reason}")
+        return known
 
     def _feature_progress(self, done: int, total: int) -> None:
         self.reporter.advance(done, "images")
         self.reporter.tell("features", done=done, total=total)
+
+
+def _read_decision(path: Path, setting: str) -> CacheDecision | None:
+    """What was decided for this setting before."""
+    if not path.exists():
+        return None
+    known = json.loads(path.read_text(encoding="utf-8"))
+    return CacheDecision(known["on"], known["reason"]) if known.get("setting") == setting else None
 
 
 def _save(folder: Path, model: Lvlm, processor: Any) -> None:
