@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lvlm.config import CorpusUse, EvaluateConfig, RunConfig, StageConfig
+from lvlm.config import RunConfig
 from lvlm.errors import InputError
+from lvlm.settings import CorpusUse, EvaluateConfig, StageConfig
 
 if TYPE_CHECKING:
     from lvlm.data.corpus import Corpus, Permission

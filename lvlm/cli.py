@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lvlm.commands import HOME_HELP, CommandLine, add_overrides
-from lvlm.config import EvaluateConfig, ModelConfig, RunConfig, fingerprint, load_config, make_settings
+from lvlm.config import RunConfig, fingerprint, load_config, make_settings
 from lvlm.errors import InputError
 from lvlm.processes import process_index, start
 from lvlm.records import CONFIG_FILE
+from lvlm.settings import EvaluateConfig, ModelConfig
 
 if TYPE_CHECKING:
     from lvlm.model.export import Form

@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lvlm.config import RunConfig, Settings
+    from lvlm.config import RunConfig
+    from lvlm.settings import Settings
 
 PARTS = ("tower", "llm")
 """Parts of the model that LoRA is for."""

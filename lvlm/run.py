@@ -31,8 +31,8 @@ from lvlm.train.identity import config_diff
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lvlm.config import CorpusUse, EvaluateConfig
     from lvlm.data.corpus import Corpus, Permission
+    from lvlm.settings import CorpusUse, EvaluateConfig
     from lvlm.train.batches import StepBatches
     from lvlm.train.compute import Compute
     from lvlm.train.features import ImageFeatures

@@ -67,7 +67,7 @@ def make_timm_tower(folder: Path, architecture: str = TOWER, *, image_size: int 
 
 def model_config(family: str = "qwen2", **changes: Any) -> Any:
     """The `ModelConfig` of Centurio on these backbones."""
-    from lvlm.config import ModelConfig
+    from lvlm.settings import ModelConfig
 
     llms, tower = tiny_parts()
     return ModelConfig(**{"llm": str(llms / family), "tower": str(tower), "tiles": 2, **changes})

@@ -10,10 +10,10 @@ import timm
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lvlm.config import ModelConfig
 from lvlm.model.config import LvlmConfig
 from lvlm.model.lvlm import Lvlm
 from lvlm.model.tower import load_tower
+from lvlm.settings import ModelConfig
 
 LLMS: dict[str, dict[str, Any]] = {
     "microsoft/Phi-3.5-mini-instruct": {

@@ -13,11 +13,12 @@ import yaml
 from PIL import Image
 
 from lvlm import cli
-from lvlm.config import StageConfig, to_yaml
+from lvlm.config import to_yaml
 from lvlm.data.corpus import open_corpus
 from lvlm.data.plan import build_plan
 from lvlm.errors import InputError
 from lvlm.run import run
+from lvlm.settings import StageConfig
 from tests.corpora import change_row, make_corpus, write_rows
 from tests.train_world import run_config, write_corpus
 

@@ -13,9 +13,10 @@ import torch
 
 from lvlm import cli
 from lvlm.check import open_corpora, open_used
-from lvlm.config import CorpusUse, RunConfig, load_config, to_yaml
+from lvlm.config import RunConfig, load_config, to_yaml
 from lvlm.errors import Diverged, InputError
 from lvlm.run import run
+from lvlm.settings import CorpusUse
 from tests.corpora import test_row, train_row, write_rows
 from tests.tiny import tiny_image
 from tests.train_world import run_config, write_corpus

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lvlm.config import ModelConfig
 from lvlm.model import digests
 from lvlm.model.backbones import backbone_digests
 from lvlm.model.digests import file_digest
+from lvlm.settings import ModelConfig
 
 LONG_AGO = time.time() - 1000
 

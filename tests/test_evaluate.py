@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.multiprocessing
 
-from lvlm.config import CorpusUse, EvaluateConfig
 from lvlm.data.corpus import Corpus, open_corpus
 from lvlm.errors import InputError
 from lvlm.evaluate import corpora_detector, evaluate, score_answers
@@ -20,6 +19,7 @@ from lvlm.evaluate.generate import Prompt, generate_answers
 from lvlm.evaluate.items import asked_items
 from lvlm.evaluate.tiers import left_out, summarise
 from lvlm.records import METRICS, PREDICTION_COLUMNS, SCORE_COLUMNS
+from lvlm.settings import CorpusUse, EvaluateConfig
 from tests.corpora import make_corpus, test_row, write_rows
 from tests.tiny import tiny_image, tiny_world
 

@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from lvlm.check import tuning
-from lvlm.config import ComputeConfig, RunConfig, flat_fields, make_config, set_value
+from lvlm.config import RunConfig, flat_fields, make_config, set_value
 from lvlm.data.corpus import Corpus, open_corpus
 from lvlm.data.plan import build_plan
 from lvlm.errors import InputError
 from lvlm.evaluate import evaluate
 from lvlm.model.tiling import pixels
 from lvlm.run import run
+from lvlm.settings import ComputeConfig
 from tests.corpora import change_row, make_corpus, train_row, write_rows
 from tests.tiny import make_llm, make_tower, tiny_image, tiny_world
 

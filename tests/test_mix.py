@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lvlm.config import MixConfig
 from lvlm.data.mix import Allocation, LanguageMix, assign_languages, english_count, hash_order, language_codes
 from lvlm.errors import InputError
 from lvlm.languages import GROUPS, group_languages, language, table
+from lvlm.settings import MixConfig
 
 CODES = tuple(table())
 WORLD = ("en", "de", "fr", "ar", "ru", "tr", "fi", "el", "he", "ka", "sw", "ht", "is", "eo", "jv", "no")

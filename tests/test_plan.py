@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from lvlm.config import StageConfig
 from lvlm.data.corpus import Sample, open_corpus
 from lvlm.data.plan import Plan, build_plan
 from lvlm.errors import InputError
+from lvlm.settings import StageConfig
 from tests.corpora import change_row, make_corpus, train_row, write_rows
 
 LANGUAGES = ("en", "de", "ru", "el", "sw", "jv")

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from lvlm.config import ComputeConfig, RunConfig, to_yaml
+from lvlm.config import RunConfig, to_yaml
 from lvlm.errors import InputError
 from lvlm.records import CONFIG_FILE, RECORD_FILE, write_text
 from lvlm.run import check_same_config, run
+from lvlm.settings import ComputeConfig
 from lvlm.train import loop, resume, stages, strategies
 from lvlm.train.batches import BatchStream
 from lvlm.train.compute import compute

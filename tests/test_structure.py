@@ -17,8 +17,10 @@ PACKAGES = ("lvlm", "ablations", "sweeps")
 
 ORDER = [
     "errors",
+    "processes",
     "commands",
     "languages",
+    "settings",
     "config",
     "records",
     "trident",
@@ -38,6 +40,8 @@ NO_TORCH = (
     "lvlm/errors",
     "lvlm/commands",
     "lvlm/languages",
+    "lvlm/settings",
+    "lvlm/lineage",
     "lvlm/config",
     "lvlm/records",
     "lvlm/trident",

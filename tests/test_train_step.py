@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from lvlm.config import ComputeConfig, OptimConfig
 from lvlm.errors import InputError
+from lvlm.settings import ComputeConfig, OptimConfig
 from lvlm.train.compute import compute
 from lvlm.train.loss import supervised_loss, token_weights, weighted_cross_entropy
 from lvlm.train.optim import build_optimizer, lr_factor, part_of

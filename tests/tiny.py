@@ -43,7 +43,7 @@ class TinyWorld:
 
     def model_config(self, **changes: Any) -> Any:
         """A `ModelConfig` on these backbones, with the fields in `changes` replaced."""
-        from lvlm.config import ModelConfig
+        from lvlm.settings import ModelConfig
 
         return ModelConfig(**{"llm": self.llm, "tower": self.tower, **changes})
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from lvlm.config import ComputeConfig, RunConfig
+from lvlm.config import RunConfig
+from lvlm.settings import ComputeConfig
 from lvlm.train.batches import BatchStream, SampleEncoder, StepBatches
 from lvlm.train.compute import compute
 from lvlm.train.features import TowerFeatures

@@ -15,12 +15,13 @@ import numpy.typing as npt
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lvlm.config import Codes, fingerprint
+from lvlm.config import fingerprint
 from lvlm.data.checks import IMAGE_PLACEHOLDER
 from lvlm.data.images import ImageFolder
 from lvlm.data.readers import Item, Rows, Sample, read_rows
 from lvlm.errors import InputError, nearest
 from lvlm.languages import in_table_order
+from lvlm.settings import Codes
 
 __all__ = ["CORPUS_FILE", "IMAGE_PLACEHOLDER", "Corpus", "Item", "Permission", "Sample", "open_corpus"]
 

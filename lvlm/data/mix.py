@@ -19,9 +19,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from lvlm.config import MixConfig
 from lvlm.errors import InputError
 from lvlm.languages import GROUPS, group_languages, in_table_order, language
+from lvlm.settings import MixConfig
 
 Allocation = Literal["uniform", "inverse_tier"]
 

@@ -17,7 +17,6 @@ from typing import Any, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
-from lvlm.config import StageConfig
 from lvlm.data.checks import IMAGE_PLACEHOLDER
 from lvlm.data.corpus import Corpus
 from lvlm.data.ledger import Ledger
@@ -27,6 +26,7 @@ from lvlm.data.readers import Sample
 from lvlm.data.tally import Tally, add_up, lines
 from lvlm.errors import InputError
 from lvlm.languages import language
+from lvlm.settings import StageConfig
 
 T = TypeVar("T")
 Measure = Callable[[Sequence[Sample]], Sequence[tuple[int, int]]]

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from lvlm.config import CorpusUse, MixConfig
 from lvlm.data.corpus import Corpus
 from lvlm.data.mix import LanguageMix, hash_order, language_codes
 from lvlm.data.readers import Rows
 from lvlm.errors import InputError
 from lvlm.languages import in_table_order
+from lvlm.settings import CorpusUse, MixConfig
 
 
 @dataclass(frozen=True, slots=True)

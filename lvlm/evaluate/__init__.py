@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lvlm.config import EvaluateConfig
 from lvlm.data.corpus import IMAGE_PLACEHOLDER, Corpus, Permission
 from lvlm.evaluate.fidelity import LanguageDetector, fidelity, undetermined
 from lvlm.evaluate.items import Asked, asked_items
 from lvlm.evaluate.metrics import majority
 from lvlm.evaluate.tasks import TASKS, scorer_of
 from lvlm.records import METRICS, PREDICTION_COLUMNS, SCORE_COLUMNS
+from lvlm.settings import EvaluateConfig
 
 if TYPE_CHECKING:
     from lvlm.evaluate.generate import ImageFeatures

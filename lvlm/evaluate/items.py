@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lvlm.config import CorpusUse, EvaluateConfig
 from lvlm.data.corpus import Corpus, Item, Permission
 from lvlm.data.mix import hash_order
 from lvlm.errors import InputError
 from lvlm.evaluate.tasks import TASKS
 from lvlm.languages import GROUPS, group_languages, in_table_order
+from lvlm.settings import CorpusUse, EvaluateConfig
 
 
 @dataclass(frozen=True, slots=True)

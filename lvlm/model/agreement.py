@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig
 
-from lvlm.config import ModelConfig
 from lvlm.errors import InputError
 from lvlm.model.adapters import DEFAULTS
 from lvlm.model.backbones import resolve
+from lvlm.settings import ModelConfig
 
 if TYPE_CHECKING:
     from lvlm.model.config import LvlmConfig

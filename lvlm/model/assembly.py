@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from lvlm.config import ModelConfig, one_line
+from lvlm.config import one_line
 from lvlm.errors import InputError
 from lvlm.model.adapters import initialise_adapter
 from lvlm.model.attention import check_attention, check_family
@@ -25,6 +25,7 @@ from lvlm.model.processor import LvlmProcessor
 from lvlm.model.templates import Template, centurio_template
 from lvlm.model.tower import load_tower
 from lvlm.model.weights import check_quantisation, halve, matrices, quantise
+from lvlm.settings import ModelConfig
 
 
 def assemble(model_config: ModelConfig, *, seed: int, precision: str = "fp32") -> tuple[Lvlm, LvlmProcessor]:

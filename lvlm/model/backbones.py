@@ -7,9 +7,9 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from lvlm.config import ModelConfig
 from lvlm.errors import InputError
 from lvlm.model.layouts import content_digest, locate
+from lvlm.settings import ModelConfig
 
 TOKENIZER = "tiny-tokenizer"
 

@@ -22,10 +22,10 @@ from lvlm.model.lora import load_lora, lora_config, split_state
 from lvlm.model.weights import check_quantisation, matrices, quantise
 
 if TYPE_CHECKING:
-    from lvlm.config import ModelConfig
     from lvlm.model.config import LvlmConfig
     from lvlm.model.lvlm import Lvlm
     from lvlm.model.processor import LvlmProcessor
+    from lvlm.settings import ModelConfig
 
 LORA_FOLDER = "lora"
 

@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoProcessor, LlavaForConditionalGeneration
 
-from lvlm.config import ModelConfig
 from lvlm.errors import InputError
 from lvlm.model.chat import IMAGE_PLACEHOLDER
 from lvlm.model.checkpoints import load, parts, without_deepspeed
 from lvlm.model.llava import llava_processor, to_llava
 from lvlm.model.lora import lora_layers
+from lvlm.settings import ModelConfig
 
 if TYPE_CHECKING:
     from lvlm.model.lvlm import Lvlm

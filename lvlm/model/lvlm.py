@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from lvlm.config import ModelConfig
 from lvlm.errors import InputError
 from lvlm.model.adapters import Projector, build_adapter
 from lvlm.model.attention import suited
@@ -20,6 +19,7 @@ from lvlm.model.economy import last_mlp_only_at
 from lvlm.model.register import register_model
 from lvlm.model.tower import VisionTower, build_tower
 from lvlm.model.weights import halve, keep_scales
+from lvlm.settings import ModelConfig
 
 IMAGE_INPUTS = ("pixel_values", "image_features", "image_counts")
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from lvlm.config import LoraSettings, Part, StageConfig, TrainedParts
 from lvlm.errors import InputError
 from lvlm.model.checkpoints import parts
 from lvlm.model.economy import checkpoint_blocks, fuse_norms, train_mode
 from lvlm.model.lora import add_lora, lora_config, lora_layers, merge_lora
 from lvlm.model.weights import halve, numel, quantised_layers
+from lvlm.settings import LoraSettings, Part, StageConfig, TrainedParts
 
 if TYPE_CHECKING:
     from lvlm.model.lvlm import Lvlm

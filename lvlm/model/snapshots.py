@@ -15,13 +15,14 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lvlm.config import ModelConfig, one_line
+from lvlm.config import one_line
 from lvlm.errors import InputError
 from lvlm.model.assembly import assemble
 from lvlm.model.checkpoints import PREFIXES, compare, restore_lora
 from lvlm.model.layouts import LORA_CONFIG, LORA_WEIGHTS, Located, read_json
 from lvlm.model.lora import ADAPTER
 from lvlm.model.tower import create
+from lvlm.settings import ModelConfig
 
 if TYPE_CHECKING:
     from lvlm.model.lvlm import Lvlm

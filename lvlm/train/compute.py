@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DeepSpeedPlugin, DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 
-from lvlm.config import ComputeConfig
 from lvlm.errors import InputError
+from lvlm.settings import ComputeConfig
 
 ZERO_STAGES = {"zero2": 2, "zero3": 3}
 

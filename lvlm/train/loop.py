@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lvlm.config import StageConfig
 from lvlm.errors import Diverged, InputError
 from lvlm.model.parts import set_train_mode
 from lvlm.records import CURVE_FILE
+from lvlm.settings import StageConfig
 from lvlm.train.batches import BatchStream
 from lvlm.train.optim import lr_factor
 from lvlm.train.progress import Reporter

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import nn
 
-from lvlm.config import OptimConfig
+from lvlm.settings import OptimConfig
 
 PARTS = {"vision_tower": "tower", "multi_modal_projector": "adapter", "language_model": "llm"}
 """Child of the model -> the word for it in configs and tables."""

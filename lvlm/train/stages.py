@@ -14,8 +14,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from lvlm.config import RunConfig, StageConfig, fingerprint
+from lvlm.config import RunConfig, fingerprint
 from lvlm.records import CURVE_FILE, PLAN_FILE, TRAINER_VERSION, write_json
+from lvlm.settings import StageConfig
 from lvlm.train.locks import file_lock
 from lvlm.train.resume import CHECKPOINT_FILE
 

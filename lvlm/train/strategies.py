@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from lvlm.config import StageConfig
+from lvlm.settings import StageConfig
 from lvlm.train.batches import MicroBatch
 from lvlm.train.loss import supervised_loss
 from lvlm.train.optim import build_optimizer, set_lr

@@ -18,8 +18,8 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from lvlm.config import StageConfig
 from lvlm.errors import InputError
+from lvlm.settings import StageConfig
 from lvlm.train.batches import MicroBatch
 from lvlm.train.optim import build_optimizer, set_lr
 from lvlm.train.strategies import Autocast, StepLoss

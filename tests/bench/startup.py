@@ -2,8 +2,8 @@
 
 python tests/bench/startup.py [--rounds 3]        about a minute
 
-Each round starts the run that `python -m lvlm train tiny` is, in a process and a work folder of its own, with the corpus
-written beforehand, and stops it after its first step.
+Each round starts the run that `python -m lvlm train tiny` is, in a process and a work folder of its own, with the
+corpus written beforehand, and stops it after its first step.
 """
 
 from __future__ import annotations

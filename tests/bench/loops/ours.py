@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from loops.measure import Clock, Cost
-from lvlm.config import ComputeConfig, RunConfig, make_config
+from lvlm.config import RunConfig, make_config
 from lvlm.data.corpus import open_corpus
 from lvlm.data.plan import Plan, build_plan
 from lvlm.model.assembly import assemble
 from lvlm.model.parts import prepare_training
 from lvlm.records import CURVE_FILE
+from lvlm.settings import ComputeConfig
 from lvlm.train.batches import EncodedSample, SampleEncoder, StepBatches
 from lvlm.train.compute import compute
 from lvlm.train.progress import Reporter

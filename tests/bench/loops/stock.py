@@ -20,8 +20,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, PrinterCall
 from loops.measure import Cost
 from loops.ours import Measured
 from loops.tower import stock_tower
-from lvlm.config import StageConfig
 from lvlm.model.tiling import ImageTransform, open_image, pixels
+from lvlm.settings import StageConfig
 from lvlm.train.batches import IGNORED, EncodedSample
 
 LLM_LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
