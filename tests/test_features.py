@@ -138,19 +138,21 @@ def test_an_unreadable_image_is_an_error_that_names_it(model: Any, images: list[
 
 
 def test_the_cache_is_used_where_it_pays() -> None:
-    costs = Costs(compute=4e-3, write=1e-3, read=1e-4, bytes=100_000)
+    costs = Costs(compute=4e-3, fill=4e-3, write=1e-3, read=1e-4, bytes=100_000)
     assert not weigh(costs, images=100, missing=100, uses=100).on, "each image used once"
     assert weigh(costs, images=100, missing=100, uses=200).on
     assert weigh(costs, images=100, missing=0, uses=100).on, "another run has computed them"
     assert not weigh(costs, images=100, missing=100, uses=200, lack="full").on, "no room on the disk"
-    slow_disk = Costs(compute=1e-3, write=1e-3, read=2e-3, bytes=100_000)
+    small_calls = Costs(compute=9e-3, fill=4e-3, write=1e-3, read=1e-4, bytes=100_000)
+    assert weigh(small_calls, images=100, missing=100, uses=100).on, "once too, where single images compute slowly"
+    slow_disk = Costs(compute=1e-3, fill=1e-3, write=1e-3, read=2e-3, bytes=100_000)
     assert not weigh(slow_disk, images=100, missing=0, uses=10_000).on
     assert "0.8 s without" in weigh(costs, images=100, missing=100, uses=200).reason
 
 
 def test_the_decision_measures_and_leaves_no_file(model: Any, images: list[Path], tmp_path: Path) -> None:
     store = FeatureStore(tmp_path / "home", tower_of(model))
-    decision = decide_cache(store, tower_of(model), images, uses=900)
+    decision = decide_cache(store, tower_of(model), images, uses=900, per_call=4)
     assert decision.on and "9 images (0 already kept) read 900 times" in decision.reason
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
 

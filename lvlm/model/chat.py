@@ -40,6 +40,7 @@ class Chat:
         self._skeletons: dict[tuple[int, bool, bool], list[str]] = {}
         self._frames: dict[int, list[tuple[str, int | None, str, bool]]] = {}
         self._known: dict[str, list[int]] = {}
+        self._known_lengths: dict[str, int] = {}
 
     def encode(
         self, turns: Turns, *, system: str | None = None, placeholders: bool = True
@@ -228,9 +229,14 @@ class Chat:
 
     def _lengths(self, texts: Sequence[str]) -> list[int]:
         """How many ids each text has by itself."""
-        distinct = list(dict.fromkeys(texts))
-        lengths = dict(zip(distinct, map(len, self._encoded(distinct)), strict=True))
-        return [lengths[text] for text in texts]
+        known = self._known_lengths
+        new = list(dict.fromkeys(text for text in texts if text not in known))
+        lengths = dict(zip(new, map(len, self._encoded(new)), strict=True))
+        found = [lengths[text] if text in lengths else known[text] for text in texts]
+        if len(known) + len(lengths) > REMEMBERED:
+            known.clear()
+        known |= {text: length for text, length in lengths.items() if len(text) <= REMEMBERED_CHARACTERS}
+        return found
 
     def _encoded(self, texts: Sequence[str]) -> Sequence[Any]:
         """Lists of ids, or encodings that know their `ids` and their length."""

@@ -189,17 +189,16 @@ class LvlmProcessor(ProcessorMixin):  # type: ignore[misc]
         repeats = [self.image_tokens if key == self.image_token_id else 1 for key in keys]
         return [value for value, repeat in zip(values, repeats, strict=True) for _ in range(repeat)]
 
-    def _place(self, turns: Turns, n_images: int) -> list[tuple[str, str]]:
-        placed = [(user, assistant) for user, assistant in turns]
-        found = sum(user.count(IMAGE_PLACEHOLDER) for user, _ in placed)
+    def _place(self, turns: Turns, n_images: int) -> Turns:
+        found = sum([user.count(IMAGE_PLACEHOLDER) for user, _ in turns])
         if found == n_images:
-            return placed
+            return turns
         if n_images == 1 and found == 0:
-            first, answer = placed[0]
-            return [(f"{IMAGE_PLACEHOLDER}{self.image_separator}{first}", answer), *placed[1:]]
+            first, answer = turns[0]
+            return [(f"{IMAGE_PLACEHOLDER}{self.image_separator}{first}", answer), *turns[1:]]
         raise InputError(
             f"A sample has {n_images} images but {found} times {IMAGE_PLACEHOLDER} in its user texts; it "
-            f"needs one for each image. Its first user text begins: {placed[0][0][:80]!r}."
+            f"needs one for each image. Its first user text begins: {turns[0][0][:80]!r}."
         )
 
     def _images_per_text(self, images: Any, wanted: Sequence[int]) -> list[list[Image.Image]]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -17,13 +18,16 @@ from torch import Tensor
 from lvlm.train.features import VIEWS_PER_BATCH, FeatureStore, TowerFeatures
 
 T = TypeVar("T")
+ROUNDS, ENOUGH_SECONDS, SLOW_SECONDS = 3, 5.0, 1.0
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds per image: from file to features, writing features to disk, reading them back."""
+    """Seconds per image: from file to features in calls as small as those of training, the same while the store is
+    filled, writing features to disk, reading them back."""
 
     compute: float
+    fill: float
     write: float
     read: float
     bytes: int
@@ -35,14 +39,19 @@ class CacheDecision:
 
     on: bool
     reason: str
+    seconds_with: float = math.nan
+    seconds_without: float = math.nan
+    """What it would take for all uses, where that was measured."""
 
 
-def decide_cache(store: FeatureStore, tower: TowerFeatures, images: Sequence[Path], *, uses: int) -> CacheDecision:
-    """Weigh computing features at every one of `uses` against computing the missing once and reading them."""
+def decide_cache(
+    store: FeatureStore, tower: TowerFeatures, images: Sequence[Path], *, uses: int, per_call: int
+) -> CacheDecision:
+    """Weigh computing features at every one of `uses`, `per_call` images at a time, against computing the missing once
+    and reading them."""
     missing = store.missing(images)
-    costs = measure_costs(
-        tower, images[: max(2, VIEWS_PER_BATCH // tower.model.config.views)], folder=_existing_parent(store.folder)
-    )
+    sample = images[: max(2, VIEWS_PER_BATCH // tower.model.config.views)]
+    costs = measure_costs(tower, sample, per_call=per_call, folder=_existing_parent(store.folder))
     lack = store.space.lack(store.key, len(missing) * costs.bytes)
     return weigh(costs, images=len(images), missing=len(missing), uses=uses, lack=lack)
 
@@ -50,7 +59,7 @@ def decide_cache(store: FeatureStore, tower: TowerFeatures, images: Sequence[Pat
 def weigh(costs: Costs, *, images: int, missing: int, uses: int, lack: str = "") -> CacheDecision:
     """The decision from its numbers alone; `lack` says why the features find no place, if so."""
     without = uses * costs.compute
-    with_store = missing * (costs.compute + costs.write) + uses * costs.read
+    with_store = missing * (costs.fill + costs.write) + uses * costs.read
     on = not lack and with_store < without
     reason = (
         f"feature cache {'on' if on else 'off'}: {images} images ({images - missing} already kept) read {uses} times; "
@@ -59,22 +68,30 @@ def weigh(costs: Costs, *, images: int, missing: int, uses: int, lack: str = "")
     )
     if lack:
         reason += f"; {lack}"
-    return CacheDecision(on=on, reason=reason)
+    return CacheDecision(on, reason, seconds_with=with_store, seconds_without=without)
 
 
-def measure_costs(tower: TowerFeatures, images: Sequence[Path], *, folder: Path, rounds: int = 3) -> Costs:
-    """Time a few images; the best of some rounds, because the first ones load code and warm caches."""
-    best = [float("inf")] * 3
-    for _ in range(rounds):
-        features, compute = _timed(lambda: _finished(tower(images)))
+def measure_costs(tower: TowerFeatures, images: Sequence[Path], *, per_call: int, folder: Path) -> Costs:
+    """Time a few images; the best of some rounds, because the first ones load code and warm caches. A tower that takes
+    long is timed on two images."""
+    _, warming = _timed(lambda: _finished(tower(images[:2])))
+    if warming > SLOW_SECONDS:
+        images = images[:2]
+    calls = [images[start : start + per_call] for start in range(0, len(images), per_call)]
+    best, began = [float("inf")] * 4, time.perf_counter()
+    for _ in range(ROUNDS):
+        features, fill = _timed(lambda: _finished(tower(images)))
+        _, compute = _timed(lambda: [_finished(tower(call)) for call in calls]) if len(calls) > 1 else (None, fill)
         block = features.cpu().numpy()
         with tempfile.TemporaryDirectory(dir=folder, prefix=".measure-") as scratch:
             file = Path(scratch) / "features.npy"
             _, write = _timed(lambda: np.save(file, block))  # noqa: B023  called at once
             _, read = _timed(lambda: torch.from_numpy(np.array(np.load(file, mmap_mode="r"))).to(features.device))  # noqa: B023
-        best = [min(old, new) for old, new in zip(best, (compute, write, read), strict=True)]
-    compute, write, read = (seconds / len(images) for seconds in best)
-    return Costs(compute=compute, write=write, read=read, bytes=block.nbytes // len(images))
+        best = [min(old, new) for old, new in zip(best, (compute, fill, write, read), strict=True)]
+        if time.perf_counter() - began > ENOUGH_SECONDS:
+            break
+    compute, fill, write, read = (seconds / len(images) for seconds in best)
+    return Costs(compute=compute, fill=fill, write=write, read=read, bytes=block.nbytes // len(images))
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:

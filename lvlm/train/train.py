@@ -79,7 +79,7 @@ class StageTraining:
         with self.phases("features"):
             decision = CacheDecision(False, f"the tower is trained ({stage.config.train.tower})")
             if frozen:
-                decision = self._keep_features(stage, tower, list(batches.images()), later_images)
+                decision = self._keep_features(stage, tower, batches, later_images)
             store = self._store(tower) if decision.on else None
 
         def stream_from(step: int) -> BatchStream:
@@ -136,11 +136,12 @@ class StageTraining:
         )
 
     def _keep_features(
-        self, stage: Stage, tower: TowerFeatures, uses: Sequence[Path], later: Sequence[Path]
+        self, stage: Stage, tower: TowerFeatures, batches: StepBatches, later: Sequence[Path]
     ) -> CacheDecision:
         """Whether the features are kept, and if so, the store filled. The setting `on` keeps them wherever they find
         room, `auto` where a measurement says that it pays too. A resumed stage keeps its first decision."""
         setting, decided = self.config.compute.feature_cache, stage.folder / DECISION_FILE
+        uses = list(batches.images())
         if not uses or setting == "off":
             return CacheDecision(False, "no images" if not uses else "compute.feature_cache is off")
         accelerator = self.compute.accelerator
@@ -150,7 +151,14 @@ class StageTraining:
             if decision is None:
                 images = list(dict.fromkeys([*uses, *later]))
                 if setting == "auto":
-                    decision = decide_cache(store, tower, images, uses=len(uses) + len(later))
+                    calls = [sum(len(sample.images) for sample, _ in group) for group in batches.groups(0)]
+                    decision = decide_cache(
+                        store,
+                        tower,
+                        images,
+                        uses=len(uses) + len(later),
+                        per_call=max(1, round(sum(calls) / max(1, len(calls)))),
+                    )
                 else:
                     lack = store.lack(images)
                     decision = CacheDecision(
