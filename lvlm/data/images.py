@@ -17,7 +17,6 @@ from pathlib import Path
 from PIL import Image
 
 from lvlm.errors import InputError
-from lvlm.records import write_text
 
 VERIFIED_FILE = "verified-images.jsonl"
 _MANY = 2000
@@ -149,12 +148,13 @@ def _shown(checks: Iterator[tuple[str, State]], count: int) -> Iterable[tuple[st
     return track(checks, total=count, description="Checking images", console=Console(stderr=True), transient=True)
 
 
-_loaded: dict[Path, tuple[tuple[int, int], dict[str, State]]] = {}
-"""What each file of verified images held when it was last read here, with the file's size and time of change."""
+_loaded: dict[Path, tuple[int, dict[str, State]]] = {}
+"""How many bytes of each file of verified images were read here, and what they held."""
 
 
 class _Verified:
-    """What was found sound, across processes: one line per image with path, size, time of change and content digest."""
+    """What was found sound, across processes: one line per image with path, size, time of change and content digest,
+    added as it is found; the last one counts."""
 
     def __init__(self, home: Path | None) -> None:
         self.file = home / "data" / VERIFIED_FILE if home else None
@@ -164,12 +164,23 @@ class _Verified:
     def _load(self) -> dict[str, State]:
         if not self.file or not self.file.exists():
             return {}
-        stat = self.file.stat()
-        written = (stat.st_size, stat.st_mtime_ns)
-        if self.file not in _loaded or _loaded[self.file][0] != written:
-            rows = map(json.loads, self.file.read_text(encoding="utf-8").splitlines())
-            _loaded[self.file] = written, {row[0]: (row[1], row[2], row[3]) for row in rows if len(row) == 4}
-        return _loaded[self.file][1]
+        read, known = _loaded.get(self.file, (0, {}))
+        if self.file.stat().st_size < read:  # another file by now
+            read, known = 0, {}
+        with open(self.file, "rb") as file:
+            file.seek(read)
+            lines = file.read().splitlines(keepends=True)
+        for line in lines:
+            if not line.endswith(b"\n"):  # another process is about to write its rest
+                break
+            read += len(line)
+            try:
+                path, size, changed, digest = json.loads(line)
+            except ValueError:  # cut short by a process that was killed
+                continue
+            known[path] = size, changed, digest
+        _loaded[self.file] = read, known
+        return known
 
     def digest_of(self, path: Path) -> str | None:
         """The content digest of a file that was found sound and has not been touched since."""
@@ -184,6 +195,7 @@ class _Verified:
 
     def save(self) -> None:
         if self.file and self.new:
-            together = {**self._load(), **self.new}  # another worker may have added its own since
-            lines = (json.dumps([path, *state], ensure_ascii=False) for path, state in sorted(together.items()))
-            write_text(self.file, "\n".join(lines) + "\n")
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            lines = (json.dumps([path, *state], ensure_ascii=False) for path, state in sorted(self.new.items()))
+            with open(self.file, "ab", buffering=0) as file:  # one write: lines of several processes do not mix
+                file.write(("\n".join(lines) + "\n").encode())
