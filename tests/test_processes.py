@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lvlm.config import RunConfig, to_yaml
+from lvlm.config import RunConfig, make_config, to_yaml
 from lvlm.model.checkpoints import load
 from lvlm.records import RunRecord
 from lvlm.run import run
@@ -121,6 +121,27 @@ def test_killed_processes_go_on_to_the_same_bits_and_one_alone_can_go_on_too(
 
     trained(config, tmp_path / "other", processes=1)
     assert curve(tmp_path / "other" / "run") == pytest.approx(curve(alone / "run"), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "settings", "tolerance"),
+    [
+        ("zero3", {"packing": True, "gradient_checkpointing": True, "feature_cache": "on"}, 1e-5),
+        ("zero2", {"precision": "bf16"}, 1e-2),
+    ],
+    ids=["packed, checkpointed, from the cache", "bf16"],
+)
+def test_memory_settings_hold_under_zero(
+    corpus: Path, tmp_path: Path, strategy: str, settings: dict[str, Any], tolerance: float
+) -> None:
+    frozen = {"train": {"adapter": "full", "llm": "lora"}, "lora": {"r": 4, "alpha": 8, "dropout": 0.0}, "steps": 6}
+    found = {}
+    for processes in (1, 2):
+        config = config_of(corpus, strategy, **settings).model_dump() | {"pretrain": None}
+        config["instruct"] |= frozen
+        trained(make_config(config), tmp_path / str(processes), processes=processes)
+        found[processes] = curve(tmp_path / str(processes) / "run")
+    assert found[2] == pytest.approx(found[1], rel=tolerance)
 
 
 def dies_in_step_7(config: RunConfig, folder: Path) -> None:
