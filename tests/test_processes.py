@@ -140,7 +140,7 @@ def test_memory_settings_hold_under_zero(
         config = config_of(corpus, strategy, **settings).model_dump() | {"pretrain": None}
         config["instruct"] |= frozen
         trained(make_config(config), tmp_path / str(processes), processes=processes)
-        found[processes] = curve(tmp_path / str(processes) / "run")
+        found[processes] = curve(tmp_path / str(processes) / "run")[::2]  # the losses
     assert found[2] == pytest.approx(found[1], rel=tolerance)
 
 
