@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from io import TextIOWrapper
@@ -124,30 +124,40 @@ class Rows:
 
     def iter_samples(self, rows: Numbers, corpus: str) -> Iterator[Sample]:
         """`samples`, one at a time."""
-        for row, data in zip(rows, self.parse(rows), strict=True):
-            turns = tuple(zip(as_list(data["context"]), as_list(data["label"]), strict=True))
-            yield Sample(**self._shared(row, data, corpus, "instruct"), turns=turns)
+        for data, shared in self._shared(rows, corpus, "instruct"):
+            yield Sample(**shared, turns=tuple(zip(as_list(data["context"]), as_list(data["label"]), strict=True)))
 
     def items(self, rows: Numbers, corpus: str) -> list[Item]:
         """These rows as evaluation items."""
         return [
-            Item(
-                **self._shared(row, data, corpus, "vqa"),
-                prompt=as_list(data["context"])[0],
-                answers=tuple(as_list(data["text_label"])),
-            )
-            for row, data in zip(rows, self.parse(rows), strict=True)
+            Item(**shared, prompt=as_list(data["context"])[0], answers=tuple(as_list(data["text_label"])))
+            for data, shared in self._shared(rows, corpus, "vqa")
         ]
 
-    def _shared(self, row: int | np.integer[Any], data: Mapping[str, Any], corpus: str, task: str) -> dict[str, Any]:
-        return {
-            "id": self.ids[row],
-            "corpus": corpus,
-            "language": self.languages[self.language_codes[row]],
-            "task": data.get("task", task),
-            "source": self.sources[self.source_codes[row]],
-            "images": tuple(self.images[index] for index in self.image_rows(row)),
-        }
+    def _shared(self, rows: Numbers, corpus: str, task: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """The JSON object of each row, and what samples and items have in common."""
+        numbers = np.asarray(rows, dtype=np.int64)
+        columns = (
+            numbers,
+            self.language_codes[numbers],
+            self.source_codes[numbers],
+            self.image_starts[numbers],
+            self.image_starts[numbers + 1],
+        )
+        lists = zip(*(column.tolist() for column in columns), strict=True)  # single numbers of an array cost more
+        for data, (row, language, source, start, stop) in zip(self.parse(numbers), lists, strict=True):
+            images = self.image_index[start:stop].tolist() if stop > start else ()
+            yield (
+                data,
+                {
+                    "id": self.ids[row],
+                    "corpus": corpus,
+                    "language": self.languages[language],
+                    "task": data.get("task", task),
+                    "source": self.sources[source],
+                    "images": tuple([self.images[index] for index in images]),
+                },
+            )
 
 
 def place(path: Path, row: int, line: int | None) -> str:
