@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lvlm.data.checks import FIELDS, as_list, check_images, check_test, check_train, encodes
+from lvlm.data.progress import shown
 from lvlm.errors import InputError
 from lvlm.languages import language as known_language
 
@@ -183,7 +184,7 @@ def read_rows(path: Path, *, language: str | None, source: str) -> Rows:
 @lru_cache(maxsize=256)
 def _read_rows(path: Path, language: str | None, source: str, size: int, changed: int) -> Rows:
     builder = _Builder(path, language, source)
-    for data, span, line in _objects(path):
+    for data, span, line in shown(((row, 1) for row in _objects(path)), title=f"reading {path}", unit="rows"):
         builder.add(data, span, line)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))  # type: ignore[arg-type]

@@ -29,11 +29,10 @@ answering, in the script of its language: about 130 bytes. Questions never repea
 `spread`: the language files share no ids and hold all samples together, as corpora collected from the web do; the mix
 keeps every sample in its language. `parallel`: every file holds the same ids in its own language, as translated corpora
 do, and the mix picks one language for each id; a plan of n rows then has n / 100 samples and reads all n rows, for
-every file is checked as a whole. Each
-corpus is planned by processes of their own (tiny preset's tokenizer, text alone, one stage, one epoch); the second call
-finds the files in memory and nothing else, as plans keep none of what they read. CPU seconds count all threads; peak
-memory is the child's maximum resident set, of which about 0.9 GiB are the imported libraries. Wall seconds stretch with
-other work on the machine: {load} at the end."""
+every file is checked as a whole. Each corpus is planned by processes of their own (tiny preset's tokenizer, text alone,
+one stage, one epoch); the second call finds the files in memory and nothing else, as plans keep none of what they read.
+CPU seconds count all threads; peak memory is the child's maximum resident set, of which about 0.9 GiB are the imported
+libraries. Wall seconds stretch with other work on the machine: {load} at the end."""
 
 LETTERS = {
     "Latn": range(0x61, 0x7B),
