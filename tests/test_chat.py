@@ -174,6 +174,10 @@ def test_a_template_that_acts_on_one_of_many_texts_is_found_out(tokenizer, monke
     assert chat.encode_all(TALKATIVE, [True] * 20) == [chat.encode(turns) for turns in TALKATIVE]
     with pytest.raises(InputError, match="changes the text of a turn"):
         chat.encode_all([*TALKATIVE, [("Why?", "<think>hm</think>So."), ("And?", "Yes.")]], [True] * 21)
+    silent = THINKING.replace("{{ '<|im", "{% if text == 'Yes.' %}{% set text = 'No.' %}{% endif %}{{ '<|im")
+    monkeypatch.setattr(tokenizer, "chat_template", silent)
+    with pytest.raises(InputError, match="changes the text of a turn"):
+        Chat(tokenizer).encode_all([*TALKATIVE, [("Why?", "So."), ("And?", "Yes.")]], [True] * 21)
     monkeypatch.setattr(tokenizer, "chat_template", THINKING.replace("+ text +", "+ text|lower +"))
     with pytest.raises(InputError, match="changes the text of a turn"):
         Chat(tokenizer).encode_all(TALKATIVE, [True] * 20)

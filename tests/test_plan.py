@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from lvlm.data import progress
 from lvlm.data.corpus import Sample, open_corpus
 from lvlm.data.plan import Plan, build_plan
 from lvlm.errors import InputError
@@ -258,3 +259,22 @@ def test_a_large_corpus_is_planned_quickly(tmp_path: Path) -> None:
     start = time.process_time()
     plan = make_plan(path, measure=None, uses=[{"path": str(path), "split": "train"}])
     assert len(plan.order) == 20_000 and time.process_time() - start < 5
+
+
+def test_long_work_on_data_says_how_far_it_is(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_plan(toy)
+    assert capsys.readouterr().err == "", "what takes no time"
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    make_plan(toy)
+    told = capsys.readouterr().err
+    assert "instruct: counting tokens: 64 of 64 samples" in told
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    make_plan(toy)
+    drawn = capsys.readouterr().err
+    assert "\r" in drawn and drawn.endswith("\r\x1b[K"), "a line that is wiped at the end"
+    monkeypatch.setenv("RANK", "1")
+    make_plan(toy)
+    assert capsys.readouterr().err == "", "one of several processes speaks"

@@ -9,18 +9,16 @@ import hashlib
 import io
 import json
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
 
+from lvlm.data.progress import shown
 from lvlm.errors import InputError
 
 VERIFIED_FILE = "verified-images.jsonl"
-_MANY = 2000
-"""From this many pictures on, the check says on a terminal how far it is."""
 
 
 class ImageFolder:
@@ -73,9 +71,10 @@ class ImageFolder:
             if name not in self._decoded and memory.digest_of(self.path(name)) is None
         ]
         with _pool() as pool:
-            checks = pool.map(lambda name: _check(self.path(name)), todo)
+            checks = ((check, 1) for check in pool.map(lambda name: _check(self.path(name)), todo))
             try:
-                for name, (fault, state) in zip(todo, _shown(checks, len(todo)), strict=True):
+                told = shown(checks, title="checking images", unit="images", total=len(todo))
+                for name, (fault, state) in zip(todo, told, strict=True):
                     if fault:
                         raise InputError(
                             f"{blame(name)}, field 'image_id': the image {self.path(name)} cannot be decoded "
@@ -104,7 +103,8 @@ def content_digest(images: Iterable[Path], home: Path | None = None) -> str:
     digest = hashlib.sha256()
     with _pool() as pool:
         contents = pool.map(lambda path: memory.digest_of(path) or _digest(path.read_bytes()), paths)
-        for path, content in zip(paths, contents, strict=True):
+        told = shown(((content, 1) for content in contents), title="digesting images", unit="images", total=len(paths))
+        for path, content in zip(paths, told, strict=True):
             digest.update(f"{path.name}\0{content}\n".encode())
     return digest.hexdigest()[:12]
 
@@ -137,15 +137,6 @@ def _digest(content: bytes) -> str:
 
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
-
-
-def _shown(checks: Iterator[tuple[str, State]], count: int) -> Iterable[tuple[str, State]]:
-    if count < _MANY or not sys.stderr.isatty():
-        return checks
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(checks, total=count, description="Checking images", console=Console(stderr=True), transient=True)
 
 
 _loaded: dict[Path, tuple[int, dict[str, State]]] = {}

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from io import TextIOWrapper
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lvlm.data.checks import FIELDS, as_list, check_images, check_test, check_train, encodes
+from lvlm.data.progress import shown
 from lvlm.errors import InputError
 from lvlm.languages import language as known_language
 
@@ -124,30 +125,40 @@ class Rows:
 
     def iter_samples(self, rows: Numbers, corpus: str) -> Iterator[Sample]:
         """`samples`, one at a time."""
-        for row, data in zip(rows, self.parse(rows), strict=True):
-            turns = tuple(zip(as_list(data["context"]), as_list(data["label"]), strict=True))
-            yield Sample(**self._shared(row, data, corpus, "instruct"), turns=turns)
+        for data, shared in self._shared(rows, corpus, "instruct"):
+            yield Sample(**shared, turns=tuple(zip(as_list(data["context"]), as_list(data["label"]), strict=True)))
 
     def items(self, rows: Numbers, corpus: str) -> list[Item]:
         """These rows as evaluation items."""
         return [
-            Item(
-                **self._shared(row, data, corpus, "vqa"),
-                prompt=as_list(data["context"])[0],
-                answers=tuple(as_list(data["text_label"])),
-            )
-            for row, data in zip(rows, self.parse(rows), strict=True)
+            Item(**shared, prompt=as_list(data["context"])[0], answers=tuple(as_list(data["text_label"])))
+            for data, shared in self._shared(rows, corpus, "vqa")
         ]
 
-    def _shared(self, row: int | np.integer[Any], data: Mapping[str, Any], corpus: str, task: str) -> dict[str, Any]:
-        return {
-            "id": self.ids[row],
-            "corpus": corpus,
-            "language": self.languages[self.language_codes[row]],
-            "task": data.get("task", task),
-            "source": self.sources[self.source_codes[row]],
-            "images": tuple(self.images[index] for index in self.image_rows(row)),
-        }
+    def _shared(self, rows: Numbers, corpus: str, task: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """The JSON object of each row, and what samples and items have in common."""
+        numbers = np.asarray(rows, dtype=np.int64)
+        columns = (
+            numbers,
+            self.language_codes[numbers],
+            self.source_codes[numbers],
+            self.image_starts[numbers],
+            self.image_starts[numbers + 1],
+        )
+        lists = zip(*(column.tolist() for column in columns), strict=True)  # single numbers of an array cost more
+        for data, (row, language, source, start, stop) in zip(self.parse(numbers), lists, strict=True):
+            images = self.image_index[start:stop].tolist() if stop > start else ()
+            yield (
+                data,
+                {
+                    "id": self.ids[row],
+                    "corpus": corpus,
+                    "language": self.languages[language],
+                    "task": data.get("task", task),
+                    "source": self.sources[source],
+                    "images": tuple([self.images[index] for index in images]),
+                },
+            )
 
 
 def place(path: Path, row: int, line: int | None) -> str:
@@ -173,7 +184,7 @@ def read_rows(path: Path, *, language: str | None, source: str) -> Rows:
 @lru_cache(maxsize=256)
 def _read_rows(path: Path, language: str | None, source: str, size: int, changed: int) -> Rows:
     builder = _Builder(path, language, source)
-    for data, span, line in _objects(path):
+    for data, span, line in shown(((row, 1) for row in _objects(path)), title=f"reading {path}", unit="rows"):
         builder.add(data, span, line)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))  # type: ignore[arg-type]

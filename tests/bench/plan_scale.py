@@ -24,15 +24,15 @@ from lvlm.languages import Language
 from lvlm.languages import table as languages
 
 EXPLANATION = """\
-A sample is a question of six made-up words and a one-word answer, as in visual question answering, in the script of its
-language: about 140 bytes. Questions never repeat; a language has 2,000 answers. `spread`: the language files share no
-ids and hold all samples together, as corpora collected from the web do; the mix keeps every sample in its language.
-`parallel`: every file holds the same ids in its own language, as translated corpora do, and the mix picks one language
-for each id; a plan of n rows then has n / 100 samples and reads all n rows, for every file is checked as a whole. Each
-corpus is planned by processes of their own (tiny preset's tokenizer, text alone, one stage, one epoch); the second call
-finds the files in memory and nothing else, as plans keep none of what they read. CPU seconds count all threads; peak
-memory is the child's maximum resident set, of which about 0.9 GiB are the imported libraries. Wall seconds stretch with
-other work on the machine: {load} at the end."""
+A sample is a question of six made-up words of two to six letters and a one-word answer, as in visual question
+answering, in the script of its language: about 130 bytes. Questions never repeat; a language has 2,000 answers.
+`spread`: the language files share no ids and hold all samples together, as corpora collected from the web do; the mix
+keeps every sample in its language. `parallel`: every file holds the same ids in its own language, as translated corpora
+do, and the mix picks one language for each id; a plan of n rows then has n / 100 samples and reads all n rows, for
+every file is checked as a whole. Each corpus is planned by processes of their own (tiny preset's tokenizer, text alone,
+one stage, one epoch); the second call finds the files in memory and nothing else, as plans keep none of what they read.
+CPU seconds count all threads; peak memory is the child's maximum resident set, of which about 0.9 GiB are the imported
+libraries. Wall seconds stretch with other work on the machine: {load} at the end."""
 
 LETTERS = {
     "Latn": range(0x61, 0x7B),
@@ -115,7 +115,7 @@ def write_corpus(folder: Path, samples: int, *, parallel: bool, suffix: str) -> 
 def _rows(language: Language, count: int, *, prefix: str) -> Iterator[str]:
     draw = random.Random(language.code)
     letters = [chr(point) for point in LETTERS.get(language.script, LETTERS["Latn"])]
-    words = ["".join(draw.choices(letters, k=draw.randint(2, 9))) for _ in range(2000)]
+    words = ["".join(draw.choices(letters, k=draw.randint(2, 6))) for _ in range(2000)]
     for number in range(count):
         row = {
             "id": f"{prefix}-{number:07d}",
