@@ -145,6 +145,8 @@ def test_the_cache_is_used_where_it_pays() -> None:
     assert not weigh(costs, images=100, missing=100, uses=200, lack="full").on, "no room on the disk"
     small_calls = Costs(compute=9e-3, fill=4e-3, write=1e-3, read=1e-4, bytes=100_000)
     assert weigh(small_calls, images=100, missing=100, uses=100).on, "once too, where single images compute slowly"
+    hardly = Costs(compute=1.1e-3, fill=1e-3, write=1e-5, read=1e-5, bytes=100_000)
+    assert not weigh(hardly, images=100, missing=100, uses=100).on, "a gain that a measurement of moments cannot tell"
     slow_disk = Costs(compute=1e-3, fill=1e-3, write=1e-3, read=2e-3, bytes=100_000)
     assert not weigh(slow_disk, images=100, missing=0, uses=10_000).on
     assert "0.8 s without" in weigh(costs, images=100, missing=100, uses=200).reason

@@ -19,6 +19,9 @@ from lvlm.train.features import VIEWS_PER_BATCH, FeatureStore, TowerFeatures
 
 T = TypeVar("T")
 ROUNDS, ENOUGH_SECONDS, SLOW_SECONDS = 3, 5.0, 1.0
+WORTH = 0.8
+"""Features are kept where that takes at most this share of the time without: less is within the noise of a measurement
+of moments, and not worth the disk and the wait before the first step."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def weigh(costs: Costs, *, images: int, missing: int, uses: int, lack: str = "")
     """The decision from its numbers alone; `lack` says why the features find no place, if so."""
     without = uses * costs.compute
     with_store = missing * (costs.fill + costs.write) + uses * costs.read
-    on = not lack and with_store < without
+    on = not lack and with_store <= WORTH * without
     reason = (
         f"feature cache {'on' if on else 'off'}: {images} images ({images - missing} already kept) read {uses} times; "
         f"{costs.compute * 1e3:.2f} ms to compute, {costs.write * 1e3:.2f} ms to write, "
