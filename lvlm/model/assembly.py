@@ -40,9 +40,7 @@ def _assemble(model_config: ModelConfig, *, seed: int, precision: str) -> tuple[
     if model_config.checkpoint is not None:
         from lvlm.model.checkpoints import load
 
-        model, processor = load(model_config.checkpoint, model=model_config, seed=seed, precision=precision)
-        hold(model, precision=precision)
-        return model, processor
+        return load(model_config.checkpoint, model=model_config, seed=seed, precision=precision)
     tower, description = load_tower(
         resolve(model_config.tower, seed=seed),
         feature_layer=model_config.feature_layer,
@@ -76,9 +74,14 @@ def _assemble(model_config: ModelConfig, *, seed: int, precision: str) -> tuple[
 
 
 def hold(model: Lvlm, *, precision: str) -> None:
-    """Hold the weights as `precision` computes with them, in place: in float32, but for `bf16` the matrices of tower
-    and LLM in bfloat16. What learns is put back into float32 where a stage is prepared."""
+    """Hold the weights in float32, in place; for `precision` `bf16` the matrices of a tower or LLM whose files have
+    them in 16 bits in bfloat16. Blocks in float32 are not rounded, since they may have learned and may go on to; what a
+    stage freezes is halved where that is prepared."""
     named = {"llm": model.language_model, "tower": model.vision_tower} if precision == "bf16" else {}
+    head = model.get_output_embeddings().weight  # which `load_llm` has put into float32
+    named = {
+        name: part for name, part in named.items() if all(w.itemsize == 2 for w in matrices(part) if w is not head)
+    }
     halved = {id(weight) for part in named.values() for weight in matrices(part)}
     for parameter in model.parameters():
         if parameter.is_floating_point() and id(parameter) not in halved:
