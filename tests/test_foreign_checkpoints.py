@@ -484,7 +484,7 @@ def test_training_goes_on_from_a_checkpoint(tmp_path, corpus, fresh):
     assert keys[0] == keys[1] != keys[2]
     counted = load_processor(config.model, seed=0)
     turns = [("What?", "A circle.")]
-    assert counted.measure(turns, 1) == processor.measure(turns, 1)
+    assert counted.measure([(turns, 1)]) == processor.measure([(turns, 1)])
     reloaded, _ = load(tmp_path / "run0")
     adapter = reloaded.multi_modal_projector.state_dict()
     start = load(first)[0].multi_modal_projector.state_dict()
