@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from lvlm.config import RunConfig
 from lvlm.errors import InputError
+from lvlm.evaluate.generate import Prompt, generate_answers
 from lvlm.model.adapters import build_adapter
 from lvlm.model.backbones import backbone_digests
 from lvlm.model.checkpoints import load
+from lvlm.model.export import export
 from lvlm.model.layouts import locate
 from lvlm.model.lora import merge_lora
 from lvlm.model.lvlm import Lvlm
@@ -27,6 +29,7 @@ from lvlm.model.release import release_config
 from lvlm.model.snapshots import lora_settings
 from lvlm.model.tower import TimmTower, create
 from lvlm.run import run
+from lvlm.train.features import TowerFeatures
 from tests.foreign import LORA, TOWER, make_family, model_config, write_release, write_snapshot
 from tests.test_model_training import batch_for, stage, train
 from tests.tiny import tiny_world
@@ -407,6 +410,57 @@ def test_every_command_takes_a_release(tmp_path, corpus, fresh, capsys):
     assert cli.main(["export", str(folders["release"]), str(tmp_path / "out")]) == 0
     assert cli.main(["generate", str(tmp_path / "out"), *question]) == 0
     assert shown["own"].splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_release_in_bf16_computes_as_the_run_asks(tmp_path, corpus, fresh, precision):
+    """The commands answer as a run that evaluates it, whose weights are held alike, and its export stays in bf16."""
+    model, processor, batch = fresh
+    merge_lora(model.language_model)
+    folder = write_release(tmp_path / "release", model, processor)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    for file in folder.glob("*.safetensors"):
+        edit(file, lambda state: state.update({key: value.bfloat16() for key, value in state.items()}))
+    loaded, _ = load(folder, precision=precision)
+    assert loaded.dtype == loaded.get_input_embeddings().weight.dtype == torch.float32
+    assert loaded.config.halved == (["llm", "tower"] if precision == "bf16" else None)
+    prepared, processor = Lvlm.assemble(model_config(checkpoint=str(folder)), seed=0, precision=precision)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    tower = TowerFeatures(loaded, device=torch.device("cpu"), precision=precision)
+    with autocast:
+        expected = logits(model, batch)
+        assert torch.equal(logits(loaded, batch), expected) and torch.equal(logits(prepared, batch), expected)
+        question = [Prompt("What colour is it?", (corpus / "images" / "0.png",))]
+        answers = [
+            generate_answers(each, processor, question, max_new_tokens=6, features=features)
+            for each, features in ((loaded, tower), (model, None))
+        ]
+    assert answers[0] == answers[1]
+    if precision == "fp32":
+        assert export(folder, tmp_path / "out").difference == 0
+        assert {value.dtype for value in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_a_snapshot_is_held_as_the_run_computes_and_loses_nothing_that_learned(tmp_path, fresh, monkeypatch):
+    model, _, _ = fresh
+    path = write_snapshot(tmp_path, model, deepspeed=False, tower=True)
+    asked = []
+    monkeypatch.setattr("lvlm.model.assembly.check_attention", lambda attn, precision: asked.append(precision))
+    loaded, _ = Lvlm.assemble(model_config(checkpoint=str(path)), seed=0, precision="bf16")
+    assert asked == ["bf16", "bf16"], "flash attention is refused for fp32"
+    saved = model.vision_tower.state_dict()
+    assert all(torch.equal(value, saved[key]) for key, value in loaded.vision_tower.state_dict().items())
+
+
+def test_weights_that_learned_go_on_unrounded_in_another_run_in_bf16(tmp_path, fresh):
+    model, processor, _ = fresh
+    folder = own(tmp_path / "model", model, processor)
+    going_on, _ = Lvlm.assemble(model_config(checkpoint=str(folder)), seed=0, precision="bf16")
+    prepare_training(going_on, stage(tower="full", llm="lora"), seed=0, precision="bf16")
+    saved = model.vision_tower.state_dict()
+    assert all(torch.equal(value, saved[key]) for key, value in going_on.vision_tower.state_dict().items())
+    assert going_on.config.halved == ["llm"]
 
 
 def test_training_goes_on_from_a_checkpoint(tmp_path, corpus, fresh):

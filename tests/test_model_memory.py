@@ -217,6 +217,16 @@ def test_a_stage_holds_in_bf16_what_it_freezes_and_in_fp32_what_learns():
     assert torch.equal(model.language_model.model.layers[0].mlp.up_proj.weight, rounded)
 
 
+def test_a_part_in_bf16_takes_no_precision_from_the_others_when_saved(tmp_path):
+    """As ZeRO leaves a frozen adapter."""
+    model, processor = tiny_world().assemble()
+    model.multi_modal_projector.bfloat16()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again = load(tmp_path)[0].state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in model.state_dict().items())
+
+
 # Quantisation
 
 

@@ -18,6 +18,7 @@ from lvlm.model.adapters import initialise_adapter
 from lvlm.model.attention import check_attention, check_family
 from lvlm.model.backbones import resolve, tokenizer_source
 from lvlm.model.chat import IMAGE_PLACEHOLDER
+from lvlm.model.checkpoints import load, refuse, saved_processor
 from lvlm.model.config import LvlmConfig
 from lvlm.model.layouts import locate
 from lvlm.model.lvlm import Lvlm
@@ -38,11 +39,7 @@ def assemble(model_config: ModelConfig, *, seed: int, precision: str = "fp32") -
 
 def _assemble(model_config: ModelConfig, *, seed: int, precision: str) -> tuple[Lvlm, LvlmProcessor]:
     if model_config.checkpoint is not None:
-        from lvlm.model.checkpoints import load
-
-        model, processor = load(model_config.checkpoint, model=model_config, seed=seed, precision=precision)
-        hold(model, precision=precision)
-        return model, processor
+        return load(model_config.checkpoint, model=model_config, seed=seed, precision=precision)
     tower, description = load_tower(
         resolve(model_config.tower, seed=seed),
         feature_layer=model_config.feature_layer,
@@ -76,9 +73,14 @@ def _assemble(model_config: ModelConfig, *, seed: int, precision: str) -> tuple[
 
 
 def hold(model: Lvlm, *, precision: str) -> None:
-    """Hold the weights as `precision` computes with them, in place: in float32, but for `bf16` the matrices of tower
-    and LLM in bfloat16. What learns is put back into float32 where a stage is prepared."""
+    """Hold the weights in float32, in place; for `precision` `bf16` the matrices of a tower or LLM whose files have
+    them in 16 bits in bfloat16. Blocks in float32 are not rounded, since they may have learned and may go on to; what a
+    stage freezes is halved where that is prepared."""
     named = {"llm": model.language_model, "tower": model.vision_tower} if precision == "bf16" else {}
+    head = model.get_output_embeddings().weight  # which `load_llm` has put into float32
+    named = {
+        name: part for name, part in named.items() if all(w.itemsize == 2 for w in matrices(part) if w is not head)
+    }
     halved = {id(weight) for part in named.values() for weight in matrices(part)}
     for parameter in model.parameters():
         if parameter.is_floating_point() and id(parameter) not in halved:
@@ -90,14 +92,21 @@ def hold(model: Lvlm, *, precision: str) -> None:
 
 def load_llm(source: str, *, attn: str, precision: str) -> tuple[Any, Any]:
     """(causal LM, tokenizer) whose vocabulary has the image placeholder, in float32; for `precision` `bf16` its
-    matrices stay in the type they are stored in. It computes attention eagerly, which it can anywhere."""
+    matrices stay in the type they are stored in. It computes attention eagerly, which it can anywhere. A missing,
+    surplus or misshapen tensor is an `InputError` that lists it."""
     tokenizer = load_tokenizer(source)
     with _named(source):
         check_family(attn, AutoConfig.from_pretrained(source))
         dtype = "auto" if precision == "bf16" else torch.float32
-        llm = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, attn_implementation="eager", use_safetensors=True
+        llm, info = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            attn_implementation="eager",
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # so that all faults come back together and are refused below
+            output_loading_info=True,
         )
+    refuse(source, missing=info["missing_keys"], surplus=info["unexpected_keys"], shapes=info["mismatched_keys"])
     stay = {id(weight) for weight in matrices(llm)} - {id(llm.get_output_embeddings().weight)}
     for parameter in llm.parameters():
         if id(parameter) not in stay:
@@ -212,8 +221,6 @@ def load_processor(model_config: ModelConfig, *, seed: int) -> LvlmProcessor:
     images.
     """
     if model_config.checkpoint is not None and (found := locate(model_config.checkpoint)).stands_alone:
-        from lvlm.model.checkpoints import saved_processor
-
         config, processor = saved_processor(found)
         return write_as(model_config, config, processor)
     source = resolve(model_config.llm, seed=seed)

@@ -53,8 +53,9 @@ def load(
     A snapshot holds only what was trained, so that `model` has to name its tower, LLM and adapter (`seed` chooses a
     shipped draw); for the others `model` may be given, and is checked against what was saved. `attn` and `bits` are
     those of `ModelConfig`, which no checkpoint keeps; None leaves them to `model`, else attention to transformers and
-    the LLM whole. A folder of this package comes in float32; with `precision` `bf16` what lies in the files in bfloat16
-    stays so, to be used under autocast. A missing, surplus or misshapen tensor is an `InputError` that lists it.
+    the LLM whole. Whatever the files have, the model comes in float32; with `precision` `bf16` a tower or LLM in 16
+    bits keeps its matrices in bfloat16, to be used under autocast (see `lvlm.model.assembly.hold`). A missing, surplus
+    or misshapen tensor is an `InputError` that lists it.
     """
     from lvlm.model.agreement import check_agreement
     from lvlm.model.assembly import hold, set_generation, write_as
@@ -72,7 +73,7 @@ def load(
         if model is None:
             raise InputError(f"{found.path} says neither its tower nor its LLM. {how_to_load(found.path)}")
         held = {"load_4bit": bits == 4, "load_8bit": bits == 8}
-        loaded, processor = load_snapshot(found, model.model_copy(update=held), seed=seed)
+        loaded, processor = load_snapshot(found, model.model_copy(update=held), seed=seed, precision=precision)
         hold(loaded, precision=precision)
         return loaded, processor
     config, processor = saved_processor(found)
@@ -90,6 +91,7 @@ def load(
         set_generation(loaded, processor)
     if model is not None:
         processor = write_as(model, config, processor, model=loaded)
+    hold(loaded, precision=precision)
     return loaded.eval(), processor
 
 

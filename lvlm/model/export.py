@@ -74,9 +74,10 @@ def export(
         raise InputError(f"{folder} exists and is no empty folder; name a new one.")
     loaded, processor = load(checkpoint, model=model, seed=seed)
     merges = form != "adapters" and any(lora_layers(part) for part in parts(loaded).values())
-    dtype = torch.float32 if merges else loaded.dtype  # a sum in 16 bits would be another model
+    stored = loaded.config.dtype or torch.float32
+    dtype = torch.float32 if merges else stored  # a sum in 16 bits would be another model
     attn = loaded.language_model.config._attn_implementation
-    expected = answers(loaded.float(), processor)
+    expected = answers(loaded, processor)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by an export that was killed
     try:

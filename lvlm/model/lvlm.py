@@ -75,14 +75,17 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the adapter: matrices of other parts may be held in half of it."""
-        return next(self.multi_modal_projector.parameters()).dtype
+        """The widest of its parameters: matrices of a part may be held in half of it, and a file says this one."""
+        types = {parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()}
+        widest: torch.dtype = max(types, key=lambda dtype: dtype.itemsize)
+        return widest
 
     @classmethod
     def assemble(cls, model_config: ModelConfig, *, seed: int, precision: str = "fp32") -> tuple[Lvlm, Any]:
         """(model, processor) from the backbones that `model_config` names, with an adapter drawn from `seed`.
 
-        In float32; with `precision` `bf16` the matrices of tower and LLM are in bfloat16, to be used under autocast.
+        In float32; with `precision` `bf16` the matrices of an LLM that its files have in 16 bits are in bfloat16, to be
+        used under autocast.
         """
         from lvlm.model.assembly import assemble
 

@@ -48,11 +48,14 @@ class Snapshot:
     """How many tensors the optimizer of a Lightning file had; None where the file does not say."""
 
 
-def load_snapshot(found: Located, model_config: ModelConfig, *, seed: int) -> tuple[Lvlm, LvlmProcessor]:
-    """(model, processor): tower and LLM of `model_config` with what the snapshot has in their place, in float32."""
+def load_snapshot(
+    found: Located, model_config: ModelConfig, *, seed: int, precision: str
+) -> tuple[Lvlm, LvlmProcessor]:
+    """(model, processor): tower and LLM of `model_config` as `precision` holds them, with what the snapshot has in
+    their place, its tower in the types of its file."""
     snapshot = read_snapshot(found.path)
     lora = _lora(snapshot, found.lora)
-    model, processor = assemble(model_config.model_copy(update={"checkpoint": None}), seed=seed)
+    model, processor = assemble(model_config.model_copy(update={"checkpoint": None}), seed=seed, precision=precision)
     named = (
         f"model.adapter={model_config.adapter}, model.tiles={model_config.tiles}, model.tower={model_config.tower} and "
         f"model.llm={model_config.llm} describe"
@@ -189,4 +192,4 @@ def _load_tower(model: Lvlm, snapshot: Snapshot, named: str) -> None:
         whole = create(model.config.tower)
     compare(snapshot.tower, whole.state_dict(), snapshot.file, model=named, prefix=PREFIXES["tower"])
     kept: Any = model.vision_tower.model
-    kept.load_state_dict({key: snapshot.tower[key] for key in kept.state_dict()})
+    kept.load_state_dict({key: snapshot.tower[key] for key in kept.state_dict()}, assign=True)

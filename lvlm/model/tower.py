@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from lvlm.config import one_line
 from lvlm.errors import InputError
+from lvlm.model.checkpoints import compare, refuse
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_KEYS = ("image_size", "mean", "std", "interpolation")
@@ -234,12 +235,8 @@ def _load_strictly(model: Any, path: Path) -> None:
         state["pos_embed"] = resample_abs_pos_embed(
             found, new_size=list(model.patch_embed.grid_size), num_prefix_tokens=prefix
         )
-    result = model.load_state_dict(state, strict=False)
-    if result.missing_keys or result.unexpected_keys:
-        raise InputError(
-            f"{path} does not fit the architecture in its config.json: missing keys {result.missing_keys}, "
-            f"surplus keys {result.unexpected_keys}."
-        )
+    compare(state, model.state_dict(), path, model="its config.json describes")
+    model.load_state_dict(state)
 
 
 def _from_timm(name: str, image_size: int | None) -> tuple[nn.Module, dict[str, Any]]:
@@ -274,7 +271,12 @@ def _from_transformers(source: str, image_size: int | None) -> tuple[nn.Module, 
         config = AutoConfig.from_pretrained(source)
         config = getattr(config, "vision_config", config)  # the vision half of a model of images and texts
         model, found = AutoModel.from_pretrained(
-            source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            source,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
         )
         pixels = AutoImageProcessor.from_pretrained(source)
     except (OSError, ValueError, RuntimeError) as error:
@@ -282,8 +284,8 @@ def _from_transformers(source: str, image_size: int | None) -> tuple[nn.Module, 
             f"transformers cannot load the tower '{source}': {one_line(error).rstrip('.')}. Give a folder with "
             f"config.json, {WEIGHTS_FILE} and preprocessor_config.json, or a hub name that can be reached."
         ) from error
-    if missing := sorted(found["missing_keys"]):
-        raise InputError(f"The weights of the tower '{source}' lack {', '.join(missing)}.")
+    # What is surplus may be the text half of the same model.
+    refuse(source, missing=found["missing_keys"], surplus=(), shapes=found["mismatched_keys"])
     return model, {
         "architecture": TRANSFORMERS,
         "args": config.to_dict(),
