@@ -11,16 +11,20 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from lvlm.config import RunConfig, make_config, to_yaml
 from lvlm.model.checkpoints import load
+from lvlm.processes import process_index, start
 from lvlm.records import RunRecord
 from lvlm.run import run
+from lvlm.train import loop
 from lvlm.train.loop import StageLoop
 from tests.processes import together
 from tests.tiny import tiny_world
@@ -144,6 +148,22 @@ def test_memory_settings_hold_under_zero(
     assert found[2] == pytest.approx(found[1], rel=tolerance)
 
 
+def test_processes_whose_clocks_differ_agree_when_a_checkpoint_is_due(
+    corpus: Path, pair: Path, strategy: str, tmp_path: Path
+) -> None:
+    config = config_of(corpus, strategy, checkpoint_every=1e-6).model_copy(update={"instruct": None})
+
+    def with_clocks_apart() -> None:
+        signal.alarm(60)
+        if process_index() == 1:
+            loop.time = SimpleNamespace(monotonic=lambda: 0.0)  # type: ignore[assignment]  # in this process alone
+        run(config, tmp_path / "run", home=tmp_path / "home")
+
+    assert together(with_clocks_apart, 2) == [0, 0]
+    losses = curve(tmp_path / "run")
+    assert losses == curve(pair / "run")[: len(losses)]
+
+
 def dies_in_step_7(config: RunConfig, folder: Path) -> None:
     """Both processes of a run, each killed by itself in the second stage."""
     report = StageLoop._report
@@ -174,3 +194,16 @@ def test_the_command_starts_its_processes_and_ends_as_they_do(corpus: Path, tmp_
     failed = command("model.llm=/nowhere/llm")
     assert failed.returncode == 2 and failed.stderr.count("error: The language model '/nowhere/llm'") == 1
     assert "Traceback" not in failed.stderr
+
+
+def test_the_launcher_ends_on_ctrl_c_as_one_process_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = {"by": signal.SIGINT}
+
+    def launch(*_: Any) -> Any:
+        raise SignalException("stopped", sigval=ended["by"])
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", launch)
+    with pytest.raises(KeyboardInterrupt):
+        start(2, ["train", "tiny"])
+    ended["by"] = signal.SIGTERM
+    assert start(2, ["train", "tiny"]) == 128 + signal.SIGTERM
