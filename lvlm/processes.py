@@ -22,6 +22,11 @@ def process_index() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def process_count() -> int:
+    """How many processes work together. Every launcher sets WORLD_SIZE."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def start(processes: int, arguments: Sequence[str]) -> int:
     """Run `python -m lvlm` with `arguments` in so many processes; the exit status of the one that failed first, or 0,
     or 128 and the number of the signal that ended this one.

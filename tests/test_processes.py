@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from lvlm.records import RunRecord
 from lvlm.run import run
 from lvlm.train import loop
 from lvlm.train.loop import StageLoop
+from lvlm.train.stages import Stage
 from tests.processes import together
 from tests.tiny import tiny_world
 from tests.train_world import run_config, write_corpus
@@ -162,6 +164,44 @@ def test_processes_whose_clocks_differ_agree_when_a_checkpoint_is_due(
     assert together(with_clocks_apart, 2) == [0, 0]
     losses = curve(tmp_path / "run")
     assert losses == curve(pair / "run")[: len(losses)]
+
+
+def test_runs_of_one_process_each_have_their_own_strategy(corpus: Path, tmp_path: Path) -> None:
+    def one_after_another() -> None:
+        signal.alarm(120)
+        for wanted, found in (("zero3", "zero3"), ("ddp", "ddp"), ("zero2", "zero2"), ("auto", "ddp")):
+            config = config_of(corpus, wanted).model_copy(update={"instruct": None})
+            record = run(config, tmp_path / wanted, home=tmp_path / f"home-{wanted}")
+            assert record.provenance["strategy"] == found
+
+    assert together(one_after_another, 2) == [0, 0]
+
+
+def test_processes_agree_whether_a_stage_is_finished_though_they_look_at_different_moments(
+    corpus: Path, alone: Path, tmp_path: Path
+) -> None:
+    """The second process looks late, when another worker has finished the stage."""
+    config = config_of(corpus, "ddp")
+    home = tmp_path / "home"
+    shutil.copytree(alone / "home", home)
+    finished = {path: path.rename(path.with_suffix(".later")) for path in home.glob("stages/*/stage.json")}
+    assert len(finished) == 2
+
+    def looking_late() -> None:
+        signal.alarm(60)
+        result = Stage.result
+
+        def late(stage: Stage) -> Any:
+            path = stage.folder / "stage.json"
+            if process_index() == 1:
+                time.sleep(1)
+                finished[path].rename(path)
+            return result(stage)
+
+        Stage.result = late  # type: ignore[method-assign]  # in this process alone
+        run(config, tmp_path / "run", home=home)
+
+    assert together(looking_late, 2) == [0, 0]
 
 
 def dies_in_step_7(config: RunConfig, folder: Path) -> None:
