@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Sequence
@@ -21,12 +22,19 @@ def process_index() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def start(processes: int, arguments: Sequence[str]) -> int:
-    """Run `python -m lvlm` with `arguments` in so many processes; the exit status of the one that failed first, or 0.
+def process_count() -> int:
+    """How many processes work together. Every launcher sets WORLD_SIZE."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
-    A process that ends with an error ends the others.
+
+def start(processes: int, arguments: Sequence[str]) -> int:
+    """Run `python -m lvlm` with `arguments` in so many processes; the exit status of the one that failed first, or 0,
+    or 128 and the number of the signal that ended this one.
+
+    A process that ends with an error ends the others. Raises `KeyboardInterrupt` after Ctrl-C.
     """
     import torch
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -51,4 +59,8 @@ def start(processes: int, arguments: Sequence[str]) -> int:
     except ChildFailedError as error:
         status: int = error.get_first_failure()[1].exitcode
         return status if status > 0 else 1
+    except SignalException as stopped:  # the processes have been ended
+        if stopped.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        return 128 + int(stopped.sigval)
     return 0

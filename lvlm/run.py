@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lvlm.check import check_evaluation, check_learns, open_corpora, setting_notes, tuning
 from lvlm.config import FREE_COMPUTE, LABELS, MASKS_DEPEND_ON, RunConfig, fingerprint, load_config, to_yaml
 from lvlm.errors import InputError
-from lvlm.processes import process_index
+from lvlm.processes import process_count
 from lvlm.provenance import Phases, git_commit, machine, versions
 from lvlm.records import (
     CONFIG_FILE,
@@ -65,9 +65,11 @@ def run(
     folder, home = Path(folder), Path(home or default_home()).resolve()
     phases = Phases()
     check_same_config(folder, config)
-    if (folder / RECORD_FILE).exists():
-        return _finished(folder, config, Reporter(silent=process_index() > 0))
+    if process_count() == 1 and (folder / RECORD_FILE).exists():
+        return _finished(folder, config, Reporter())
     with phases("start-up"):
+        from accelerate.utils import broadcast_object_list
+
         from lvlm.train.compute import compute
         from lvlm.train.locks import file_lock
     with compute(config.compute) as machinery:
@@ -77,10 +79,9 @@ def run(
             folder / ".lock", purpose=f"runs {config.name}", on_wait=lambda owner: reporter.say(f"waiting for {owner}")
         )
         with lock if main else nullcontext(), quiet_transformers():
-            machinery.accelerator.wait_for_everyone()
+            # One looks for all, as others may see a record sooner or later than it does.
+            (done,) = broadcast_object_list([(folder / RECORD_FILE).exists()])
             notes = check_same_config(folder, config)  # again: the one that was waited for may have begun here
-            done = (folder / RECORD_FILE).exists()
-            machinery.accelerator.wait_for_everyone()
             if done:
                 return _finished(folder, config, reporter)
             record = _Run(config, folder, home, machinery, reporter, phases).run(notes)

@@ -10,18 +10,24 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from lvlm.config import RunConfig, make_config, to_yaml
 from lvlm.model.checkpoints import load
+from lvlm.processes import process_index, start
 from lvlm.records import RunRecord
 from lvlm.run import run
+from lvlm.train import loop
 from lvlm.train.loop import StageLoop
+from lvlm.train.stages import Stage
 from tests.processes import together
 from tests.tiny import tiny_world
 from tests.train_world import run_config, write_corpus
@@ -144,6 +150,60 @@ def test_memory_settings_hold_under_zero(
     assert found[2] == pytest.approx(found[1], rel=tolerance)
 
 
+def test_processes_whose_clocks_differ_agree_when_a_checkpoint_is_due(
+    corpus: Path, pair: Path, strategy: str, tmp_path: Path
+) -> None:
+    config = config_of(corpus, strategy, checkpoint_every=1e-6).model_copy(update={"instruct": None})
+
+    def with_clocks_apart() -> None:
+        signal.alarm(60)
+        if process_index() == 1:
+            loop.time = SimpleNamespace(monotonic=lambda: 0.0)  # type: ignore[assignment]  # in this process alone
+        run(config, tmp_path / "run", home=tmp_path / "home")
+
+    assert together(with_clocks_apart, 2) == [0, 0]
+    losses = curve(tmp_path / "run")
+    assert losses == curve(pair / "run")[: len(losses)]
+
+
+def test_runs_of_one_process_each_have_their_own_strategy(corpus: Path, tmp_path: Path) -> None:
+    def one_after_another() -> None:
+        signal.alarm(120)
+        for wanted, found in (("zero3", "zero3"), ("ddp", "ddp"), ("zero2", "zero2"), ("auto", "ddp")):
+            config = config_of(corpus, wanted).model_copy(update={"instruct": None})
+            record = run(config, tmp_path / wanted, home=tmp_path / f"home-{wanted}")
+            assert record.provenance["strategy"] == found
+
+    assert together(one_after_another, 2) == [0, 0]
+
+
+def test_processes_agree_whether_a_stage_is_finished_though_they_look_at_different_moments(
+    corpus: Path, alone: Path, tmp_path: Path
+) -> None:
+    """The second process looks late, when another worker has finished the stage."""
+    config = config_of(corpus, "ddp")
+    home = tmp_path / "home"
+    shutil.copytree(alone / "home", home)
+    finished = {path: path.rename(path.with_suffix(".later")) for path in home.glob("stages/*/stage.json")}
+    assert len(finished) == 2
+
+    def looking_late() -> None:
+        signal.alarm(60)
+        result = Stage.result
+
+        def late(stage: Stage) -> Any:
+            path = stage.folder / "stage.json"
+            if process_index() == 1:
+                time.sleep(1)
+                finished[path].rename(path)
+            return result(stage)
+
+        Stage.result = late  # type: ignore[method-assign]  # in this process alone
+        run(config, tmp_path / "run", home=home)
+
+    assert together(looking_late, 2) == [0, 0]
+
+
 def dies_in_step_7(config: RunConfig, folder: Path) -> None:
     """Both processes of a run, each killed by itself in the second stage."""
     report = StageLoop._report
@@ -174,3 +234,16 @@ def test_the_command_starts_its_processes_and_ends_as_they_do(corpus: Path, tmp_
     failed = command("model.llm=/nowhere/llm")
     assert failed.returncode == 2 and failed.stderr.count("error: The language model '/nowhere/llm'") == 1
     assert "Traceback" not in failed.stderr
+
+
+def test_the_launcher_ends_on_ctrl_c_as_one_process_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = {"by": signal.SIGINT}
+
+    def launch(*_: Any) -> Any:
+        raise SignalException("stopped", sigval=ended["by"])
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", launch)
+    with pytest.raises(KeyboardInterrupt):
+        start(2, ["train", "tiny"])
+    ended["by"] = signal.SIGTERM
+    assert start(2, ["train", "tiny"]) == 128 + signal.SIGTERM

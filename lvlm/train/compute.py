@@ -15,9 +15,12 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DeepSpeedPlugin, DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from lvlm.errors import InputError
+from lvlm.processes import process_count
 from lvlm.settings import ComputeConfig
 
 ZERO_STAGES = {"zero2": 2, "zero3": 3}
+LAUNCHED = "ACCELERATE_USE_DEEPSPEED"
+"""What `accelerate launch` says of DeepSpeed, in the environment."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +74,20 @@ class Compute:
 
 @contextmanager
 def compute(config: ComputeConfig) -> Iterator[Compute]:
-    """Set up device, precision and threads; the number of threads is put back afterwards."""
-    threads_before = torch.get_num_threads()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    use_cuda = torch.cuda.is_available() if config.device == "auto" else config.device == "cuda"
-    if use_cuda and not torch.cuda.is_available():
-        raise InputError("compute.device is cuda, but torch sees no GPU here. Set compute.device=auto or cpu.")
-    precision = ("bf16" if use_cuda else "fp32") if config.precision == "auto" else config.precision
-    if not use_cuda:
-        os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed warns of what it finds, whoever imports it
-    stage = _zero_stage(config.strategy)
-    _forget_settings(cpu=not use_cuda)
+    """Set up device, precision and threads; the number of threads and what accelerate was launched with are put back
+    afterwards, for the next run of this process."""
+    threads_before, launched = torch.get_num_threads(), os.environ.pop(LAUNCHED, None)
     try:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        use_cuda = torch.cuda.is_available() if config.device == "auto" else config.device == "cuda"
+        if use_cuda and not torch.cuda.is_available():
+            raise InputError("compute.device is cuda, but torch sees no GPU here. Set compute.device=auto or cpu.")
+        precision = ("bf16" if use_cuda else "fp32") if config.precision == "auto" else config.precision
+        if not use_cuda:
+            os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed warns of what it finds, whoever imports it
+        stage = _zero_stage(config.strategy, by_accelerate=launched is not None and launched.lower() == "true")
+        _forget_settings(cpu=not use_cuda, zero=stage > 0)
         accelerator = Accelerator(
             # Told to use the CPU, accelerate would leave DeepSpeed out without a word.
             cpu=None if stage else not use_cuda,
@@ -107,12 +111,15 @@ def compute(config: ComputeConfig) -> Iterator[Compute]:
         yield found
     finally:
         torch.set_num_threads(threads_before)
+        os.environ.pop(LAUNCHED, None)  # accelerate says so too, where it is told to use DeepSpeed
+        if launched is not None:
+            os.environ[LAUNCHED] = launched
 
 
-def _zero_stage(strategy: str) -> int:
+def _zero_stage(strategy: str, *, by_accelerate: bool) -> int:
     """The stage of ZeRO that the setting or the launcher asks for; 0 for whole copies."""
     launched = 0
-    if os.environ.pop("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+    if by_accelerate:
         launched = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
         if os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none") != "none":
             raise InputError(
@@ -128,7 +135,7 @@ def _zero_stage(strategy: str) -> int:
         )
     if wanted not in (0, *ZERO_STAGES.values()):
         raise InputError(f"Accelerate was launched with ZeRO stage {wanted}; this trainer knows stages 2 and 3.")
-    return wanted if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0  # one process has nobody to divide with
+    return wanted if process_count() > 1 else 0  # one process has nobody to divide with
 
 
 def _deepspeed(stage: int, *, bf16: bool, cpu: bool) -> DeepSpeedPlugin:
@@ -168,10 +175,13 @@ def _check_strategy(compute: Compute, *, use_cuda: bool) -> None:
         )
 
 
-def _forget_settings(*, cpu: bool) -> None:
-    """Accelerate keeps precision and device for the life of the process; the next run of this process may want
-    others."""
+def _forget_settings(*, cpu: bool, zero: bool) -> None:
+    """Accelerate keeps precision, device and DeepSpeed for the life of the process; the next run of this process may
+    want others."""
     AcceleratorState._reset_state()
-    known = PartialState._shared_state
-    if known and PartialState().num_processes == 1 and (PartialState().device.type == "cpu") != cpu:
+    if not PartialState._shared_state:
+        return
+    known = PartialState()
+    other_device = known.num_processes == 1 and (known.device.type == "cpu") != cpu
+    if other_device or (known.distributed_type == DistributedType.DEEPSPEED) != zero:
         PartialState._reset_state()

@@ -125,7 +125,10 @@ class StageLoop:
                 if self._validates_after(step, plan.steps):
                     curve.append(self._validation())
                     last_checkpoint = -math.inf  # a validation is worth keeping
-                if time.monotonic() - last_checkpoint > self.checkpoint_seconds or spent.step == plan.steps:
+                elapsed = time.monotonic() - last_checkpoint
+                # The clock of one decides for all: under ZeRO a state is gathered from every process.
+                due = accelerator.is_main_process and elapsed > self.checkpoint_seconds
+                if self._anywhere(due) or spent.step == plan.steps:
                     state = strategy.state()
                     if accelerator.is_main_process:
                         where = {**vars(spent), "curve_bytes": curve.flush()}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from lvlm.config import RunConfig, fingerprint
 from lvlm.records import CURVE_FILE, PLAN_FILE, TRAINER_VERSION, write_json
@@ -62,14 +63,10 @@ class Stage:
         `train` leaves the model in `model_folder` through `publish_model`. A holder that is killed frees the lock and
         leaves a checkpoint.
         """
-        if (result := self.result()) is not None:
-            return result
         lock = file_lock(self.folder / "lock", purpose=f"trains stage {self.name}", on_wait=on_wait)
         with lock if processes.is_main_process else nullcontext():
-            # Nobody writes the result before all processes have looked: the main one holds the lock.
-            processes.wait_for_everyone()
-            result = self.result()
-            processes.wait_for_everyone()
+            # One looks for all: another worker may write the result, or another machine see it, at any moment.
+            result: dict[str, Any] | None = broadcast_object_list([self.result()])[0]
             if result is None:
                 result = {"identity": dict(self.identity), **train()}
                 processes.wait_for_everyone()

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import broadcast_object_list
+
 from lvlm.config import RunConfig
 from lvlm.model.parts import describe, prepare_training
 from lvlm.records import write_json
@@ -144,8 +146,8 @@ class StageTraining:
         uses = list(batches.images())
         if not uses or setting == "off":
             return CacheDecision(False, "no images" if not uses else "compute.feature_cache is off")
-        accelerator = self.compute.accelerator
-        if accelerator.is_main_process:
+        decision: CacheDecision | None = None
+        if self.compute.accelerator.is_main_process:
             store = self._store(tower)
             decision = _read_decision(decided, setting)
             if decision is None:
@@ -172,11 +174,10 @@ class StageTraining:
                 except NoRoom as full:
                     decision = CacheDecision(False, f"feature cache off: {full}")
             write_json(decided, {"setting": setting, "on": decision.on, "reason": decision.reason})
-        accelerator.wait_for_everyone()
-        known = _read_decision(decided, setting)
-        assert known is not None
-        self.reporter.say(f"{stage.name}: {known.reason}")
-        return known
+        (decision,) = broadcast_object_list([decision])
+        assert decision is not None
+        self.reporter.say(f"{stage.name}: {decision.reason}")
+        return decision
 
     def _feature_progress(self, done: int, total: int) -> None:
         self.reporter.advance(done, "images")
