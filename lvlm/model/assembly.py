@@ -18,8 +18,9 @@ from lvlm.model.adapters import initialise_adapter
 from lvlm.model.attention import check_attention, check_family
 from lvlm.model.backbones import resolve, tokenizer_source
 from lvlm.model.chat import IMAGE_PLACEHOLDER
-from lvlm.model.checkpoints import load, refuse, saved_processor
+from lvlm.model.checkpoints import load, saved_processor
 from lvlm.model.config import LvlmConfig
+from lvlm.model.keys import refuse
 from lvlm.model.layouts import locate
 from lvlm.model.lvlm import Lvlm
 from lvlm.model.processor import LvlmProcessor

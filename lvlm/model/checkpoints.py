@@ -4,7 +4,7 @@ and `lvlm.load`."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from torch import nn
 
 from lvlm.errors import InputError
 from lvlm.model.attention import check_attention, check_family
+from lvlm.model.keys import refuse
 from lvlm.model.layouts import LORA_CONFIG, LORA_WEIGHTS, Located, how_to_load, locate
 from lvlm.model.lora import load_lora, lora_config, split_state
 from lvlm.model.weights import check_quantisation, matrices, quantise
@@ -188,29 +189,3 @@ def restore_lora(part: nn.Module, config: LoraConfig, state: dict[str, torch.Ten
         parameter.requires_grad_(False)
     missing, surplus, shapes = load_lora(part, config, state)
     refuse(source, missing=missing, surplus=surplus, shapes=shapes)
-
-
-def refuse(source: Any, *, missing: Any, surplus: Any, shapes: Any, model: str = "its config.json describes") -> None:
-    """Raise, with every key, if some are missing, surplus or of another shape."""
-    faults = {
-        "missing keys": sorted(missing),
-        "surplus keys": sorted(surplus),
-        "other shapes": sorted(map(str, shapes)),
-    }
-    found = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in faults.items() if keys)
-    if found:
-        raise InputError(f"The weights in {source} do not fit the model that {model}: {found}.")
-
-
-def compare(
-    found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], source: Any, *, model: str, prefix: str = ""
-) -> None:
-    """`refuse` for two sets of tensors, whose keys are shown after `prefix`."""
-    shapes = [
-        f"{prefix}{key} ({tuple(found[key].shape)} there, {tuple(wanted[key].shape)} in the model)"
-        for key in found.keys() & wanted.keys()
-        if found[key].shape != wanted[key].shape
-    ]
-    missing, surplus = wanted.keys() - found.keys(), found.keys() - wanted.keys()
-    names = {"missing": missing, "surplus": surplus}
-    refuse(source, shapes=shapes, model=model, **{kind: [prefix + key for key in keys] for kind, keys in names.items()})

@@ -17,8 +17,9 @@ from lvlm.errors import InputError
 from lvlm.model.adapters import build_adapter
 from lvlm.model.assembly import load_tokenizer, make_processor
 from lvlm.model.chat import IMAGE_PLACEHOLDER
-from lvlm.model.checkpoints import PREFIXES, compare
+from lvlm.model.checkpoints import PREFIXES
 from lvlm.model.config import LvlmConfig
+from lvlm.model.keys import compare
 from lvlm.model.layouts import read_json
 from lvlm.model.processor import LvlmProcessor
 from lvlm.model.templates import CENTURIO

@@ -18,7 +18,8 @@ from torch import Tensor
 from lvlm.config import one_line
 from lvlm.errors import InputError
 from lvlm.model.assembly import assemble
-from lvlm.model.checkpoints import PREFIXES, compare, restore_lora
+from lvlm.model.checkpoints import PREFIXES, restore_lora
+from lvlm.model.keys import compare
 from lvlm.model.layouts import LORA_CONFIG, LORA_WEIGHTS, Located, read_json
 from lvlm.model.lora import ADAPTER
 from lvlm.model.tower import create

@@ -13,15 +13,15 @@ from typing import Any
 import timm
 import timm.data
 import torch
+import transformers
 from PIL.Image import Resampling
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from lvlm.config import one_line
 from lvlm.errors import InputError
-from lvlm.model.checkpoints import compare, refuse
+from lvlm.model.keys import compare, refuse
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_KEYS = ("image_size", "mean", "std", "interpolation")
@@ -147,7 +147,7 @@ def create(description: Mapping[str, Any]) -> nn.Module:
         tiny: nn.Module = tiny_vit(**description["args"])
         return tiny
     if description["architecture"] == TRANSFORMERS:
-        return AutoModel.from_config(AutoConfig.for_model(**description["args"]))  # type: ignore[no-any-return]
+        return transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**description["args"]))  # type: ignore[no-any-return]
     model: nn.Module = timm.create_model(
         description["architecture"], pretrained=False, num_classes=0, **description["args"]
     )
@@ -268,9 +268,9 @@ def describe_timm(model: Any, name: str) -> dict[str, Any]:
 
 def _from_transformers(source: str, image_size: int | None) -> tuple[nn.Module, dict[str, Any]]:
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = transformers.AutoConfig.from_pretrained(source)
         config = getattr(config, "vision_config", config)  # the vision half of a model of images and texts
-        model, found = AutoModel.from_pretrained(
+        model, found = transformers.AutoModel.from_pretrained(
             source,
             config=config,
             dtype=torch.float32,
@@ -278,7 +278,7 @@ def _from_transformers(source: str, image_size: int | None) -> tuple[nn.Module, 
             ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
         )
-        pixels = AutoImageProcessor.from_pretrained(source)
+        pixels = transformers.AutoImageProcessor.from_pretrained(source)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"transformers cannot load the tower '{source}': {one_line(error).rstrip('.')}. Give a folder with "
