@@ -22,17 +22,21 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from lvlm.config import RunConfig, make_config, to_yaml
 from lvlm.model.checkpoints import load
+from lvlm.model.parts import prepare_training
 from lvlm.processes import process_index, start
 from lvlm.records import RunRecord
 from lvlm.run import run
 from lvlm.train import loop
+from lvlm.train.compute import compute
 from lvlm.train.loop import StageLoop
 from lvlm.train.stages import Stage
+from lvlm.train.strategies import share_work
 from tests.processes import together
 from tests.tiny import tiny_world
 from tests.train_world import run_config, write_corpus
 
 STEPS = {"pretrain": 4, "instruct": 12}
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @pytest.fixture(scope="module")
@@ -141,13 +145,18 @@ def test_memory_settings_hold_under_zero(
     corpus: Path, tmp_path: Path, strategy: str, settings: dict[str, Any], tolerance: float
 ) -> None:
     frozen = {"train": {"adapter": "full", "llm": "lora"}, "lora": {"r": 4, "alpha": 8, "dropout": 0.0}, "steps": 6}
-    found = {}
+    found, kept = {}, {}
     for processes in (1, 2):
         config = config_of(corpus, strategy, **settings).model_dump() | {"pretrain": None}
         config["instruct"] |= frozen
-        trained(make_config(config), tmp_path / str(processes), processes=processes)
+        record = trained(make_config(config), tmp_path / str(processes), processes=processes)
         found[processes] = curve(tmp_path / str(processes) / "run")[::2]  # the losses
+        kept[processes] = weights(record)
     assert found[2] == pytest.approx(found[1], rel=tolerance)
+    for name, tensor in kept[1].items():
+        assert kept[2][name].dtype == tensor.dtype, name
+        if ".lora_" not in name and not name.startswith("multi_modal_projector"):
+            assert torch.equal(kept[2][name], tensor), f"{name} was frozen"
 
 
 def test_processes_whose_clocks_differ_agree_when_a_checkpoint_is_due(
@@ -164,6 +173,42 @@ def test_processes_whose_clocks_differ_agree_when_a_checkpoint_is_due(
     assert together(with_clocks_apart, 2) == [0, 0]
     losses = curve(tmp_path / "run")
     assert losses == curve(pair / "run")[: len(losses)]
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_what_is_restored_is_whole_where_it_does_not_divide_evenly(corpus: Path, name: str) -> None:
+    """Three processes: no width is a multiple of three."""
+    config = config_of(corpus, name)
+    assert config.instruct is not None
+    stage = config.instruct
+
+    def there_and_back() -> None:
+        signal.alarm(60)
+        with compute(config.compute) as machinery:
+            model, _ = tiny_world().assemble(tiles=2)
+            prepare_training(model, stage, seed=0)
+            shapes = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
+            strategy: Any = share_work(model, stage, machinery)
+            name_of = {parameter: name for name, parameter in strategy.learning.items()}
+            numbered = [name_of[parameter] for group in strategy.groups for parameter in group]
+            draw = torch.Generator().manual_seed(1)
+            drawn = {
+                key: {name: torch.rand(shape, generator=draw) for name, shape in shapes.items()}
+                for key in ("value", *MOMENTS)
+            }
+            moments = {
+                number: {"step": torch.tensor(3.0), **{key: drawn[key][name] for key in MOMENTS}}
+                for number, name in enumerate(numbered)
+            }
+            strategy.restore({"model": drawn["value"] | dict(model.named_buffers()), "optimizer": {"state": moments}})
+            state = strategy.state()
+            if process_index() == 0:
+                assert all(torch.equal(state["model"][name], value) for name, value in drawn["value"].items())
+                for number, name in enumerate(numbered):
+                    found = state["optimizer"]["state"][number]
+                    assert all(torch.equal(found[key], drawn[key][name]) for key in MOMENTS), name
+
+    assert together(there_and_back, 3) == [0, 0, 0]
 
 
 def test_runs_of_one_process_each_have_their_own_strategy(corpus: Path, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def load_checkpoint(folder: Path, strategy: Strategy, *, identity: Mapping[str, 
     path = folder / CHECKPOINT_FILE
     if not path.exists():
         return None
-    state = torch.load(path, map_location=next(strategy.model.parameters()).device, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)  # whole: a device may hold no more than its share
     refuse_other_config(json.loads(state["identity"]), json.loads(json.dumps(identity)), where=path)
     own = changing_state(strategy.model)
     if own.keys() != state["model"].keys():

@@ -47,7 +47,7 @@ class Strategy(Protocol):
 
     def state(self) -> dict[str, Any]:
         """What learns and its optimizer, whole: `model` by parameter name and `optimizer` as AdamW's own state dict.
-        The same for every strategy and number of processes."""
+        The same for every strategy and number of processes. Other processes than the first may hold empty tensors."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:

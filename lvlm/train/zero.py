@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import deepspeed
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
 
@@ -45,7 +48,14 @@ class Zero:
         self.learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.groups: list[list[nn.Parameter]] = [list(group["params"]) for group in optimizer.param_groups]
         accelerator.deepspeed_plugin.deepspeed_config["gradient_clipping"] = config.optim.clip or 0.0
-        self.engine: Any = accelerator.prepare(StepLoss(model, autocast), optimizer)[0]
+        module = StepLoss(model, autocast)
+        rounds = accelerator.mixed_precision == "bf16"
+        self.frozen = {
+            parameter: _lost_in_bf16(parameter)
+            for parameter in module.parameters()
+            if rounds and not parameter.requires_grad and parameter.dtype == torch.float32
+        }
+        self.engine: Any = accelerator.prepare(module, optimizer)[0]
         if self.engine.zero_optimization_stage() != stage:
             raise InputError(
                 f"ZeRO stage {stage} was asked for and DeepSpeed runs stage {self.engine.zero_optimization_stage()}. "
@@ -70,7 +80,7 @@ class Zero:
         return rate, float(self.engine.get_global_grad_norm() or 0.0)
 
     def state(self) -> dict[str, Any]:
-        model = {name: safe_get_full_fp32_param(parameter) for name, parameter in self.learning.items()}
+        model = {name: self._kept(safe_get_full_fp32_param(parameter)) for name, parameter in self.learning.items()}
         settings = [{**group, "params": []} for group in self._adamw.param_groups]
         moments: dict[int, dict[str, Tensor]] = {}
         self._link_moments()
@@ -79,8 +89,8 @@ class Zero:
             for parameter in own:
                 group["params"].append(number)
                 if self._steps is not None:
-                    moments[number] = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
-                    moments[number]["step"] = self._steps.clone()
+                    whole = {key: self._kept(safe_get_full_optimizer_state(parameter, key)) for key in MOMENTS}
+                    moments[number] = {**whole, "step": self._steps.clone()}
                 number += 1
         return {
             "model": model | dict(self.model.named_buffers()),
@@ -92,7 +102,7 @@ class Zero:
         for name, buffer in self.model.named_buffers():
             buffer.copy_(state["model"][name])
         for name, parameter in self.learning.items():
-            safe_set_full_fp32_param(parameter, state["model"][name])
+            self._put(parameter, state["model"][name])
             with self._gathered([parameter], writes=True):
                 parameter.copy_(state["model"][name])
         moments = state["optimizer"]["state"]
@@ -103,11 +113,11 @@ class Zero:
         numbered = enumerate(parameter for group in self.groups for parameter in group)
         for number, parameter in numbered:
             for key in MOMENTS:
-                safe_set_full_optimizer_state(parameter, moments[number][key].to(self.accelerator.device), key)
+                self._put(parameter, moments[number][key], key)
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Also with what learns in float32, as the optimizer has it."""
+        """Also in float32: what learns as the optimizer has it, and what was frozen as it came."""
         exact = {parameter: safe_get_full_fp32_param(parameter) for parameter in self.learning.values()}
         with ExitStack() as stack:
             if self.partitioned:
@@ -115,6 +125,8 @@ class Zero:
                 offload.destroy()  # its hooks would gather and drop weights at every module, on every process at once
                 stack.callback(offload.setup_zero_stage3_hooks)
                 stack.enter_context(self._gathered(list(self.engine.module.parameters())))
+            for parameter, value in self.frozen.items():  # bf16 training has rounded it
+                exact[parameter] = parameter.data.float() if value is None else value.to(parameter.device)
             rounded = {parameter: parameter.data for parameter in exact}
             for parameter, value in exact.items():
                 parameter.data = value
@@ -157,7 +169,29 @@ class Zero:
 
     def _begin_moments(self, steps: Tensor) -> None:
         for share in self._shares:
-            self._adamw.state[share] = {"step": steps.clone(), **{key: torch.zeros_like(share) for key in MOMENTS}}
+            self._adamw.state[share] = {
+                "step": steps.to(share.device, copy=True),
+                **{key: torch.zeros_like(share) for key in MOMENTS},
+            }
+
+    def _kept(self, whole: Tensor) -> Tensor:
+        """A gathered tensor in main memory where it is to be written, and nothing elsewhere: all of them together may
+        be more than a device holds."""
+        return whole.cpu() if self.accelerator.is_main_process else whole.new_empty(0)
+
+    def _put(self, parameter: nn.Parameter, value: Tensor, moment: str | None = None) -> None:
+        """Set what the optimizer has of a parameter, its value or a moment, to a whole tensor."""
+        if self.partitioned:  # DeepSpeed's way of setting it whole fails where it does not divide evenly
+            share: int = parameter.ds_tensor.numel()
+            padded = F.pad(value.flatten(), (0, share * self.accelerator.num_processes - value.numel()))
+            value = padded[share * self.accelerator.process_index :][:share]
+        value = value.to(self.accelerator.device)
+        if moment is None:
+            set_value = safe_set_local_fp32_param if self.partitioned else safe_set_full_fp32_param
+            set_value(parameter, value)
+        else:
+            set_moment = safe_set_local_optimizer_state if self.partitioned else safe_set_full_optimizer_state
+            set_moment(parameter, value, moment)
 
     @contextmanager
     def _gathered(self, parameters: list[nn.Parameter], *, writes: bool = False) -> Iterator[None]:
@@ -167,3 +201,9 @@ class Zero:
             return
         with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if writes else None):
             yield
+
+
+def _lost_in_bf16(parameter: nn.Parameter) -> Tensor | None:
+    """A copy of a parameter in main memory; None where rounding it to bfloat16 changes nothing."""
+    value = parameter.detach()
+    return None if torch.equal(value, value.bfloat16().float()) else value.cpu().clone()
