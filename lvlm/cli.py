@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from lvlm.commands import HOME_HELP, CommandLine, add_overrides
 from lvlm.config import RunConfig, fingerprint, load_config, make_settings
 from lvlm.errors import InputError
-from lvlm.processes import process_index, start
+from lvlm.processes import process_count, process_index, start
 from lvlm.records import CONFIG_FILE
 from lvlm.settings import EvaluateConfig, ModelConfig
 
@@ -169,6 +169,11 @@ def _train(options: argparse.Namespace) -> int | None:
     config = read_run(options.run, options.overrides)
     if options.processes < 1:
         raise InputError(f"--processes {options.processes}: give a number from 1.")
+    if options.processes > 1 and "RANK" in os.environ and options.processes != process_count():
+        raise InputError(
+            f"--processes {options.processes}, but a launcher has started {process_count()}. Leave --processes out, or "
+            "start without the launcher."
+        )
     if options.processes > 1 and "RANK" not in os.environ:
         places = [f"--{name}={value}" for name in ("folder", "home") if (value := getattr(options, name))]
         return start(options.processes, ["train", options.run, *options.overrides, *places])

@@ -190,3 +190,14 @@ def test_language_files_share_the_memory_of_their_ids(tmp_path: Path) -> None:
     corpus = open_corpus(make_corpus(tmp_path))
     english, german = (corpus.rows("instruct", code).ids for code in ("en", "de"))
     assert all(one is other for one, other in zip(english, german, strict=True))
+
+
+def test_a_file_that_changes_while_it_is_in_use_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"context": ["What?"], "label": ["This."], "image_id": ""}]), encoding="utf-8")
+    corpus = open_corpus(path)
+    rows = corpus.train_rows("train", "en")
+    assert rows.samples([0], "rows")[0].turns == (("What?", "This."),)
+    path.write_text(path.read_text(encoding="utf-8").replace("This", "That."), encoding="utf-8")
+    with pytest.raises(InputError, match=r"rows\.json has changed while it was in use"):
+        rows.samples([0], "rows")

@@ -15,7 +15,7 @@ import torch
 
 from lvlm.errors import InputError
 from lvlm.train import features
-from lvlm.train.decide import Costs, decide_cache, weigh
+from lvlm.train.decide import Costs, decide_cache, measure_costs, weigh
 from lvlm.train.features import FeatureStore, TowerFeatures
 from lvlm.train.locks import file_lock
 from lvlm.train.space import NoRoom
@@ -261,3 +261,20 @@ def test_a_filling_starts_its_loader_processes_once(
     store.add(images)
     assert calls == [1] and len(list(store.folder.glob("*/*.npy"))) == 5
     assert torch.equal(store(images), tower_of(model)(images))
+
+
+def test_the_measurement_starts_no_loader_processes_for_single_calls(
+    model: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training does not either; their start would be taken for the cost of the tower."""
+    starts: list[int] = []
+    load_pixels = features.load_pixels
+
+    def counted(groups: Any, *rest: Any, **settings: Any) -> Any:
+        starts.append(len(groups))
+        return load_pixels(groups, *rest, **settings)
+
+    monkeypatch.setattr(features, "load_pixels", counted)
+    monkeypatch.setattr("lvlm.train.decide.ROUNDS", 1)
+    measure_costs(tower_of(model), images, per_call=1, folder=tmp_path)
+    assert len(starts) == 3 and starts[-1] == len(images), "to warm up, to fill, and once for all calls"

@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
+from lvlm.cli import main
 from lvlm.config import RunConfig, make_config, to_yaml
 from lvlm.model.checkpoints import load
 from lvlm.model.parts import prepare_training
@@ -279,6 +280,15 @@ def test_the_command_starts_its_processes_and_ends_as_they_do(corpus: Path, tmp_
     failed = command("model.llm=/nowhere/llm")
     assert failed.returncode == 2 and failed.stderr.count("error: The language model '/nowhere/llm'") == 1
     assert "Traceback" not in failed.stderr
+
+
+def test_another_number_of_processes_than_the_launcher_started_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["train", "tiny", "--processes", "4"]) == 2
+    assert "--processes 4, but a launcher has started 2." in capsys.readouterr().err
 
 
 def test_the_launcher_ends_on_ctrl_c_as_one_process_does(monkeypatch: pytest.MonkeyPatch) -> None:

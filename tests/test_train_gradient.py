@@ -200,6 +200,18 @@ def test_the_longest_micro_batch_is_found(corpus: Path) -> None:
     assert idle.longest() is None, "eight samples leave the ninth process without any"
 
 
+def test_micro_batches_are_divided_though_the_longest_is_a_single_sample(corpus: Path) -> None:
+    """Memory may be short where several samples have several images."""
+    _, batches = step_of(corpus, "token", 110)
+    longest = batches.longest()
+    assert longest is not None and len(longest.lengths) == 1
+    several = sum(len(batches(step)) < 8 for step in range(batches.plan.steps))
+    assert several > 0 and batches.halve() is not None
+    while batches.halve() is not None:
+        pass
+    assert all(len(batches(step)) == 8 for step in range(batches.plan.steps))
+
+
 def test_kept_features_give_the_same_loss_to_the_bit(corpus: Path, tmp_path: Path) -> None:
     model, batches = step_of(corpus, "token", FOUR)
     tower = TowerFeatures(model, device=torch.device("cpu"), precision="fp32")

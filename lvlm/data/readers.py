@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -67,6 +68,8 @@ class Rows:
     path: Path
     kind: Kind
     digest: str
+    state: tuple[int, int]
+    """Bytes of the file and time of its last change, in nanoseconds."""
     ids: tuple[str, ...]
     spans: npt.NDArray[np.int64]
     """(rows, 2): first byte and the byte after the last."""
@@ -112,9 +115,16 @@ class Rows:
         return list(zip(images[order].tolist(), owner[first[order]].tolist(), strict=True))
 
     def parse(self, rows: Numbers) -> Iterator[dict[str, Any]]:
-        """The JSON objects of these rows, read from the file."""
+        """The JSON objects of these rows, read from the file. Raises `InputError` where that has changed since its rows
+        were found."""
         decoder = json.JSONDecoder()
         with open(self.path, "rb") as file:
+            now = os.stat(file.fileno())
+            if (now.st_size, now.st_mtime_ns) != self.state:
+                raise InputError(
+                    f"The data file {self.path} has changed while it was in use. Put the old file back to go on, or "
+                    "start again with the new one in another folder."
+                )
             for start, end in self.spans[np.asarray(rows, dtype=np.int64)].tolist():
                 file.seek(start)
                 yield decoder.decode(file.read(end - start).decode("utf-8"))
@@ -188,7 +198,7 @@ def _read_rows(path: Path, language: str | None, source: str, size: int, changed
         builder.add(data, span, line)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))  # type: ignore[arg-type]
-    return builder.finish(digest.hexdigest())
+    return builder.finish(digest.hexdigest(), (size, changed))
 
 
 def _objects(path: Path) -> Iterator[tuple[Any, tuple[int, int], int | None]]:
@@ -396,13 +406,14 @@ class _Builder:
         self.image_index.extend([self.images.setdefault(name, len(self.images)) for name in images])
         self.image_starts.append(len(self.image_index))
 
-    def finish(self, digest: str) -> Rows:
+    def finish(self, digest: str, state: tuple[int, int]) -> Rows:
         if self.kind is None:
             raise InputError(f"{self.path} holds no rows. A data file is a JSON list of objects, or one object a line.")
         return Rows(
             path=self.path,
             kind=self.kind,
             digest=digest,
+            state=state,
             ids=tuple(self.ids),
             spans=np.array(self.spans, dtype=np.int64),
             lines=np.array(self.lines, dtype=np.int32) if self.lines else None,

@@ -273,25 +273,27 @@ class StepBatches:
         return [self._collate(group, last=place == len(groups)) for place, group in enumerate(groups, start=1)]
 
     def halve(self) -> int | None:
-        """Make the longest micro-batch about half as large; the new token budget, or None where it is a single sample
-        already."""
-        longest = self.longest()
-        if longest is None or len(longest.lengths) == 1:
+        """Make the longest micro-batch of several samples about half as large; the new token budget, or None where each
+        is a single sample already. One long sample may need less memory than several with more images."""
+        divisible = [self._tokens(group) for group in self._heaviest() if len(group) > 1]
+        if not divisible:
             return None
-        self.token_budget = max(longest.input_ids.numel() // 2, *longest.lengths)
+        self.token_budget = max(divisible) // 2
         return self.token_budget
 
     def longest(self) -> MicroBatch | None:
         """The micro-batch with most tokens, padding included, among the steps with most tokens and with the longest
         samples; None where this process has no sample in any of them."""
+        groups = self._heaviest()
+        return self._collate(max(groups, key=self._tokens)) if groups else None
+
+    def _heaviest(self) -> list[Group]:
+        """This process's micro-batches of the steps with most tokens and of those with the longest samples."""
         lengths = self.plan.lengths(self.encoder.processor.image_tokens)
         starts = np.arange(0, len(lengths), self.plan.batch_samples)
         by_total = np.argsort(-np.add.reduceat(lengths, starts), kind="stable")[:16].tolist()
         by_longest = np.argsort(-np.maximum.reduceat(lengths, starts), kind="stable")[:16].tolist()
-        groups = [group for step in {*by_total, *by_longest} for group in self.groups(step)]
-        if not groups:
-            return None
-        return self._collate(max(groups, key=self._tokens))
+        return [group for step in {*by_total, *by_longest} for group in self.groups(step)]
 
     def _collate(self, members: Group, *, last: bool = False) -> MicroBatch:
         texts = [sample.text for sample, _ in members]

@@ -84,7 +84,7 @@ def measure_costs(tower: TowerFeatures, images: Sequence[Path], *, per_call: int
     best, began = [float("inf")] * 4, time.perf_counter()
     for _ in range(ROUNDS):
         features, fill = _timed(lambda: _finished(tower(images)))
-        _, compute = _timed(lambda: [_finished(tower(call)) for call in calls]) if len(calls) > 1 else (None, fill)
+        _, compute = _timed(lambda: _each(tower, calls)) if len(calls) > 1 else (None, fill)
         block = features.cpu().numpy()
         with tempfile.TemporaryDirectory(dir=folder, prefix=".measure-") as scratch:
             file = Path(scratch) / "features.npy"
@@ -101,6 +101,13 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
     started = time.perf_counter()
     result = work()
     return result, time.perf_counter() - started
+
+
+def _each(tower: TowerFeatures, calls: Sequence[Sequence[Path]]) -> None:
+    """Features call by call, read by the same loader processes as in training."""
+    for call in tower.parts(calls):
+        for features in call:
+            _finished(features)
 
 
 def _finished(features: Tensor) -> Tensor:

@@ -204,7 +204,7 @@ class StageLoop:
         budget = stream.batches.halve()
         if trouble and budget is None:
             raise InputError(
-                f"Stage {self.stage} does not fit into memory, though its longest micro-batch is a single sample. "
+                f"Stage {self.stage} does not fit into memory, though every micro-batch is a single sample. "
                 f"Lower {self.stage}.max_text_tokens, or take a smaller model or more memory. ({trouble})"
             )
         if budget is not None:

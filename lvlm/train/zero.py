@@ -182,7 +182,7 @@ class Zero:
     def _put(self, parameter: nn.Parameter, value: Tensor, moment: str | None = None) -> None:
         """Set what the optimizer has of a parameter, its value or a moment, to a whole tensor."""
         if self.partitioned:  # DeepSpeed's way of setting it whole fails where it does not divide evenly
-            share: int = parameter.ds_tensor.numel()
+            share: int = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
             padded = F.pad(value.flatten(), (0, share * self.accelerator.num_processes - value.numel()))
             value = padded[share * self.accelerator.process_index :][:share]
         value = value.to(self.accelerator.device)
