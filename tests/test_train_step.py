@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,12 +12,13 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from lvlm.errors import InputError
-from lvlm.settings import ComputeConfig, OptimConfig
-from lvlm.train.compute import compute
+from lvlm.settings import ComputeConfig, MixConfig, OptimConfig, StageConfig
+from lvlm.train.compute import ASKED_OF_DEEPSPEED, compute
 from lvlm.train.loss import supervised_loss, token_weights, weighted_cross_entropy
 from lvlm.train.optim import build_optimizer, lr_factor, part_of
 from lvlm.train.packing import micro_batches
-from lvlm.train.strategies import sum_over_processes
+from lvlm.train.strategies import share_work, sum_over_processes
+from tests.tiny import tiny_world
 
 
 def test_micro_batches_hold_every_sample_once_within_the_budget() -> None:
@@ -140,3 +143,20 @@ def test_a_loss_in_pieces_is_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     for ours, theirs in zip(outcome(1), whole, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
     assert outcome(1, count=0)[0] == 0
+
+
+@pytest.mark.parametrize("name", list(ASKED_OF_DEEPSPEED))
+def test_what_accelerate_was_told_about_deepspeed_beyond_the_stage_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv(f"ACCELERATE_DEEPSPEED_{name}", "cpu")
+    with pytest.raises(InputError, match=re.escape(ASKED_OF_DEEPSPEED[name])):
+        compute(ComputeConfig(device="cpu")).__enter__()
+
+
+def test_quantised_weights_are_not_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = tiny_world().assemble()
+    monkeypatch.setattr("lvlm.train.strategies.quantised_layers", lambda part: {"a": part})
+    with compute(ComputeConfig(device="cpu")) as machinery, pytest.raises(InputError, match="cannot be divided"):
+        share_work(model, StageConfig(mix=MixConfig(corpora=())), replace(machinery, zero_stage=3))

@@ -19,6 +19,12 @@ from lvlm.processes import process_count
 from lvlm.settings import ComputeConfig
 
 ZERO_STAGES = {"zero2": 2, "zero3": 3}
+ASKED_OF_DEEPSPEED = {
+    "CONFIG_FILE": "a DeepSpeed config file",
+    "OFFLOAD_OPTIMIZER_DEVICE": "an optimizer offloaded by DeepSpeed",
+    "OFFLOAD_PARAM_DEVICE": "weights offloaded by DeepSpeed",
+}
+"""What `accelerate launch` can ask of DeepSpeed beyond the stage, by the variables in which it does so."""
 LAUNCHED = "ACCELERATE_USE_DEEPSPEED"
 """What `accelerate launch` says of DeepSpeed, in the environment."""
 
@@ -121,11 +127,15 @@ def _zero_stage(strategy: str, *, by_accelerate: bool) -> int:
     launched = 0
     if by_accelerate:
         launched = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
-        if os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none") != "none":
+        asked = [
+            name for name in ASKED_OF_DEEPSPEED if os.environ.get(f"ACCELERATE_DEEPSPEED_{name}", "none") != "none"
+        ]
+        if asked:
+            what = " and ".join(ASKED_OF_DEEPSPEED[name] for name in asked)
             raise InputError(
-                "Accelerate was launched with a DeepSpeed config file, which this trainer would have to leave aside. "
-                "Launch without it (`torchrun`, `deepspeed`, or `accelerate launch` without DeepSpeed) and set "
-                "compute.strategy to zero2 or zero3."
+                f"Accelerate was launched with {what}, which this trainer would have to leave aside. Launch without it "
+                "(`torchrun`, `deepspeed`, or `accelerate launch` without DeepSpeed) and set compute.strategy to zero2 "
+                "or zero3."
             )
     wanted = launched if strategy == "auto" else ZERO_STAGES.get(strategy, 0)
     if launched and wanted != launched:

@@ -12,6 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from lvlm.errors import InputError
+from lvlm.model.weights import quantised_layers
 from lvlm.settings import StageConfig
 from lvlm.train.batches import MicroBatch
 from lvlm.train.loss import supervised_loss
@@ -138,6 +140,11 @@ class WholeCopies:
 
 def share_work(model: Lvlm, config: StageConfig, compute: Compute) -> Strategy:
     """The strategy that this run was set up with."""
+    if compute.zero_stage == 3 and quantised_layers(model.language_model):
+        raise InputError(
+            "ZeRO 3 divides the weights themselves, and weights of 4 or 8 bits cannot be divided. Set "
+            "compute.strategy to zero2 or ddp, or leave model.load_4bit and load_8bit out."
+        )
     if compute.zero_stage:
         from lvlm.train.zero import Zero
 
