@@ -308,7 +308,7 @@ class _Run:
 
     def _features(self) -> ImageFeatures:
         """What the tower makes of the evaluation's images: from the store where the training used it, else computed."""
-        from lvlm.train.features import FeatureStore, TowerFeatures
+        from lvlm.train.features import TowerFeatures
 
         tower = TowerFeatures(
             self.model,
@@ -321,12 +321,7 @@ class _Run:
         used = any(result["features"] == "stored" for result in self.results.values())
         if not shared or wanted == "off" or (wanted == "auto" and not used):
             return tower
-        return FeatureStore(
-            self.home,
-            tower,
-            limit_gib=self.config.compute.feature_cache_gib,
-            on_wait=lambda owner: self.reporter.say(f"image features: waiting for {owner}"),
-        )
+        return self.training.store(tower)
 
     def _evaluate(
         self, features: ImageFeatures, config: EvaluateConfig, permission: Permission

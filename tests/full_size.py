@@ -10,7 +10,7 @@ import timm
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lvlm.model.config import LvlmConfig
+from lvlm.model.assembly import saved_config
 from lvlm.model.lvlm import Lvlm
 from lvlm.model.tower import load_tower
 from lvlm.settings import ModelConfig
@@ -48,17 +48,6 @@ def full_size_model(config: ModelConfig) -> Lvlm:
         tower, description = load_tower(config.tower, feature_layer=config.feature_layer, image_size=config.image_size)
         text_config = AutoConfig.for_model(**LLMS[config.llm], pad_token_id=0)
         llm = AutoModelForCausalLM.from_config(text_config)
-        model = Lvlm(
-            LvlmConfig(
-                text_config=text_config,
-                tower=description,
-                adapter=config.adapter,
-                adapter_args=config.adapter_args or None,
-                tiles=config.tiles,
-                fit=config.fit,
-                feature_layer=config.feature_layer,
-            ),
-            vision_tower=tower,
-            language_model=llm,
-        )
+        described = saved_config(config, llm_config=text_config, tower=description)
+        model = Lvlm(described, vision_tower=tower, language_model=llm)
     return model.to("meta")  # the adapter, which has storage to compute positions in

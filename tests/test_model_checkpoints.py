@@ -17,6 +17,7 @@ from lvlm.model.assembly import assemble
 from lvlm.model.checkpoints import load
 from lvlm.model.lvlm import Lvlm
 from lvlm.model.parts import prepare_training
+from tests.checkpoint_models import WEIGHT_FAULTS
 from tests.test_model_towers import write as write_hub_tower
 from tests.test_model_training import MODES, batch_for, stage, train
 from tests.tiny import make_llm, make_tower, tiny_image, tiny_world
@@ -279,21 +280,14 @@ def test_training_goes_on_from_a_saved_model(folders):
     train(model, processor)
 
 
-FAULTS = {
-    "missing keys": lambda state, key: state.pop(key),
-    "surplus keys": lambda state, key: state.update({key + ".more": state[key].clone()}),
-    "other shapes": lambda state, key: state.update({key: torch.zeros(3, 2)}),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", WEIGHT_FAULTS)
 @pytest.mark.parametrize(
     ("part", "key"), [("llm", "model.layers.0.mlp.up_proj.weight"), ("tower", "blocks.0.mlp.fc1.weight")]
 )
 def test_a_backbone_whose_weights_do_not_fit_is_refused_and_never_drawn(tmp_path, part, key, fault):
     folder = (make_llm if part == "llm" else make_tower)(tmp_path / part)
     state = load_file(folder / "model.safetensors")
-    FAULTS[fault](state, key)
+    WEIGHT_FAULTS[fault](state, key)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=rf"{fault}: .*{key}"):
         tiny_world().assemble(**{part: str(folder)})

@@ -48,16 +48,8 @@ def _assemble(model_config: ModelConfig, *, seed: int, precision: str) -> tuple[
     )
     source = resolve(model_config.llm, seed=seed)
     llm, tokenizer = load_llm(source, attn=model_config.attn, precision=precision)
-    config = LvlmConfig(
-        text_config=llm.config,
-        tower=description,
-        adapter=model_config.adapter,
-        adapter_args=model_config.adapter_args or None,
-        tiles=model_config.tiles,
-        fit=model_config.fit,
-        feature_layer=model_config.feature_layer,
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER),
-    )
+    config = saved_config(model_config, llm_config=llm.config, tower=description)
+    config.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
     config._attn_implementation = model_config.attn
     model = Lvlm(config, vision_tower=tower, language_model=llm)
     initialise_adapter(model.multi_modal_projector.adapter, vision_width=description["width"], seed=seed)
@@ -71,6 +63,19 @@ def _assemble(model_config: ModelConfig, *, seed: int, precision: str) -> tuple[
     if model_config.bits:
         quantise(llm, model_config.bits)
     return model.eval(), processor
+
+
+def saved_config(model_config: ModelConfig, *, llm_config: Any, tower: dict[str, Any]) -> LvlmConfig:
+    """What a model of these settings keeps of them, beside its LLM's config and its tower's description."""
+    return LvlmConfig(
+        text_config=llm_config,
+        tower=tower,
+        adapter=model_config.adapter,
+        adapter_args=model_config.adapter_args or None,
+        tiles=model_config.tiles,
+        fit=model_config.fit,
+        feature_layer=model_config.feature_layer,
+    )
 
 
 def hold(model: Lvlm, *, precision: str) -> None:

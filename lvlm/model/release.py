@@ -24,17 +24,10 @@ from lvlm.model.layouts import read_json
 from lvlm.model.processor import LvlmProcessor
 from lvlm.model.templates import CENTURIO
 from lvlm.model.tower import TimmTower, create, describe_timm, measure
+from lvlm.trident.keys import ADAPTERS
 
 TOWER = "vit_so400m_patch14_siglip_384"
 """The tower of a config that names none: transformers leaves out what is the default of Centurio's config class."""
-ADAPTERS = {
-    "mlp": "mlp",
-    "multiscale-pool": "multiscale-pool",
-    "window-pool": "window-pool",
-    "window-shuffel": "window-shuffle",
-    "multiscale-shuffel": "multiscale-shuffle",
-}
-"""Centurio's `adapter_type` (its spelling) -> ours; its code takes any other for `mlp`, we refuse it."""
 OWN_SETTINGS = {"window-pool": ("pool", 8), "window-shuffle": ("shuffle", 2)}
 """Adapter -> what `adapter_pool` is called here, and its default."""
 FEATURE_LAYER = -2

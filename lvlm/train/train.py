@@ -82,7 +82,7 @@ class StageTraining:
             decision = CacheDecision(False, f"the tower is trained ({stage.config.train.tower})")
             if frozen:
                 decision = self._keep_features(stage, tower, batches, later_images)
-            store = self._store(tower) if decision.on else None
+            store = self.store(tower) if decision.on else None
 
         def stream_from(step: int) -> BatchStream:
             return BatchStream(
@@ -129,7 +129,8 @@ class StageTraining:
             "features_reason": decision.reason,
         }
 
-    def _store(self, tower: TowerFeatures) -> FeatureStore:
+    def store(self, tower: TowerFeatures) -> FeatureStore:
+        """Where the run keeps the features of a tower."""
         return FeatureStore(
             self.home,
             tower,
@@ -148,7 +149,7 @@ class StageTraining:
             return CacheDecision(False, "no images" if not uses else "compute.feature_cache is off")
         decision: CacheDecision | None = None
         if self.compute.accelerator.is_main_process:
-            store = self._store(tower)
+            store = self.store(tower)
             decision = _read_decision(decided, setting)
             if decision is None:
                 images = list(dict.fromkeys([*uses, *later]))

@@ -63,6 +63,7 @@ ADAPTERS = {
     "window-shuffel": "window-shuffle",
     "multiscale-shuffel": "multiscale-shuffle",
 }
+"""Centurio's `adapter_type` (its spelling) -> ours; its code takes any other for `mlp`, we refuse it."""
 STRATEGIES = {
     "auto": "auto",
     "ddp": "ddp",
