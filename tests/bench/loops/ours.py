@@ -45,7 +45,7 @@ class Arm:
     encoder: SampleEncoder
 
     @classmethod
-    def make(cls, *, shapes: Path, tower: str, samples: int, threads: int) -> Arm:
+    def make(cls, *, shapes: Path, tower: str, samples: int, threads: int, llm: str = "tiny-lm/0") -> Arm:
         """The instruct stage of the built-in recipe on short answers and captions in equal parts: all 16 languages,
         half of it English."""
         uses = [{"path": str(shapes), "split": split, "samples": samples // 2} for split in ("instruct", "captions")]
@@ -64,7 +64,7 @@ class Arm:
         }
         config = make_config(
             {
-                "model": {"tower": tower, "llm": "tiny-lm/0"},
+                "model": {"tower": tower, "llm": llm},
                 STAGE: stage,
                 "compute": {"device": "cpu", "precision": "fp32", "threads": threads},
             }
