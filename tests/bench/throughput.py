@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from loops import stock
+from loops.llm import write_llm
 from loops.measure import load, table
 from loops.ours import Arm, Measured
-from loops.llm import write_llm
 from loops.tower import write_tower
 
 from lvlm.data.worlds.writer import write_world
