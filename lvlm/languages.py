@@ -3,7 +3,7 @@ other module asks here; an unknown code is an error.
 
 `assets/languages.csv` has Centurio's 100 languages first (arXiv 2501.05122, Table 7), then those that benchmarks,
 FLORES-200, annotations of Unicode CLDR and fastText's lid.176 have besides. `family` is the top-level family of
-Glottolog 5.1, an isolate its own; `iso639_3` is that of the variety which FLORES-200 stands for where there are several.
+Glottolog 5.1, an isolate its own; `iso639_3` is the variety that FLORES-200 stands for where there are several.
 `assets/other_codes.csv` has the codes and names that follow from no column, each with its source.
 """
 
@@ -68,8 +68,9 @@ _OTHER_SCRIPTS = ("Adlm", "Bugi", "Cans", "Hani", "Java", "Mong", "Mtei", "Nkoo"
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """One row of the table. `tier` is `T5`..`T1`, `en` for English, which is never reported inside T5, or `none` outside
-    Centurio's 100. `flores` is empty where FLORES-200 lacks the language, `iso639_3` where the row is a set of them."""
+    """One row of the table. `tier` is `T5`..`T1`, `en` for English, which is never reported inside T5, or `none` for
+    those outside Centurio's 100. `flores` is empty where FLORES-200 lacks the language, `iso639_3` where the row stands
+    for several."""
 
     code: str
     name: str
@@ -117,7 +118,9 @@ def language(code: str) -> Language:
 def variety(code: str) -> Variety:
     """Language, script and country of a code: `zh-Hans`, `srp_Latn`, `pt-BR`, CVQA's `spa-mexico`."""
     if (found := find(code)) is None:
-        raise InputError(f"Unknown language code '{code}'. The nearest known codes are: {nearest(_plain(code), list(_known()))}.")
+        raise InputError(
+            f"Unknown language code '{code}'. The nearest known codes are: {nearest(_plain(code), list(_known()))}."
+        )
     return found
 
 
