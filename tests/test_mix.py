@@ -204,11 +204,15 @@ def test_the_same_sizes_keep_groups_nested_at_every_temperature() -> None:
     sizes = {code: 10 ** (6 * draw.random()) for code in WORLD}
     for temperature in (0.7, 1.0, 3.3):
         before: dict[str, str] = {}
+        weights: dict[str, float] = {}
         for group in ("T5", "T5-T4", "T5-T3", "T5-T2", "L100"):
             mix = mix_of(languages=group, allocation="temperature", temperature=temperature, sizes=sizes)
             after = assign_languages(
                 ids, languages=mix.languages, english_share=mix.english_share, allocation=mix.allocation
             )
+            assert isinstance(mix.allocation, Mapping)
+            assert weights.items() <= mix.allocation.items(), "a last bit would be enough to hand an id on"
+            weights = dict(mix.allocation)
             new = set(mix.languages) - set(before.values())
             assert all(after[name] == was or after[name] in new for name, was in before.items()), group
             before = after
