@@ -223,6 +223,10 @@ def test_an_evaluation_may_name_its_languages_under_any_code(spelt: Path) -> Non
         config = EvaluateConfig(corpora=(use,), languages=languages)
         asked = asked_items(config, {str(spelt): open_corpus(spelt)}, permission="report")
         assert {one.item.language for one in asked} == {"he"} and len(asked) == 6
+    for group, expected in (("script:Hebr", {"en", "he"}), ("family:Austronesian", {"en", "tl"})):
+        config = EvaluateConfig(corpora=(use,), languages=group)
+        asked = asked_items(config, {str(spelt): open_corpus(spelt)}, permission="report")
+        assert {one.item.language for one in asked} == expected
     part = use.model_copy(update={"languages": ("fil", "zh-Hant")})
     config = EvaluateConfig(corpora=(part,), languages="all")
     asked = asked_items(config, {str(spelt): open_corpus(spelt)}, permission="report")

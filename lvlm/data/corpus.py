@@ -46,7 +46,8 @@ class SplitEntry(_Strict):
 
 
 class CorpusEntry(_Strict):
-    """The keys of corpus.yaml. Languages stand there, in the names of files and in rows under any of their codes."""
+    """The keys of corpus.yaml. Languages stand there and in the names of files under any of their codes; a row that names
+    its language writes it as its file does."""
 
     name: str
     languages: Codes
