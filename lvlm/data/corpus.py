@@ -46,8 +46,8 @@ class SplitEntry(_Strict):
 
 
 class CorpusEntry(_Strict):
-    """The keys of corpus.yaml. Languages stand there and in the names of files under any of their codes; a row that names
-    its language writes it as its file does."""
+    """The keys of corpus.yaml. Languages stand there and in the names of files under any of their codes; a row that
+    names its language writes it as its file does."""
 
     name: str
     languages: Codes
