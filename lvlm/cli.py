@@ -70,7 +70,9 @@ def _command_line() -> CommandLine:
     )
     evaluate.add_argument("checkpoint", type=Path, help="a model folder, or the folder of a finished run")
     evaluate.add_argument("--tasks", nargs="+", help="only these tasks (caption, vqa, reading, ...)")
-    evaluate.add_argument("--languages", nargs="+", help="codes, or one group (en, T5, T5-T3, all)")
+    evaluate.add_argument(
+        "--languages", nargs="+", help="codes, or one group (en, T5, T5-T3, L100, all, script:Arab, family:Turkic)"
+    )
     evaluate.add_argument(
         "--corpus", nargs="+", metavar="FOLDER[:SPLIT]", help="corpora to score on (default: those of the run)"
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,8 @@ from lvlm.data.checks import IMAGE_PLACEHOLDER
 from lvlm.data.images import ImageFolder
 from lvlm.data.readers import Item, Rows, Sample, read_rows
 from lvlm.errors import InputError, nearest
-from lvlm.languages import in_table_order
+from lvlm.languages import find, in_table_order
+from lvlm.languages import language as known_language
 from lvlm.settings import Codes
 
 __all__ = ["CORPUS_FILE", "IMAGE_PLACEHOLDER", "Corpus", "Item", "Permission", "Sample", "open_corpus"]
@@ -44,7 +46,8 @@ class SplitEntry(_Strict):
 
 
 class CorpusEntry(_Strict):
-    """The keys of corpus.yaml."""
+    """The keys of corpus.yaml. Languages stand there and in the names of files under any of their codes; a row that
+    names its language writes it as its file does."""
 
     name: str
     languages: Codes
@@ -133,7 +136,9 @@ class Corpus:
             if self._file:
                 rows = read_rows(self._file, language=None, source=self.name)
             else:
-                rows = read_rows(self._language_file(split, language), language=language, source=self.name)
+                file = self._language_file(split, language)
+                rows = read_rows(file, language=file.stem, source=self.name)
+            rows = _in_own_codes(rows)
             if self.translatable and language != (reference := self._reference(split)):
                 _same_ids(self.rows(split, reference), rows)
             self._rows[split, language] = rows
@@ -223,9 +228,14 @@ class Corpus:
         return next((code for code in languages if (split, code) in self._rows), languages[0])
 
     def _language_file(self, split: str, language: str) -> Path:
-        found = [
-            path for suffix in ("jsonl", "json") if (path := self.folder / split / f"{language}.{suffix}").exists()
-        ]
+        spelt = {
+            known_language(code).code: code for code in self._entry.splits[split].languages or self._entry.languages
+        }
+        folder = self.folder / split
+        found = [path for suffix in ("jsonl", "json") if (path := folder / f"{spelt[language]}.{suffix}").exists()]
+        if not found:
+            files = [path for path in sorted(folder.glob("*.json*")) if path.suffix in (".jsonl", ".json")]
+            found = [path for path in files if (one := find(path.stem)) and one.language.code == language]
         if len(found) == 1:
             return found[0]
         if found:
@@ -256,8 +266,20 @@ class Corpus:
             raise InputError(
                 f"{path} must map a language to its surface forms, as in {{'en': {{'red': 'colour:red'}}}}."
             )
-        in_table_order(data)
-        return data
+        result: dict[str, dict[str, str]] = {}
+        for code, forms in data.items():
+            result.setdefault(known_language(code).code, {}).update(forms)
+        return result
+
+
+def _in_own_codes(rows: Rows) -> Rows:
+    """Rows whose languages stand under the table's codes, whatever the file calls them."""
+    codes = [known_language(code).code for code in rows.languages]
+    own = tuple(dict.fromkeys(codes))
+    if own == rows.languages:
+        return rows
+    numbers = np.array([own.index(code) for code in codes], dtype=rows.language_codes.dtype)
+    return replace(rows, languages=own, language_codes=numbers[rows.language_codes])
 
 
 def _same_ids(reference: Rows, rows: Rows) -> None:
@@ -307,13 +329,13 @@ def open_corpus(folder: str | Path, *, images: str | Path | None = None) -> Corp
         raise InputError(f"{path} must be a mapping with the keys {', '.join(CorpusEntry.model_fields)}.")
     try:
         entry = CorpusEntry.model_validate(data)
+        _check_languages(entry.languages, "languages")
         for name, split in entry.splits.items():
             _check_languages(split.languages or (), f"splits.{name}.languages")
-            if extra := set(split.languages or ()) - set(entry.languages):
+            if extra := set(in_table_order(split.languages or ())) - set(in_table_order(entry.languages)):
                 raise InputError(
                     f"field 'splits.{name}.languages': {', '.join(sorted(extra))} not in field 'languages'."
                 )
-        _check_languages(entry.languages, "languages")
     except ValidationError as error:
         raise InputError(f"{path}: {'; '.join(map(_fault, error.errors()))}.") from error
     except InputError as error:
@@ -335,12 +357,16 @@ def _open_file(file: Path, images: Path | None) -> Corpus:
 
 
 def _check_languages(codes: Sequence[str], name: str) -> None:
-    try:
-        unique = in_table_order(codes)
-    except InputError as error:
-        raise InputError(f"field '{name}': {error}") from error
-    if len(unique) != len(codes):
-        raise InputError(f"field '{name}': a language is listed twice.")
+    first: dict[str, str] = {}
+    for code in codes:
+        try:
+            own = known_language(code).code
+        except InputError as error:
+            raise InputError(f"field '{name}': {error}") from error
+        if own in first:
+            what = f"'{first[own]}' and '{code}' are one language, {own}" if first[own] != code else f"'{code}'"
+            raise InputError(f"field '{name}': a language is listed twice: {what}.")
+        first[own] = code
 
 
 def _fault(item: Any) -> str:

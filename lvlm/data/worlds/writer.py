@@ -293,7 +293,7 @@ def _lexicons(languages: Sequence[str] | None) -> tuple[Lexicon, ...]:
         raise InputError("languages is empty. Name at least one language, or leave it out to write all of the world.")
     known = lexicon_codes()
     codes = known if languages is None else tuple(languages)
-    return tuple(load_lexicon(code) for code in in_table_order(load_lexicon(code).code for code in codes))
+    return tuple(load_lexicon(code) for code in in_table_order(codes))
 
 
 def _check_numbers(seed: int, sizes: dict[str, int]) -> None:
