@@ -1,5 +1,5 @@
-"""`python -m lvlm`: train, plan, from-trident, evaluate, generate, export, data, backbones. Imports what is heavy only
-when a command needs it.
+"""`python -m lvlm`: train, plan, from-trident, evaluate, generate, export, data, corpus, translate, backbones. Imports
+what is heavy only when a command needs it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from lvlm.commands import HOME_HELP, CommandLine, add_overrides
 from lvlm.config import RunConfig, fingerprint, load_config, make_settings
+from lvlm.data.sources import command as corpus
 from lvlm.errors import InputError
 from lvlm.processes import process_count, process_index, start
 from lvlm.records import CONFIG_FILE
@@ -117,6 +118,8 @@ def _command_line() -> CommandLine:
     data.add_argument("--seed", type=int, default=0)
     data.add_argument("--train", type=int, help="training images (shapes) or training images per language (reading)")
     data.add_argument("--languages", nargs="+", help="codes (default: all that the world speaks)")
+
+    corpus.add_options(command("corpus", corpus.run, corpus.TEXT, corpus.EXAMPLE))
 
     backbones = command(
         "backbones",
