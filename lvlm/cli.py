@@ -20,6 +20,7 @@ from lvlm.errors import InputError
 from lvlm.processes import process_count, process_index, start
 from lvlm.records import CONFIG_FILE
 from lvlm.settings import EvaluateConfig, ModelConfig
+from lvlm.translate import command as translate
 
 if TYPE_CHECKING:
     from lvlm.model.export import Form
@@ -120,6 +121,7 @@ def _command_line() -> CommandLine:
     data.add_argument("--languages", nargs="+", help="codes (default: all that the world speaks)")
 
     corpus.add_options(command("corpus", corpus.run, corpus.TEXT, corpus.EXAMPLE))
+    translate.add_options(command("translate", _translate, translate.TEXT, translate.EXAMPLE))
 
     backbones = command(
         "backbones",
@@ -196,7 +198,7 @@ def _train(options: argparse.Namespace) -> int | None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from lvlm.check import check_evaluation, check_learns, open_corpora, setting_notes
+    from lvlm.check import check_evaluation, check_learns, open_corpora, refusal_notes, setting_notes
     from lvlm.data.plan import build_plan
     from lvlm.model.assembly import load_processor
     from lvlm.run import default_home
@@ -215,7 +217,7 @@ def _plan(options: argparse.Namespace) -> None:
         print("\n".join(plan.table()) + "\n")
     images = check_evaluation(config, corpora, home=home)
     print(f"evaluation: {len(images):,} images, all sound")
-    for note in setting_notes(config):
+    for note in [*setting_notes(config), *refusal_notes(config, corpora)]:
         print(f"note: {note}")
 
 
@@ -379,6 +381,13 @@ def _data(options: argparse.Namespace) -> None:
         options.name, options.folder, seed=options.seed, train=options.train, languages=options.languages
     )
     print(f"written: {folder}")
+
+
+def _translate(options: argparse.Namespace) -> None:
+    from lvlm.run import quiet_transformers
+
+    with quiet_transformers():
+        translate.run(options)
 
 
 def _backbones(options: argparse.Namespace) -> None:
