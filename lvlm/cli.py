@@ -1,5 +1,5 @@
-"""`python -m lvlm`: train, plan, from-trident, evaluate, generate, export, data, backbones. Imports what is heavy only
-when a command needs it.
+"""`python -m lvlm`: train, plan, from-trident, evaluate, generate, export, data, corpus, translate, backbones. Imports
+what is heavy only when a command needs it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 
 from lvlm.commands import HOME_HELP, CommandLine, add_overrides
 from lvlm.config import RunConfig, fingerprint, load_config, make_settings
+from lvlm.data.sources import command as corpus
 from lvlm.errors import InputError
 from lvlm.processes import process_count, process_index, start
 from lvlm.records import CONFIG_FILE
 from lvlm.settings import EvaluateConfig, ModelConfig
+from lvlm.translate import command as translate
 
 if TYPE_CHECKING:
     from lvlm.model.export import Form
@@ -120,6 +122,9 @@ def _command_line() -> CommandLine:
     data.add_argument("--train", type=int, help="training images (shapes) or training images per language (reading)")
     data.add_argument("--languages", nargs="+", help="codes (default: all that the world speaks)")
 
+    corpus.add_options(command("corpus", corpus.run, corpus.TEXT, corpus.EXAMPLE))
+    translate.add_options(command("translate", _translate, translate.TEXT, translate.EXAMPLE))
+
     backbones = command(
         "backbones",
         _backbones,
@@ -195,7 +200,7 @@ def _train(options: argparse.Namespace) -> int | None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from lvlm.check import check_evaluation, check_learns, open_corpora, setting_notes
+    from lvlm.check import check_evaluation, check_learns, open_corpora, refusal_notes, setting_notes
     from lvlm.data.plan import build_plan
     from lvlm.model.assembly import load_processor
     from lvlm.run import default_home
@@ -214,7 +219,7 @@ def _plan(options: argparse.Namespace) -> None:
         print("\n".join(plan.table()) + "\n")
     images = check_evaluation(config, corpora, home=home)
     print(f"evaluation: {len(images):,} images, all sound")
-    for note in setting_notes(config):
+    for note in [*setting_notes(config), *refusal_notes(config, corpora)]:
         print(f"note: {note}")
 
 
@@ -378,6 +383,13 @@ def _data(options: argparse.Namespace) -> None:
         options.name, options.folder, seed=options.seed, train=options.train, languages=options.languages
     )
     print(f"written: {folder}")
+
+
+def _translate(options: argparse.Namespace) -> None:
+    from lvlm.run import quiet_transformers
+
+    with quiet_transformers():
+        translate.run(options)
 
 
 def _backbones(options: argparse.Namespace) -> None:

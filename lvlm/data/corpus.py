@@ -28,6 +28,8 @@ from lvlm.settings import Codes
 __all__ = ["CORPUS_FILE", "IMAGE_PLACEHOLDER", "Corpus", "Item", "Permission", "Sample", "open_corpus"]
 
 CORPUS_FILE = "corpus.yaml"
+REFUSED_FOLDER = "refused"
+"""Beside the splits: per split and language, which ids its file leaves out, as their translation was refused."""
 
 Permission = Literal["train", "tune", "report"]
 """What a split may be used for: learning, choosing settings while training, or reported scores."""
@@ -75,6 +77,7 @@ class Corpus:
         self._rows: dict[tuple[str, str], Rows] = {}
         self._items: dict[tuple[str, str], list[Item]] = {}
         self._attributes: dict[str, dict[str, str]] | None = None
+        self._refused: dict[tuple[str, str], frozenset[str]] = {}
 
     def __repr__(self) -> str:
         about = f"{len(self.languages)} languages, translatable={self.translatable}, splits={self.splits}"
@@ -113,10 +116,14 @@ class Corpus:
         return self._items[split, language]
 
     def ids(self, split: str, language: str | None = None) -> tuple[str, ...]:
-        """The ids of a language. None: those shared by all languages of a translatable corpus, else of all its
-        languages in a row."""
+        """The ids of a language. None: those of all languages, which a translatable corpus has once and another in a
+        row."""
         if language is None and self.translatable:
-            language = self._reference(split)
+            likely = (self._reference(split), *self.languages_of(split))
+            language = next((code for code in likely if not self.refused(split, code)), None)
+            if language is None:
+                ids = dict.fromkeys(name for code in self.languages_of(split) for name in self.rows(split, code).ids)
+                return tuple(ids)
         if language is None:
             return tuple(name for code in self.languages_of(split) for name in self.ids(split, code))
         rows = self.rows(split, language)
@@ -140,9 +147,29 @@ class Corpus:
                 rows = read_rows(file, language=file.stem, source=self.name)
             rows = _in_own_codes(rows)
             if self.translatable and language != (reference := self._reference(split)):
-                _same_ids(self.rows(split, reference), rows)
+                _same_ids(
+                    self.rows(split, reference), rows, self.refused(split, reference), self.refused(split, language)
+                )
             self._rows[split, language] = rows
         return self._rows[split, language]
+
+    def refused(self, split: str, language: str) -> frozenset[str]:
+        """The ids of a translatable corpus whose translation into this language was refused, so that its file lacks
+        them."""
+        if (split, language) not in self._refused:
+            path = self.folder / REFUSED_FOLDER / split / f"{language}.jsonl"
+            ids = frozenset[str]()
+            if self.translatable and path.exists():
+                try:
+                    with open(path, encoding="utf-8") as file:
+                        ids = frozenset(str(json.loads(line)["id"]) for line in file)
+                except (ValueError, KeyError, TypeError) as error:
+                    raise InputError(
+                        f"{path} must have one JSON object a line with the field 'id', as `python -m lvlm translate` "
+                        "writes it. Put it back, or translate this language anew."
+                    ) from error
+            self._refused[split, language] = ids
+        return self._refused[split, language]
 
     def attributes(self, language: str) -> dict[str, str]:
         """Surface form -> attribute id of a language (empty where the corpus has none)."""
@@ -282,10 +309,11 @@ def _in_own_codes(rows: Rows) -> Rows:
     return replace(rows, languages=own, language_codes=numbers[rows.language_codes])
 
 
-def _same_ids(reference: Rows, rows: Rows) -> None:
+def _same_ids(reference: Rows, rows: Rows, refused_there: frozenset[str], refused: frozenset[str]) -> None:
+    """Raise unless both files hold the same ids, but for those whose translation was refused there or here."""
     if reference.ids == rows.ids:
         return
-    expected = set(reference.ids)
+    expected = set(reference.ids) | refused_there
     for row, name in enumerate(rows.ids):
         if name not in expected:
             raise InputError(
@@ -293,9 +321,9 @@ def _same_ids(reference: Rows, rows: Rows) -> None:
                 "translatable corpus share "
                 "their ids; mend the id, or set translatable: false in corpus.yaml."
             )
-    if len(rows) != len(reference):
-        own = set(rows.ids)
-        row = next(row for row, name in enumerate(reference.ids) if name not in own)
+    own = set(rows.ids) | refused
+    row = next((row for row, name in enumerate(reference.ids) if name not in own), -1)
+    if row >= 0:
         raise InputError(
             f"{rows.path}, field 'id': the id '{reference.ids[row]}' is missing, which is in {reference.where(row)}. "
             "The language files of a translatable corpus share their ids; add the row, or set translatable: false in "

@@ -123,12 +123,14 @@ def _translated(
             "Leave them out there, and set mix.languages."
         )
     asked = LanguageMix.of(mix, corpus.languages_of(use.split), corpus=corpus.name)
-    ids = corpus.train_rows(use.split, asked.languages[0]).ids
+    first = asked.languages[0]
+    ids = corpus.ids(use.split) if corpus.refused(use.split, first) else corpus.train_rows(use.split, first).ids
     drawn = _draw_use(use, corpus, ids)
     pool_ids = [ids[index] for index in drawn]
     codes, languages = language_codes(
         pool_ids, languages=asked.languages, english_share=asked.english_share, allocation=asked.allocation
     )  # fmt: skip
+    _keep_what_was_refused(codes, languages, pool_ids, use, corpus)
     result = []
     for number, code in enumerate(languages):
         own = np.flatnonzero(codes == number)
@@ -142,6 +144,25 @@ def _translated(
                 )
             )
     return result, asked.english_share
+
+
+def _keep_what_was_refused(
+    codes: npt.NDArray[np.int64], languages: Sequence[str], ids: Sequence[str], use: CorpusUse, corpus: Corpus
+) -> None:
+    """Change `codes` where a sample's translation into its language was refused: it takes the first language of the mix
+    that has it, which is English where the mix has English."""
+    refused = [corpus.refused(use.split, code) for code in languages]
+    for number in range(len(languages)):
+        for at in np.flatnonzero(codes == number).tolist() if refused[number] else ():
+            if ids[at] in refused[number]:
+                other = next((place for place, names in enumerate(refused) if ids[at] not in names), None)
+                if other is None:
+                    raise InputError(
+                        f"Corpus '{corpus.name}', split '{use.split}', id '{ids[at]}': its translation was refused in "
+                        f"every language of the mix ({', '.join(languages)}). Add a language that has it, such as that "
+                        "of the original."
+                    )
+                codes[at] = other
 
 
 def _untranslated(use: CorpusUse, corpus: Corpus) -> list[tuple[str, npt.NDArray[np.int64]]]:

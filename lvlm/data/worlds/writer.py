@@ -7,8 +7,6 @@ Called by `python -m lvlm data NAME DIR` and by tests. Every image and row has a
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +20,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from lvlm.data.folders import new_folder
 from lvlm.data.worlds.lexicon import Lexicon, lexicon_codes, load_lexicon
 from lvlm.data.worlds.questions import Question, questions_for
 from lvlm.data.worlds.reading import letters_for, reading_image, words_for
@@ -378,24 +377,15 @@ def _note(folder: Path) -> str:
 
 @contextmanager
 def _written_whole(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that becomes `target` when the block ends, and vanishes when it fails."""
-    target = target.absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        note = _note(target)
-        old = note.startswith("Written by the built-in") and f"version {VERSION}," not in note
-        what = "holds a world that another version of the toolkit wrote" if old else "exists and is not an empty folder"
-        raise InputError(f"{target} {what}. Choose another folder, or remove it first.")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by an earlier process of the same number
-    partial.mkdir(parents=True)
-    try:
+    """`new_folder`, which says more about a world of another version."""
+    note = _note(target)
+    if note.startswith("Written by the built-in") and f"version {VERSION}," not in note:
+        raise InputError(
+            f"{target.absolute()} holds a world that another version of the toolkit wrote. Choose another folder, or "
+            "remove it first."
+        )
+    with new_folder(target) as partial:
         yield partial
-        if target.exists():
-            target.rmdir()
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 @contextmanager
