@@ -1,5 +1,5 @@
-"""`python -m lvlm`: train, plan, from-trident, evaluate, generate, export, data, backbones. Imports what is heavy only
-when a command needs it.
+"""`python -m lvlm`: train, plan, from-trident, evaluate, generate, export, data, benchmark, backbones. Imports what is
+heavy only when a command needs it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from lvlm.commands import HOME_HELP, CommandLine, add_overrides
 from lvlm.config import RunConfig, fingerprint, load_config, make_settings
+from lvlm.data.benchmarks import BENCHMARKS
 from lvlm.errors import InputError
 from lvlm.processes import process_count, process_index, start
 from lvlm.records import CONFIG_FILE
@@ -117,6 +118,19 @@ def _command_line() -> CommandLine:
     data.add_argument("--seed", type=int, default=0)
     data.add_argument("--train", type=int, help="training images (shapes) or training images per language (reading)")
     data.add_argument("--languages", nargs="+", help="codes (default: all that the world speaks)")
+
+    benchmark = command(
+        "benchmark",
+        _benchmark,
+        "Write a published benchmark as a corpus to evaluate on.",
+        "benchmark xgqa downloads/xGQA runs/data/xgqa --images downloads/gqa/images",
+    )
+    benchmark.add_argument("name", metavar="NAME", help=", ".join(BENCHMARKS))
+    benchmark.add_argument("source", type=Path, help="the folder of its files, in Centurio's form or its authors'")
+    benchmark.add_argument("folder", type=Path, help="a new folder")
+    benchmark.add_argument("--images", type=Path, help="where its images lie (default: with its files)")
+    benchmark.add_argument("--languages", nargs="+", help="codes (default: all that it has)")
+    benchmark.add_argument("--first", type=int, metavar="N", help="at most the first N items per task and language")
 
     backbones = command(
         "backbones",
@@ -376,6 +390,22 @@ def _data(options: argparse.Namespace) -> None:
         options.name, options.folder, seed=options.seed, train=options.train, languages=options.languages
     )
     print(f"written: {folder}")
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    from lvlm.data.benchmarks.convert import write_benchmark
+
+    written = write_benchmark(
+        options.name,
+        options.source,
+        options.folder,
+        images=options.images,
+        languages=options.languages,
+        first=options.first,
+    )
+    for (task, code), items in written.items.items():
+        print(f"{task:16s} {code:6s} {items:7,}")
+    print(f"written: {written.folder} (score a checkpoint on it with --corpus {written.folder}:test)")
 
 
 def _backbones(options: argparse.Namespace) -> None:
