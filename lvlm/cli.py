@@ -76,6 +76,7 @@ def _command_line() -> CommandLine:
         "--corpus", nargs="+", metavar="FOLDER[:SPLIT]", help="corpora to score on (default: those of the run)"
     )
     evaluate.add_argument("--items", type=int, help="at most this many items per task and language")
+    evaluate.add_argument("--by", nargs="+", default=[], help="print means by these, too: task, tier, script, family")
     evaluate.add_argument("--out", type=Path, help="folder for scores.parquet and predictions.parquet")
 
     generate = command(
@@ -288,10 +289,12 @@ def _ready(
 def _evaluate(options: argparse.Namespace) -> None:
     from lvlm.check import check_items, open_used
     from lvlm.evaluate import evaluate
-    from lvlm.evaluate.tiers import left_out, summarise
+    from lvlm.evaluate.tiers import check_grouping, grouped, left_out, summarise
     from lvlm.run import default_home
     from lvlm.train.progress import Reporter
 
+    for by in options.by:
+        check_grouping(by)
     recorded = _recorded(options.checkpoint)
     changes = recorded.evaluate.model_dump() if recorded else {}
     if options.corpus:
@@ -329,6 +332,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         )
     for name, value in summarise(scores).items():
         print(f"{name:32s} {value:6.1f}")
+    for by in options.by:
+        for row in grouped(scores, by).itertuples():
+            print(f"score by {by}: {row.group:20s} {row.value:6.1f}  ({row.pairs} pairs of task and language)")
     for note in [*scores.attrs["notes"], *left_out(scores)]:
         print(f"note: {note}")
     if options.out:

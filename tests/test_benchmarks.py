@@ -64,7 +64,7 @@ def test_prompts_and_answers_of_the_authors_forms(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         return only(written(AUTHORS[name], name, tmp_path / name), code)
 
-    assert read("xm3600", "th")[1] == ("Briefly describe the image in Thai in one sentence.", ("เรือในทะเลสาบ 1",))
+    assert read("xm3600", "th")[1] == ("Briefly describe the image in Thai in one sentence.", ("เรือในทะเลสาบ ๑",))
     maxm = read("maxm", "fr")
     assert maxm[0] == (f"Où est-ce ?{WORD}\nAnswer in French.", ("la forêt", "forêt"))
     assert maxm[1][0].startswith("Quel est le lieu?\n")

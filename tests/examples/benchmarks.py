@@ -53,7 +53,7 @@ def write_parquet(path: Path, rows: Sequence[Row]) -> None:
 
 def xm3600(folder: Path) -> None:
     pictures(folder / "images", *(f"{number:04d}.jpg" for number in range(5)))
-    said = {"de": ["Ein Boot auf dem See.", "Boot Nummer {}"], "th": ["เรือในทะเลสาบ {}"]}
+    said = {"de": ["Ein Boot auf dem See.", "Boot Nummer {}"], "th": ["เรือในทะเลสาบ {thai}"]}
     write_lines(
         folder / "captions.jsonl",
         [
@@ -61,7 +61,10 @@ def xm3600(folder: Path) -> None:
                 "image/key": f"{number:04d}",
                 "image/locale": "de",
                 **{
-                    code: {"caption": [text.format(number) for text in texts], "caption/tokenized": []}
+                    code: {
+                        "caption": [text.format(number, thai="๐๑๒๓๔"[number]) for text in texts],
+                        "caption/tokenized": [],
+                    }
                     for code, texts in said.items()
                 },
             }
