@@ -27,7 +27,7 @@ def test_options_are_the_last_list_of_a_prompt_that_begins_with_a() -> None:
         ("answer: A", "A"), ("Antwort: (C)", "C"), ("答案：B", "B"), ("The answer is D.", "D"), ("Option B", "B"),
         ("The correct one is (B), I think", "B"), ("the red car", "A"), ("A red car.", "A"), ("vitamin a", "B"),
         ("Hund", "C"), ("E", None), ("A or B", None), ("(A) or (B)", None), ("sofa", None), ("apple", None),
-        ("A dog is there", None), ("", None), ("This is A dog", None), ("e.g. nothing", None), ("Because", None),
+        ("A dog is there", None), ("", None), ("This is A dog", None), ("a.k.a. nothing", None), ("Because", None),
     ],
 )  # fmt: skip
 def test_a_letter_is_told_from_the_words_around_it(answer: str, letter: str | None) -> None:

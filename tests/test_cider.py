@@ -78,5 +78,5 @@ def test_icu_divides_what_is_written_without_spaces(code: str, caption: str, som
     assert some in said and 2 < len(said) < len(caption)
     assert all(any(map(str.isalnum, word)) for word in said)
     assert "ICU" in str(segmentation(code))
-    spaced = " ".join(said)
+    spaced = " ".join(caption.replace(" ", ""))
     assert segment(spaced, code) == said, "spaces that a corpus has put between words change nothing"

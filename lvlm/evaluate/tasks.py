@@ -35,7 +35,7 @@ SHORT = ("exact", "normalised", "relaxed")
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """How a task is scored. Those of the benchmarks are Centurio's (arXiv 2501.05122, Table 12), whose relaxed match of
+    """How a task is scored. Those of the benchmarks are Centurio's (arXiv 2501.05122, appendix), whose relaxed match of
     a letter is here the letter that the answer chooses."""
 
     score: Literal["attributes", "equal", "exact", "relaxed", "cider"]

@@ -67,7 +67,7 @@ def _by_name() -> dict[str, str]:
 def json_records(path: Path) -> Iterator[Record]:
     """The objects of a JSON file that is a list, an object of objects (its keys become the field `key`), or JSON
     Lines."""
-    content = _text(path)
+    content = text_of(path)
     if path.suffix == ".jsonl" or re.match(r"\s*\{.*\}\s*\n\s*\{", content):
         for number, line in enumerate(content.splitlines(), start=1):
             if line.strip():
@@ -84,7 +84,7 @@ def json_records(path: Path) -> Iterator[Record]:
 
 def json_object(path: Path) -> Record:
     """A JSON file that is one object."""
-    return _record(_parsed(path, _text(path), 1), str(path))
+    return _record(_parsed(path, text_of(path), 1), str(path))
 
 
 def parquet_records(path: Path) -> Iterator[Record]:
@@ -108,7 +108,8 @@ def _record(value: Any, where: str) -> Record:
     return Record(where, value)
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """A file of UTF-8 text."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

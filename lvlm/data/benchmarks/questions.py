@@ -7,7 +7,7 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
-from lvlm.data.benchmarks.forms import Record, Source, embedded, json_object, json_records, parquet_records
+from lvlm.data.benchmarks.forms import Record, Source, embedded, json_object, json_records, parquet_records, text_of
 from lvlm.data.benchmarks.prompts import asked, prompt
 from lvlm.data.benchmarks.question import Question
 from lvlm.errors import InputError
@@ -138,7 +138,7 @@ def read_mme(source: Source) -> Iterator[Question]:
     for path in paths:
         category = path.relative_to(source.folder).parts[0]
         picture = source.image(str(path), f"{category}/{path.stem}", f"{category}/images/{path.stem}")
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        for number, line in enumerate(text_of(path).splitlines(), start=1):
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
