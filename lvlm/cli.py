@@ -1,6 +1,4 @@
-"""`python -m lvlm`: train, plan, from-trident, evaluate, generate, export, data, corpus, translate, backbones. Imports
-what is heavy only when a command needs it.
-"""
+"""`python -m lvlm`: its commands. Imports what is heavy only when a command needs it."""
 
 from __future__ import annotations
 
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from lvlm.commands import HOME_HELP, CommandLine, add_overrides
 from lvlm.config import RunConfig, fingerprint, load_config, make_settings
+from lvlm.data.benchmarks import BENCHMARKS
 from lvlm.data.sources import command as corpus
 from lvlm.errors import InputError
 from lvlm.processes import process_count, process_index, start
@@ -79,6 +78,7 @@ def _command_line() -> CommandLine:
         "--corpus", nargs="+", metavar="FOLDER[:SPLIT]", help="corpora to score on (default: those of the run)"
     )
     evaluate.add_argument("--items", type=int, help="at most this many items per task and language")
+    evaluate.add_argument("--by", nargs="+", default=[], help="print means by these, too: task, tier, script, family")
     evaluate.add_argument("--out", type=Path, help="folder for scores.parquet and predictions.parquet")
 
     generate = command(
@@ -124,6 +124,18 @@ def _command_line() -> CommandLine:
 
     corpus.add_options(command("corpus", corpus.run, corpus.TEXT, corpus.EXAMPLE))
     translate.add_options(command("translate", _translate, translate.TEXT, translate.EXAMPLE))
+    benchmark = command(
+        "benchmark",
+        _benchmark,
+        "Write a published benchmark as a corpus to evaluate on.",
+        "benchmark xgqa downloads/xGQA runs/data/xgqa --images downloads/gqa/images",
+    )
+    benchmark.add_argument("name", metavar="NAME", help=", ".join(BENCHMARKS))
+    benchmark.add_argument("source", type=Path, help="the folder of its files, in Centurio's form or its authors'")
+    benchmark.add_argument("folder", type=Path, help="a new folder")
+    benchmark.add_argument("--images", type=Path, help="where its images lie (default: with its files)")
+    benchmark.add_argument("--languages", nargs="+", help="codes (default: all that it has)")
+    benchmark.add_argument("--first", type=int, metavar="N", help="at most the first N items per task and language")
 
     backbones = command(
         "backbones",
@@ -281,10 +293,12 @@ def _ready(
 def _evaluate(options: argparse.Namespace) -> None:
     from lvlm.check import check_items, open_used
     from lvlm.evaluate import evaluate
-    from lvlm.evaluate.tiers import left_out, summarise
+    from lvlm.evaluate.tiers import check_grouping, grouped, left_out, summarise
     from lvlm.run import default_home
     from lvlm.train.progress import Reporter
 
+    for by in options.by:
+        check_grouping(by)
     recorded = _recorded(options.checkpoint)
     changes = recorded.evaluate.model_dump() if recorded else {}
     if options.corpus:
@@ -322,6 +336,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         )
     for name, value in summarise(scores).items():
         print(f"{name:32s} {value:6.1f}")
+    for by in options.by:
+        for row in grouped(scores, by).itertuples():
+            print(f"score by {by}: {row.group:20s} {row.value:6.1f}  ({row.pairs} pairs of task and language)")
     for note in [*scores.attrs["notes"], *left_out(scores)]:
         print(f"note: {note}")
     if options.out:
@@ -390,6 +407,22 @@ def _translate(options: argparse.Namespace) -> None:
 
     with quiet_transformers():
         translate.run(options)
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    from lvlm.data.benchmarks.convert import write_benchmark
+
+    written = write_benchmark(
+        options.name,
+        options.source,
+        options.folder,
+        images=options.images,
+        languages=options.languages,
+        first=options.first,
+    )
+    for (task, code), items in written.items.items():
+        print(f"{task:16s} {code:6s} {items:7,}")
+    print(f"written: {written.folder} (score a checkpoint on it with --corpus {written.folder}:test)")
 
 
 def _backbones(options: argparse.Namespace) -> None:

@@ -143,7 +143,7 @@ def test_conda_environment_says_the_same() -> None:
 
 COMMANDS = [
     "lvlm", "lvlm train", "lvlm evaluate", "lvlm generate", "lvlm export", "lvlm data", "lvlm plan", "lvlm backbones",
-    "lvlm from-trident", "lvlm corpus", "lvlm translate",
+    "lvlm from-trident", "lvlm corpus", "lvlm benchmark", "lvlm translate",
     "sweeps", "sweeps launch", "sweeps plan", "sweeps worker", "sweeps status", "sweeps export", "sweeps ui",
     "sweeps new",
     "ablations", "ablations report", "ablations list",

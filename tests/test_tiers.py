@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lvlm.errors import InputError
-from lvlm.evaluate.tiers import left_out, summarise
+from lvlm.evaluate.tiers import GROUPINGS, grouped, left_out, summarise
 
 PUBLISHED = Path(__file__).parents[1] / "ablations" / "published"
 NAN = float("nan")
@@ -46,6 +46,28 @@ def test_a_pair_without_value_is_named_and_never_zero() -> None:
         "fidelity of vqa in de has no value and is left out of the means",
         "score of vqa in fr has no value and is left out of the means",
     ]
+
+
+def test_means_by_script_tier_and_task() -> None:
+    given = scores(
+        ("vqa", "en", "score", 90), ("vqa", "de", "score", 60), ("vqa", "sw", "score", 30), ("vqa", "hi", "score", 20),
+        ("reading", "mr", "score", 40), ("reading", "de", "score", 0), ("reading", "sw", "score", NAN),
+        ("vqa", "hi", "exact", 99),
+    )  # fmt: skip
+
+    def means(by: str, **options: str) -> dict[str, tuple[float, int]]:
+        return {row.group: (row.value, row.pairs) for row in grouped(given, by, **options).itertuples()}
+
+    assert means("script") == {"en": (90, 1), "Latn": (30, 3), "Deva": (30, 2)}
+    assert means("tier") == {"en": (90, 1), "T5": (30, 2), "T2": (35, 2), "T4": (20, 1)}
+    assert means("task") == {"vqa in en": (90, 1), "vqa": (pytest.approx(110 / 3), 3), "reading": (20, 2)}
+    assert means("script", metric="exact") == {"Deva": (99, 1)}
+    assert means("tier")["T5"][0] == summarise(given)["score/T5"]
+    assert set(GROUPINGS) >= {"task", "tier", "script"}
+    with pytest.raises(InputError, match="not by 'colour'"):
+        grouped(given, "colour")
+    with pytest.raises(InputError, match="twice"):
+        grouped(pd.concat([given, given]), "tier")
 
 
 def test_a_pair_given_twice_and_an_unknown_language_are_errors() -> None:
