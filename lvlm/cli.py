@@ -121,7 +121,7 @@ def _command_line() -> CommandLine:
     data.add_argument(
         "--languages",
         nargs="+",
-        help="codes (default: all that the world speaks; plots and pages: those of SMPQA, and also groups, such as all)",
+        help="codes (default: all that the world speaks); plots and pages also take groups (default: those of SMPQA)",
     )
     data.add_argument("--words", type=Path, help="plots, pages: a word list CODE.txt or a folder of them")
     data.add_argument("--text", type=Path, help="pages: a text CODE.txt or a folder of them, instead of word lists")

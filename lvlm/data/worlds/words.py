@@ -128,7 +128,7 @@ def _packaged(code: str) -> WordList | None:
         ranked = wordfreq.iter_wordlist(name, wordlist="small")
         return _selected(code, f"wordfreq {version('wordfreq')}, small list '{name}'", ranked, native=name)
     if words := _cldr(_CLDR.get(code, code)):
-        return _selected(code, "Unicode CLDR, names and keywords of emoji", words)
+        return _selected(code, "Unicode CLDR, names and keywords of emoji", words, native="")
     return None
 
 
@@ -158,10 +158,13 @@ def _cldr(code: str) -> list[str]:
 
 
 def _selected(code: str, origin: str, ranked: Iterable[str], *, native: str | None = None) -> WordList:
-    """The first `LONGEST_LIST` usable words of `ranked`. `native` names the list of wordfreq: a word that English uses
-    more often is English in a list of another language."""
+    """The first `LONGEST_LIST` usable words of `ranked`.
+
+    A word that English uses more often than `native`, a list of wordfreq, is English in a list of another language; so
+    is every word of English where `native` is empty. None asks nothing: the user knows what the list holds.
+    """
     script = language_row(code).script
-    english = _frequencies("en") if native not in (None, "en") else {}
+    english = _frequencies("en") if native is not None and native != "en" else {}
     own = _frequencies(native) if english and native else {}
     left_out: Counter[str] = Counter()
     seen: set[str] = set()
