@@ -365,10 +365,10 @@ def _export(options: argparse.Namespace) -> None:
     with quiet_transformers():
         exported = export(path, options.folder, form=form, model=model_config, seed=recorded.seed if recorded else 0)
     print(f"largest difference of a logit, read back from the files: {exported.difference:.1e} (limit {LIMIT:.0e})")
-    if exported.torchvision is not None:
+    if exported.pillow is not None:
         print(
-            f"note: with torchvision's resize, which transformers takes by default, it is {exported.torchvision:.1e}; "
-            'AutoProcessor.from_pretrained(..., backend="pil") makes the pixels of the training'
+            f'note: with AutoProcessor.from_pretrained(..., backend="pil") it is {exported.pillow:.1e}; the default, '
+            "torchvision, makes the pixels of the training"
         )
         print(f"written: {options.folder} (LlavaForConditionalGeneration and LlavaProcessor of transformers read it)")
     else:

@@ -17,7 +17,7 @@ PLAN_FILE = "plan.json"
 SCORES_FILE = "scores.parquet"  # task, language, metric, value, n
 PREDICTIONS_FILE = "predictions.parquet"  # one row per item
 CURVE_FILE = "curve.jsonl"  # one JSON object per logged step: stage, step, samples, and numbers
-TRAINER_VERSION = 4
+TRAINER_VERSION = 5
 """Raised when a change to the trainer changes its numbers, so that old stages and cells are not taken for new ones."""
 RECORD_FILE = "record.json"  # written last: its presence says that the run is finished
 

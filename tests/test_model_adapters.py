@@ -213,8 +213,8 @@ def test_views_are_global_then_crops_row_by_row():
     for index, colour in enumerate(colours):
         image.paste(colour, (6 * (index % 2), 6 * (index // 2), 6 * (index % 2) + 6, 6 * (index // 2) + 6))
     parts = views(image, replace(TRANSFORM, interpolation="nearest"))
-    assert len(parts) == 5 and all(part.size == (6, 6) for part in parts)
-    assert [part.getpixel((3, 3)) for part in parts[1:]] == colours
+    assert parts.shape == (5, 3, 6, 6) and parts.dtype == torch.uint8
+    assert [tuple(part[:, 3, 3].tolist()) for part in parts[1:]] == colours
     values = pixels(image, TRANSFORM)
     assert values.shape == (5, 3, 6, 6) and values.dtype == torch.float32
     expected = (1 - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.5, 0.25, 0.2])
