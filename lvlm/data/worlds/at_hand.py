@@ -59,8 +59,8 @@ def written_languages(
     """
     if asked is not None and not asked:
         raise InputError("languages is empty. Name at least one language, or leave it out for those of SMPQA.")
-    codes = in_table_order(SMPQA_LANGUAGES if asked is None else [code for code in asked if code not in GROUPS])
-    groups = [group for group in asked or () if group in GROUPS]
+    groups = [name for name in asked or () if name in GROUPS or ":" in name]
+    codes = in_table_order(SMPQA_LANGUAGES if asked is None else [code for code in asked if code not in groups])
     wanted = in_table_order({*codes, *(code for group in groups for code in group_languages(group, list(table())))})
     if given is not None and (idle := [code for code in given_lists(given) if code not in wanted]):
         raise InputError(

@@ -31,16 +31,21 @@ PULL = 0.12
 LINE = LARGEST_LABEL[1] + 4
 """From one label of a pie to the next above it."""
 
-Box = tuple[int, int, int, int]
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Where a label lies: left, top, right, bottom in pixels of the picture; and its ink, white on black."""
+
+    box: tuple[int, int, int, int]
+    ink: Image.Image
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """The picture, the box of each label's ink, and which pixels the labels took (white on black)."""
+    """The picture, and its labels in the order of the plot's parts."""
 
     image: Image.Image
-    labels: tuple[Box, ...]
-    ink: Image.Image
+    labels: tuple[Label, ...]
 
 
 def fits(label: str, face: Typeface) -> bool:
@@ -59,30 +64,28 @@ def draw_plot(plot: Plot, labels: Sequence[str], face: Typeface) -> Chart:
                 f"{LARGEST_LABEL[1]} pixels. Use a shorter word."
             )
     image = Image.new("RGB", plot.size, "white")
-    page = _Page(image, Image.new("L", plot.size), face, [])
+    page = _Page(image, face, [])
     if plot.kind == "pie":
         _pie(plot, labels, page)
     elif plot.horizontal:
         _horizontal_bars(plot, labels, page)
     else:
         _vertical_bars(plot, labels, page)
-    return Chart(image, tuple(page.boxes), page.ink)
+    return Chart(image, tuple(page.labels))
 
 
 @dataclass(frozen=True, slots=True)
 class _Page:
     image: Image.Image
-    ink: Image.Image
     face: Typeface
-    boxes: list[Box]
+    labels: list[Label]
 
-    def write(self, mask: Image.Image, left: float, top: float) -> None:
-        """Put a label's ink down with its left upper corner here."""
+    def write(self, ink: Image.Image, left: float, top: float) -> None:
+        """Put a label down with its left upper corner here."""
         x, y = round(left), round(top)
-        box = (x, y, x + mask.width, y + mask.height)
-        self.image.paste(INK, box, mask)
-        self.ink.paste(mask, box)
-        self.boxes.append(box)
+        box = (x, y, x + ink.width, y + ink.height)
+        self.image.paste(INK, box, ink)
+        self.labels.append(Label(box, ink))
 
 
 def _vertical_bars(plot: Plot, labels: Sequence[str], page: _Page) -> None:

@@ -79,7 +79,8 @@ def sample_plot(kind: Kind, rng: np.random.Generator) -> Plot:
     names = list(PLOT_COLOURS)
     colours = tuple(names[int(i)] for i in rng.permutation(len(names))[:parts])
     if kind == "pie":
-        size = int(rng.integers(720, 801)), int(rng.integers(440, 521))
+        height = int(rng.integers(440, 501))
+        size = height + int(rng.integers(340, 381)), height  # room for a label on either side
         pulled = tuple(part for part in range(parts) if rng.random() < 0.25)
         return Plot("pie", values, colours, size, start=int(rng.integers(360)), pulled=pulled)
     if rng.random() < 0.5:

@@ -38,6 +38,12 @@ _NOTO = {
     "Laoo": ("NotoSansLao", "NotoSerifLao", "NotoLoopedLao"),
     "Khmr": ("NotoSansKhmer", "NotoSerifKhmer"),
     "Mymr": ("NotoSansMyanmar", "NotoSerifMyanmar"),
+    "Armn": ("NotoSansArmenian", "NotoSerifArmenian"),
+    "Gujr": ("NotoSansGujarati", "NotoSerifGujarati"),
+    "Knda": ("NotoSansKannada", "NotoSerifKannada"),
+    "Mlym": ("NotoSansMalayalam", "NotoSerifMalayalam"),
+    "Orya": ("NotoSansOriya",),
+    "Sinh": ("NotoSansSinhala", "NotoSerifSinhala"),
     "Tibt": ("NotoSerifTibetan",),
     "Ethi": ("NotoSansEthiopic", "NotoSerifEthiopic"),
     "Hang": ("NotoSansCJK", "NotoSerifCJK"),
@@ -135,14 +141,20 @@ def typefaces(code: str) -> tuple[Typeface, ...]:
 def face_for(words: Iterable[str], code: str) -> tuple[Typeface, tuple[str, ...]]:
     """The face that has glyphs for most of `words` (the first of several), and the words that it can write."""
     words = tuple(words)
-    can = {face: tuple(word for word in words if not face.lacks(word)) for face in typefaces(code)}
-    best = max(can, key=lambda face: len(can[face]))  # `max` keeps the first
-    if len(can[best]) < 0.5 * len(words):
+    best = typefaces(code)[0]
+    most: tuple[str, ...] = ()
+    for face in typefaces(code):
+        able = tuple(word for word in words if not face.lacks(word))
+        if len(able) > len(most):
+            best, most = face, able
+        if len(most) == len(words):
+            break
+    if len(most) < 0.5 * len(words):
         raise InputError(
-            f"No font here can write most words of language '{code}': {best.path.name} has the glyphs of "
-            f"{len(can[best])} of {len(words)}. Install Debian's fonts-noto-core, or leave the language out."
+            f"No font here can write most words of language '{code}': {best.path.name} has the glyphs of {len(most)} "
+            f"of {len(words)}. Install Debian's fonts-noto-core, or leave the language out."
         )
-    return best, can[best]
+    return best, most
 
 
 @cache
