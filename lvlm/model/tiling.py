@@ -92,8 +92,8 @@ def _values(image: Image.Image) -> Tensor:
 
 
 def _resized(image: Image.Image, height: int, width: int, transform: ImageTransform) -> Tensor:
-    """torchvision's resize of 8-bit values: a quarter of the time of Pillow's, which differs by 1 of 255 at most.
-    transformers takes it by default too."""
+    """torchvision's resize of 8-bit values, which transformers takes by default too: a quarter of the time of Pillow's.
+    On photographs one value of 650 differs from Pillow's by 1 of 255, and one of 20 million by 2 (bicubic)."""
     from torchvision.transforms.v2 import functional
 
     nearest = transform.interpolation == "nearest"  # Pillow's is what torch calls exact
@@ -110,7 +110,7 @@ def views(image: Image.Image, transform: ImageTransform) -> Tensor:
     parts = [square(rgb, size, transform)]
     if tiles > 1:
         large = square(rgb, tiles * size, transform)
-        parts += [tile for row in large.split(size, dim=1) for tile in row.split(size, dim=2)]
+        parts += [tile for row in torch.split(large, size, dim=1) for tile in torch.split(row, size, dim=2)]
     return torch.stack(parts)
 
 

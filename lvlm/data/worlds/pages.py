@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -69,18 +70,14 @@ def draw_page(
             "em. Take it out of the list, or break the line of the text."
         )
     block = _block(broken, face, pixels, rng)
-    paper = Image.new("L", block.size, 255)
-    degrees = float(rng.uniform(-DEGREES, DEGREES))
-    ink, paper = (mask.rotate(degrees, Image.Resampling.BICUBIC, expand=True).reduce(2) for mask in (block, paper))
-    if ink.width > width - 2 * MARGIN or ink.height > height - 2 * MARGIN:  # the turn made it larger
-        for mask in (ink, paper):
-            mask.thumbnail((width - 2 * MARGIN, height - 2 * MARGIN), Image.Resampling.BICUBIC)
+    degrees, papered = float(rng.uniform(-DEGREES, DEGREES)), rng.random() < PAPER_SHARE
+    ink = _turned(block, degrees, (width - 2 * MARGIN, height - 2 * MARGIN))
     image = photograph(rng, (width, height), photos) if photos else texture(rng, (width, height))
     x = int(rng.integers(MARGIN, width - MARGIN - ink.width + 1))
     y = int(rng.integers(MARGIN, height - MARGIN - ink.height + 1))
     box = (x, y, x + ink.width, y + ink.height)
-    if rng.random() < PAPER_SHARE:
-        _lay_paper(image, paper, box, rng)
+    if papered:
+        _lay_paper(image, _turned(Image.new("L", block.size, 255), degrees, ink.size), box, rng)
     _write(image, ink, box, rng)
     if (radius := float(rng.uniform(-BLUR, BLUR))) > 0:
         image = image.filter(ImageFilter.GaussianBlur(radius))
@@ -102,8 +99,13 @@ def _broken(parts: Sequence[str], face: Typeface, pixels: int, room: float, most
 
 
 def _width(text: str, face: Typeface, pixels: int) -> float:
-    left, _, right, _ = face.box(text, pixels)
-    return right - left
+    return _ems(text, face) * pixels
+
+
+@lru_cache(maxsize=1 << 14)
+def _ems(text: str, face: Typeface) -> float:
+    left, _, right, _ = face.box(text, LETTER_PIXELS[1])
+    return (right - left) / LETTER_PIXELS[1]
 
 
 def _leading(pixels: int) -> int:
@@ -116,7 +118,8 @@ def _block(lines: Sequence[str], face: Typeface, pixels: int, rng: np.random.Gen
     tops = [face.box(line, 2 * pixels)[1] for line in lines]
     width = max(ink.width for ink in inks)
     centred = rng.random() < 0.3
-    baseline, places = 0.0, []
+    baseline = 0.0
+    places: list[tuple[int, int]] = []
     for index, (ink, top) in enumerate(zip(inks, tops, strict=True)):
         if index == 0:
             baseline = -top
@@ -131,6 +134,14 @@ def _block(lines: Sequence[str], face: Typeface, pixels: int, rng: np.random.Gen
     for ink, (x, y) in zip(inks, places, strict=True):
         block.paste(ink, (x + room, y + room))
     return block
+
+
+def _turned(block: Image.Image, degrees: float, room: tuple[int, int]) -> Image.Image:
+    """A block at half its size, turned; smaller still where the turn has made it larger than `room`."""
+    turned = block.rotate(degrees, Image.Resampling.BILINEAR, expand=True).reduce(2)
+    if turned.width > room[0] or turned.height > room[1]:
+        turned.thumbnail(room, Image.Resampling.BICUBIC)
+    return turned
 
 
 def _lay_paper(

@@ -177,13 +177,22 @@ def _of_text(code: str, file: Path) -> Texts:
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
     unique = list(dict.fromkeys(filter(None, paragraphs)))
-    face, can = face_for(unique, code) if unique else (None, ())
-    pools = {pool: tuple(paragraph for paragraph in can if pool_of(paragraph) == pool) for pool in POOLS}
+    if not unique:
+        raise InputError(f"{file} holds no text. Give one paragraph a line (100 are enough).")
+    face, can = face_for(unique, code)
+    pools: dict[Pool, tuple[str, ...]] = {
+        pool: tuple(paragraph for paragraph in can if pool_of(paragraph) == pool) for pool in POOLS
+    }
     if few := [pool for pool in POOLS if len(pools[pool]) < FEWEST_PARAGRAPHS]:
         raise InputError(
             f"{file} leaves fewer than {FEWEST_PARAGRAPHS} paragraphs for {', '.join(few)}: {len(can)} of its lines "
             "can be written with the fonts here. Give a longer text, one paragraph a line (100 are enough)."
         )
-    counts = {pool: len(own) for pool, own in pools.items()}
-    record = {"text": file.name, "paragraphs": len(unique), "without glyphs": len(unique) - len(can), **counts}
-    return Texts(code, typefaces(code), pools, True, {**record, "font": str(face)})
+    record: dict[str, object] = {
+        "text": file.name,
+        "paragraphs": len(unique),
+        "without glyphs": len(unique) - len(can),
+        **{str(pool): len(own) for pool, own in pools.items()},
+        "font": str(face),
+    }
+    return Texts(code, typefaces(code), pools, True, record)

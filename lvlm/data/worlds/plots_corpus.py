@@ -26,7 +26,7 @@ from lvlm.data.worlds.folder import (
     write_text,
     written_whole,
 )
-from lvlm.data.worlds.plots import Plot, PlotQuestion, ground_questions, read_questions, sample_plot
+from lvlm.data.worlds.plots import Kind, Plot, PlotQuestion, ground_questions, read_questions, sample_plot
 from lvlm.data.worlds.words import Pool
 from lvlm.errors import InputError
 
@@ -108,7 +108,7 @@ def asked_plots(seed: int, counts: dict[Pool, int]) -> dict[Pool, list[Asked]]:
     for pool in reversed(POOLS):  # the number of plots to train on leaves those to report on as they are
         plots[pool] = []
         for index in range(counts[pool]):
-            kind = "pie" if index % 2 else "bar"
+            kind: Kind = "pie" if index % 2 else "bar"
             rng = stream(seed, f"plots/{pool}/{kind}", index // 2)
             while (plot := sample_plot(kind, rng)).configuration in taken:
                 pass

@@ -25,8 +25,9 @@ def texture(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
     base = rng.uniform(40, 225, 3)
     other = np.clip(base + rng.uniform(-45, 45) + rng.uniform(-20, 20, 3), 0, 255)
     share = np.clip(0.5 + 0.5 * make(rng, size), 0, 1)[:, :, None]
-    grain = rng.normal(0, rng.uniform(0, 5), (size[1], size[0], 1)).astype(np.float32)
-    return Image.fromarray(np.clip(base * (1 - share) + other * share + grain, 0, 255).astype(np.uint8))
+    grain = rng.uniform(0, 5) * rng.standard_normal((size[1], size[0], 1), dtype=np.float32)
+    values = share * (other - base).astype(np.float32) + (base.astype(np.float32) + grain)
+    return Image.fromarray(np.clip(values, 0, 255, out=values).astype(np.uint8))
 
 
 def photograph(rng: np.random.Generator, size: tuple[int, int], folder: Path) -> Image.Image:
@@ -61,33 +62,38 @@ def _noise(rng: np.random.Generator, size: tuple[int, int], cells: tuple[int, in
 
 def _clouds(rng: np.random.Generator, size: tuple[int, int]) -> Field:
     cells = int(rng.integers(2, 6))
-    octaves = [_noise(rng, size, (cells << level, cells << level)) / 2**level for level in range(4)]
-    return np.sum(octaves, axis=0, dtype=np.float32)
+    clouds: Field = sum(
+        (_noise(rng, size, (cells << n, cells << n)) / 2**n for n in range(1, 4)), _noise(rng, size, (cells, cells))
+    )
+    return clouds
 
 
 def _grain(rng: np.random.Generator, size: tuple[int, int]) -> Field:
-    return 0.4 * _noise(rng, size, (size[0] // 2, size[1] // 2)) + 0.3 * _noise(rng, size, (3, 3))
+    grain: Field = 0.4 * _noise(rng, size, (size[0] // 2, size[1] // 2)) + 0.3 * _noise(rng, size, (3, 3))
+    return grain
 
 
 def _weave(rng: np.random.Generator, size: tuple[int, int]) -> Field:
-    period = rng.uniform(4, 10)
+    period = np.float32(rng.uniform(4, 10))
     x, y = np.arange(size[0], dtype=np.float32)[None, :], np.arange(size[1], dtype=np.float32)[:, None]
     threads = np.sin(2 * math.pi * x / period) * np.sin(2 * math.pi * y / period)
-    return (0.5 * threads + 0.4 * _noise(rng, size, (6, 6))).astype(np.float32)
+    woven: Field = 0.5 * threads + 0.4 * _noise(rng, size, (6, 6))
+    return woven
 
 
 def _wood(rng: np.random.Generator, size: tuple[int, int]) -> Field:
     bent = 3 * _noise(rng, size, (2, 4))
     y = np.arange(size[1], dtype=np.float32)[:, None] / size[1]
-    rings: Field = np.sin(rng.uniform(20, 60) * y + bent)
-    return 0.6 * rings + 0.3 * _noise(rng, size, (2, size[1] // 2))
+    board: Field = 0.6 * np.sin(rng.uniform(20, 60) * y + bent) + 0.3 * _noise(rng, size, (2, size[1] // 2))
+    return board
 
 
 def _stripes(rng: np.random.Generator, size: tuple[int, int]) -> Field:
-    angle, period = rng.uniform(0, math.pi), rng.uniform(18, 70)
+    angle, turns = rng.uniform(0, math.pi), 2 * math.pi / rng.uniform(18, 70)
     x, y = np.arange(size[0], dtype=np.float32)[None, :], np.arange(size[1], dtype=np.float32)[:, None]
-    waves = np.sin(2 * math.pi * (math.cos(angle) * x + math.sin(angle) * y) / period)
-    return (0.7 * np.tanh(3 * waves) + 0.2 * _noise(rng, size, (4, 4))).astype(np.float32)
+    waves = np.sin(turns * math.cos(angle) * x + turns * math.sin(angle) * y)
+    striped: Field = 0.7 * np.tanh(3 * waves) + 0.2 * _noise(rng, size, (4, 4))
+    return striped
 
 
 _KINDS: tuple[Callable[[np.random.Generator, tuple[int, int]], Field], ...] = (_clouds, _grain, _weave, _wood, _stripes)
