@@ -3,8 +3,8 @@
     python tests/bench/decoding.py [--images FOLDER] [--size 384] [--workers 2]
 
 Promised: 1.5 times as fast on one core, values within 1 of 255; how many are further off is printed. Without a folder
-it makes photographs of its own (JPEG, 640 x 480, noise and edges). The plain loop is what Centurio's code does: open, convert, resize, to tensor,
-normalise. Time is that of the processor, so that other work on the machine does not count.
+it makes photographs of its own (JPEG, 640 x 480, noise and edges). The plain loop is what Centurio's code does: open,
+convert, resize, to tensor, normalise. Time is that of the processor, so that other work on the machine does not count.
 """
 
 from __future__ import annotations
