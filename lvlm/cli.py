@@ -114,13 +114,22 @@ def _command_line() -> CommandLine:
     data = command("data", _data, "Write a built-in corpus as JSON and images.", "data shapes runs/data/shapes")
     data.add_argument(
         "name",
-        choices=("shapes", "reading"),
-        help="shapes: captions and dialogues about scenes; reading: words in scenes",
+        choices=("shapes", "reading", "plots", "pages"),
+        help="shapes: captions and dialogues about scenes; reading: words in scenes; plots: bar and pie plots (SMPQA); "
+        "pages: text on backgrounds (after Synthdog)",
     )
     data.add_argument("folder", type=Path)
     data.add_argument("--seed", type=int, default=0)
-    data.add_argument("--train", type=int, help="training images (shapes) or training images per language (reading)")
-    data.add_argument("--languages", nargs="+", help="codes (default: all that the world speaks)")
+    for split, what in (("train", "train on"), ("tune", "choose settings on"), ("test", "report on")):
+        data.add_argument(f"--{split}", type=int, metavar="N", help=f"images to {what}, per language but for shapes")
+    data.add_argument(
+        "--languages",
+        nargs="+",
+        help="codes (default: all that the world speaks); plots and pages also take groups (default: those of SMPQA)",
+    )
+    data.add_argument("--words", type=Path, help="plots, pages: a word list CODE.txt or a folder of them")
+    data.add_argument("--text", type=Path, help="pages: a text CODE.txt or a folder of them, instead of word lists")
+    data.add_argument("--photos", type=Path, help="pages: a folder of photographs to write on")
 
     corpus.add_options(command("corpus", corpus.run, corpus.TEXT, corpus.EXAMPLE))
     translate.add_options(command("translate", _translate, translate.TEXT, translate.EXAMPLE))
@@ -380,10 +389,10 @@ def _export(options: argparse.Namespace) -> None:
     with quiet_transformers():
         exported = export(path, options.folder, form=form, model=model_config, seed=recorded.seed if recorded else 0)
     print(f"largest difference of a logit, read back from the files: {exported.difference:.1e} (limit {LIMIT:.0e})")
-    if exported.torchvision is not None:
+    if exported.pillow is not None:
         print(
-            f"note: with torchvision's resize, which transformers takes by default, it is {exported.torchvision:.1e}; "
-            'AutoProcessor.from_pretrained(..., backend="pil") makes the pixels of the training'
+            f'note: with AutoProcessor.from_pretrained(..., backend="pil") it is {exported.pillow:.1e}; the default, '
+            "torchvision, makes the pixels of the training"
         )
         print(f"written: {options.folder} (LlavaForConditionalGeneration and LlavaProcessor of transformers read it)")
     else:
@@ -391,14 +400,24 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _data(options: argparse.Namespace) -> None:
-    from lvlm.data.worlds.writer import is_written, write_world
+    from lvlm.data.worlds.writer import WORLDS, is_written, write_world
 
-    own = (options.seed, options.train, options.languages) == (0, None, None)
-    if own and is_written(options.name, options.folder):
-        return print(f"already there: {options.folder}")
-    folder = write_world(
-        options.name, options.folder, seed=options.seed, train=options.train, languages=options.languages
+    sizes = {split: size for split in ("train", "tune", "test") if (size := getattr(options, split)) is not None}
+    sources = {name: path for name in ("words", "text", "photos") if (path := getattr(options, name)) is not None}
+    if options.name in WORLDS:
+        if sources:
+            raise InputError(f"--{next(iter(sources))} is not for the corpus '{options.name}'. Leave it out.")
+        if not sizes and (options.seed, options.languages) == (0, None) and is_written(options.name, options.folder):
+            return print(f"already there: {options.folder}")
+        folder = write_world(options.name, options.folder, seed=options.seed, languages=options.languages, **sizes)
+        return print(f"written: {folder}")
+    from lvlm.data.worlds.printed import write_printed
+
+    folder, missing = write_printed(
+        options.name, options.folder, seed=options.seed, languages=options.languages, sizes=sizes, sources=sources
     )
+    for reason in missing.values():
+        print(f"left out: {reason}", file=sys.stderr)
     print(f"written: {folder}")
 
 

@@ -138,9 +138,23 @@ class CorpusUse(Settings):
     those that are not translatable: the others are divided by `MixConfig.languages`."""
     samples: Annotated[int, Field(ge=1)] | None = None
     """How many sample ids, drawn once in an order that only the corpus determines; None is all."""
+    samples_per_language: Annotated[int, Field(ge=1)] | None = None
+    """For a mix, and a corpus that is not translatable: so many samples of each language, the same ones and more where
+    the number is larger."""
     images: str | None = None
     """The folder that image paths start from, where images lie apart from the corpus; None is where
     `lvlm.data.corpus.open_corpus` looks."""
+
+    @model_validator(mode="after")
+    def _one_number_of_samples(self) -> Self:
+        if self.samples is not None and self.samples_per_language is not None:
+            raise ValueError("give samples or samples_per_language, not both")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _unset_number_is_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A config without it keeps the fingerprint that it had before it existed.
+        return {name: value for name, value in dump(self).items() if (name, value) != ("samples_per_language", None)}
 
 
 ALLOCATION_SETTINGS = {"temperature": "temperature", "sizes": "temperature", "weights": "weights"}
@@ -282,6 +296,12 @@ class EvaluateConfig(Settings):
     """Scored while training where `validate_every` is set; splits with permission `tune`."""
     tune_items: Annotated[int, Field(ge=1)] = 32
     max_new_tokens: Annotated[int, Field(ge=1)] = 96
+
+    @model_validator(mode="after")
+    def _samples_count_per_language_here(self) -> Self:
+        if any(use.samples_per_language is not None for use in (*self.corpora, *self.tune_corpora)):
+            raise ValueError("samples_per_language is for a mix; in an evaluation 'samples' counts per language")
+        return self
 
 
 class ComputeConfig(Settings):

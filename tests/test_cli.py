@@ -114,7 +114,7 @@ def test_options_and_overrides_stand_in_any_order(corpus: Path, tmp_path: Path, 
 
 
 BAD_RUNS: dict[str, tuple[list[str], str]] = {
-    "no such preset": (["tinny"], "Presets are: centurio_aya, centurio_phi35"),
+    "no such preset": (["tinny"], "Presets are: centurio_aya, centurio_ocr, centurio_phi35"),
     "broken override": (["tiny", "instruct.mix.languages=[en"], "override 'instruct.mix.languages=[en'"),
     "unknown field": (["tiny", "instruct.mix.langauges=en"], "instruct.mix.languages"),
     "no value": (["tiny", "seed"], "not understood: seed"),
