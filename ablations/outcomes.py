@@ -10,7 +10,7 @@ from lvlm.records import METRICS
 GROUP_ORDER = ("en", *TIERS, "multilingual")
 DERIVED = {"right_elsewhere": ("score_any_language", "score")}
 """`right_elsewhere`: points of answers that are right, but only in another language than the asked one."""
-TASKS = ("caption", "vqa", "reading")
+TASKS = ("caption", "vqa", "reading", "naming", "choice", "pair")
 SUMMARISED = ("score", "score_any_language", "fidelity")
 """The metrics that a run record sums up by tier; of single tasks it has the score in English and elsewhere."""
 

@@ -10,7 +10,7 @@ from lvlm.data.corpus import Corpus, Item
 from lvlm.errors import InputError
 from lvlm.evaluate.metrics import AttributeReader, best, normalised, token_f1
 
-TASKS = ("caption", "vqa", "reading")
+TASKS = ("caption", "vqa", "reading", "naming", "choice", "pair")
 """In the order of every table."""
 
 

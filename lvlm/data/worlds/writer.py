@@ -95,7 +95,7 @@ def write_shapes(
     lexicons = _lexicons(languages)
     sizes = {"train_images": train_images, "tune_images": tune_images, "test_images": test_images}
     _check_numbers(seed, sizes)
-    with _written_whole(Path(folder)) as partial, _progress("shapes", sum(sizes.values())) as advance:
+    with written_whole(Path(folder)) as partial, progress_of("shapes", sum(sizes.values())) as advance:
         with ExitStack() as files:
             captions = _open_rows(files, partial / "captions", lexicons)
             instruct = _open_rows(files, partial / "instruct", lexicons)
@@ -160,7 +160,7 @@ def write_reading(
         return train_english if pool == "train" and code == "en" else sizes[f"{pool}_per_language"]
 
     total = sum(images(pool, lexicon.code) for pool in splits.values() for lexicon in lexicons)
-    with _written_whole(Path(folder)) as partial, _progress("reading", total) as advance:
+    with written_whole(Path(folder)) as partial, progress_of("reading", total) as advance:
         for split, pool_name in splits.items():
             pool = _new_pool(partial, pool_name)
             with ExitStack() as files:
@@ -377,7 +377,7 @@ def _note(folder: Path) -> str:
 
 
 @contextmanager
-def _written_whole(target: Path) -> Iterator[Path]:
+def written_whole(target: Path) -> Iterator[Path]:
     """A folder beside `target` that becomes `target` when the block ends, and vanishes when it fails."""
     target = target.absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -399,7 +399,7 @@ def _written_whole(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _progress(name: str, images: int) -> Iterator[Any]:
+def progress_of(name: str, images: int) -> Iterator[Any]:
     """A function that counts one image; a bar on standard error when that is a terminal."""
     with Progress(console=Console(file=sys.stderr), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(f"writing {name}: images", total=images)
