@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lvlm.commands import HOME_HELP, CommandLine, add_overrides
 from lvlm.config import RunConfig, fingerprint, load_config, make_settings
@@ -110,24 +110,43 @@ def _command_line() -> CommandLine:
     data = command("data", _data, "Write a built-in corpus as JSON and images.", "data shapes runs/data/shapes")
     data.add_argument(
         "name",
-        choices=("shapes", "reading"),
-        help="shapes: captions and dialogues about scenes; reading: words in scenes",
+        choices=("shapes", "reading", "emoji"),
+        help="shapes: captions and dialogues about scenes; reading: words in scenes; emoji: pictures and their names",
     )
     data.add_argument("folder", type=Path)
     data.add_argument("--seed", type=int, default=0)
     data.add_argument("--train", type=int, help="training images (shapes) or training images per language (reading)")
     data.add_argument("--languages", nargs="+", help="codes (default: all that the world speaks)")
+    emoji = data.add_argument_group("for emoji")
+    emoji.add_argument("--concepts", type=int, help="how many emoji (default: 96, or all that every language names)")
+    emoji.add_argument(
+        "--names",
+        metavar="DIR",
+        help="folder 'common' of Unicode CLDR, or 'package' for the 14 languages of the Python package emoji "
+        "(default: where Debian's unicode-cldr-core puts it)",
+    )
+    emoji.add_argument(
+        "--pictures",
+        metavar="PATH",
+        help="a colour font with bitmaps, or a folder of PNG files named by code points such as 1f436.png "
+        "(default: where Debian's fonts-noto-color-emoji puts it)",
+    )
 
     backbones = command(
         "backbones",
         _backbones,
-        "Train the tiny backbones (hours) and write their card.",
+        "Train the tiny backbones (hours) and write their card, or those of an emoji corpus.",
         "backbones --out assets --draws 0",
     )
-    backbones.add_argument("--out", type=Path, default=Path(__file__).parent / "assets")
-    backbones.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     backbones.add_argument(
-        "--parts", nargs="+", default=["lm", "clean", "vit", "card"], choices=("lm", "clean", "vit", "card")
+        "--corpus", type=Path, help="an emoji corpus: backbones that have read its names and seen its pictures"
+    )
+    backbones.add_argument(
+        "--out", type=Path, help="default: the package's own folder; with --corpus HOME/backbones/emoji"
+    )
+    backbones.add_argument("--draws", type=int, nargs="+", help="default: 0 1 2 3 4; with --corpus 0")
+    backbones.add_argument(
+        "--parts", nargs="+", choices=("lm", "clean", "vit", "card"), help="default: all; with --corpus lm vit"
     )
     backbones.add_argument(
         "--scale", type=float, default=1.0, help="train this share of the full length, to try the script out"
@@ -369,6 +388,11 @@ def _export(options: argparse.Namespace) -> None:
 def _data(options: argparse.Namespace) -> None:
     from lvlm.data.worlds.writer import is_written, write_world
 
+    sources = {key: getattr(options, key) for key in ("concepts", "names", "pictures")}
+    if options.name == "emoji":
+        return _emoji_data(options, languages=options.languages, train_images=options.train, **sources)
+    if given := [f"--{key}" for key, value in sources.items() if value is not None]:
+        raise InputError(f"{' and '.join(given)}: only the world emoji has this; leave it out for {options.name}.")
     own = (options.seed, options.train, options.languages) == (0, None, None)
     if own and is_written(options.name, options.folder):
         return print(f"already there: {options.folder}")
@@ -378,13 +402,35 @@ def _data(options: argparse.Namespace) -> None:
     print(f"written: {folder}")
 
 
+def _emoji_data(options: argparse.Namespace, **asked: Any) -> None:
+    from lvlm.data.worlds.emoji_writer import is_written, write_emoji
+
+    own = options.seed == 0 and all(value is None for value in asked.values())
+    if own and is_written(options.folder):
+        return print(f"already there: {options.folder}")
+    print(f"written: {write_emoji(options.folder, seed=options.seed, **asked)}")
+
+
 def _backbones(options: argparse.Namespace) -> None:
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    if options.corpus is not None:
+        from lvlm.backbones.emoji import build_emoji
+        from lvlm.run import default_home
+
+        if options.parts is not None and "card" in options.parts:
+            raise InputError("--parts card belongs to the shipped backbones; with --corpus each draw has its own card.")
+        out = options.out or default_home() / "backbones" / "emoji"
+        parts = options.parts or ["lm", "vit"]
+        return build_emoji(options.corpus, out, draws=options.draws or [0], parts=parts, scale=options.scale, say=say)
+
     from lvlm.backbones.build import build
 
     build(
-        options.out,
-        draws=options.draws,
-        parts=options.parts,
+        options.out or Path(__file__).parent / "assets",
+        draws=options.draws or [0, 1, 2, 3, 4],
+        parts=options.parts or ["lm", "clean", "vit", "card"],
         scale=options.scale,
-        say=lambda text: print(text, flush=True),
+        say=say,
     )

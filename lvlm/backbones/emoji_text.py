@@ -25,10 +25,10 @@ from lvlm.data.worlds.emoji_items import (
 )
 from lvlm.languages import language
 
-KINDS: dict[Kind, float] = {"naming": 0.46, "caption": 0.18, "choice": 0.18, "pair": 0.18}
+KINDS: dict[Kind, float] = {"naming": 0.5, "caption": 0.2, "choice": 0.15, "pair": 0.15}
 """Share of each kind of document."""
-TURNS = 4
-"""Requests of a document; of a scene one, as it tells of up to four emoji."""
+TURNS: dict[Kind, int] = {"naming": 4, "caption": 1, "choice": 2, "pair": 3}
+"""Requests of a document; documents of like length, as a scene tells of several emoji and a choice is long."""
 SCENE = (2, 5)  # emoji of a scene: from two to four
 TOLD_IN_ENGLISH, TOLD_IN_ITS_OWN = 0.5, 0.2  # of the requests; the others are told in any language
 
@@ -56,7 +56,7 @@ class EmojiText:
         kind: Kind = list(KINDS)[int(rng.choice(len(KINDS), p=list(KINDS.values())))]
         answered = "en" if rng.random() < self.answer_mix[language(code).tier] else code
         turns: Turns = []
-        for _ in range(1 if kind == "caption" else TURNS):
+        for _ in range(TURNS[kind]):
             item = self._item(rng, kind)
             names = [told([concept], self.concepts, self._told_in(rng, code)) for concept in item.shown]
             shown = "\n".join(names) if kind == "pair" else told(item.shown, self.concepts, self._told_in(rng, code))
@@ -93,6 +93,6 @@ class EmojiText:
 def emoji_text_settings() -> dict[str, object]:
     """What the documents are drawn by, besides the concepts and the answer mix; kept with every draw."""
     return {
-        "tier_weight": TIER_WEIGHT, "kinds": KINDS, "turns": TURNS, "scene": SCENE,
+        "tier_weight": TIER_WEIGHT, "kinds": KINDS, "turns": TURNS, "scene": list(SCENE),
         "told": [TOLD_IN_ENGLISH, TOLD_IN_ITS_OWN],
     }  # fmt: skip

@@ -26,6 +26,7 @@ from lvlm.settings import Codes
 __all__ = ["CORPUS_FILE", "IMAGE_PLACEHOLDER", "Corpus", "Item", "Permission", "Sample", "open_corpus"]
 
 CORPUS_FILE = "corpus.yaml"
+BUILT_IN = ("shapes", "reading", "emoji")
 
 Permission = Literal["train", "tune", "report"]
 """What a split may be used for: learning, choosing settings while training, or reported scores."""
@@ -296,7 +297,7 @@ def open_corpus(folder: str | Path, *, images: str | Path | None = None) -> Corp
         what = f"holds no {CORPUS_FILE}" if folder.exists() else "does not exist"
         raise InputError(
             f"The corpus {folder} {what} (looked for from {Path.cwd()}). A corpus is a folder with a {CORPUS_FILE}, or "
-            f"a JSON file; `python -m lvlm data {'reading' if folder.name == 'reading' else 'shapes'} {folder}` writes "
+            f"a JSON file; `python -m lvlm data {folder.name if folder.name in BUILT_IN else 'shapes'} {folder}` writes "
             "a built-in one."
         )
     try:

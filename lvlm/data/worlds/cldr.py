@@ -122,7 +122,7 @@ def _read_file(path: Path) -> Annotations:
 
 
 class EmojiPackage:
-    """The names that the Python package `emoji` ships, which are CLDR's; the words of a name serve as its keywords."""
+    """The names that the Python package `emoji` ships: CLDR's in lower case; the words of a name serve as its keywords."""
 
     def __init__(self) -> None:
         try:

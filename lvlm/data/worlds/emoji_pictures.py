@@ -5,7 +5,7 @@ Called by `emoji_writer` and by `lvlm.backbones.emoji_vision`.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -38,9 +38,13 @@ class Pictures:
 
     def __init__(self, source: Path) -> None:
         self._source = source
-        self._files = _files(source) if source.is_dir() else {}
-        self._font = None if source.is_dir() else _font(source)
-        self._drawn = self._files.keys() if self._font is None else _glyphs(source)
+        self._files: dict[str, Path] = {}
+        self._font: ImageFont.FreeTypeFont | None = None
+        self._drawn: Container[object]
+        if source.is_dir():
+            self._drawn = self._files = _files(source)
+        else:
+            self._font, self._drawn = _font(source)
         self.title = f"pictures of {source.name}"
 
     def __contains__(self, concept: object) -> bool:
@@ -91,20 +95,20 @@ def _files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _font(path: Path) -> ImageFont.FreeTypeFont:
+def _font(path: Path) -> tuple[ImageFont.FreeTypeFont, frozenset[str]]:
+    """A colour font and the ids of the single characters that it draws."""
+    from matplotlib.ft2font import FaceFlags, FT2Font  # half a second
+
     try:
-        return ImageFont.truetype(str(path), FONT_PIXELS)
-    except OSError as error:
+        face = FT2Font(str(path))
+        if FaceFlags.COLOR not in face.face_flags:
+            raise OSError("it has no colours")
+        return ImageFont.truetype(str(path), FONT_PIXELS), frozenset(f"{code:x}" for code in face.get_charmap())
+    except (OSError, RuntimeError) as error:
         raise InputError(
-            f"{path} cannot be used as a colour font: {error}. Give one with bitmaps of {FONT_PIXELS} pixels, as "
-            "NotoColorEmoji.ttf has them, or a folder of PNG files."
+            f"{path} cannot be used for pictures of emoji: {error}. Give a font with bitmaps of {FONT_PIXELS} pixels, "
+            "as NotoColorEmoji.ttf has them, or a folder of PNG files."
         ) from error
-
-
-def _glyphs(path: Path) -> frozenset[str]:
-    from matplotlib.ft2font import FT2Font  # half a second
-
-    return frozenset(f"{code:x}" for code in FT2Font(str(path)).get_charmap())
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ KINDS: tuple[Kind, ...] = ("naming", "choice", "naming", "pair")
 SCENE_PROBABILITY = {1: 0.4, 2: 0.3, 3: 0.15, 4: 0.15}
 """How many emoji a picture to describe shows."""
 CAPTION_EVERY = 3  # one in so many tune and test images has a scene beside it
+POOLS: tuple[Pool, ...] = ("train", "tune", "test")
 CONCEPTS_FILE = "concepts.json"
 REFUSED_FILE = "refused.csv"
 PICTURES_FOLDER = "pictures"
@@ -43,17 +44,17 @@ def write_emoji(
     folder: Path | str,
     *,
     seed: int,
-    train_images: int = OWN_SIZES["train_images"],
-    tune_images: int = OWN_SIZES["tune_images"],
-    test_images: int = OWN_SIZES["test_images"],
+    train_images: int | None = None,
+    tune_images: int | None = None,
+    test_images: int | None = None,
     languages: Sequence[str] | None = None,
-    number: int | None = None,
+    concepts: int | None = None,
     names: Path | str | None = None,
     pictures: Path | str | None = None,
 ) -> Path:
     """Emoji and their names; the same ids in the same order in every language, so that only concepts which all
-    `languages` name take part, and of those `number` (see `load_concepts`). The others are in `refused.csv`, with the
-    languages that lack them.
+    `languages` name take part, and of those `concepts` (see `load_concepts`). The others are in `refused.csv`, with the
+    languages that lack them. A size that is None is the world's own.
 
     Splits: `captions` (scenes of one to four) and `instruct` (names, choices, pairs) for training; `tune` and `test`
     with all four tasks. Every second of their images shows a concept that training neither shows nor names (`source`
@@ -61,27 +62,28 @@ def write_emoji(
     are as in `open_names` and `open_pictures`. `concepts.json` has the names and who is related, `pictures/` each
     emoji once.
     """
-    sizes = {"train_images": train_images, "tune_images": tune_images, "test_images": test_images}
+    given = {"train_images": train_images, "tune_images": tune_images, "test_images": test_images}
+    sizes = {name: own if (wish := given[name]) is None else wish for name, own in OWN_SIZES.items()}
     if seed < 0:
         raise InputError(f"seed is {seed}; it must be 0 or larger.")
     for name, size in sizes.items():
         if not 1 <= size <= 100_000:
             raise InputError(f"{name} is {size}; it must lie between 1 and 100000, as image numbers have five digits.")
     source, drawn = open_names(names), open_pictures(pictures)
-    concepts = load_concepts(source, pictures=drawn, languages=languages, number=number)
+    known = load_concepts(source, pictures=drawn, languages=languages, number=concepts)
     with written_whole(Path(folder)) as partial, progress_of("emoji", sum(sizes.values())) as advance:
-        world = _World(partial, concepts, drawn, seed)
-        for pool, images in zip(("train", "tune", "test"), sizes.values(), strict=True):
+        world = _World(partial, known, drawn, seed)
+        for pool, images in zip(POOLS, sizes.values(), strict=True):
             (partial / "images" / pool).mkdir(parents=True)
             splits = ("captions", "instruct") if pool == "train" else (pool,)
             with ExitStack() as files:
-                rows = {split: _open_rows(files, partial / split, concepts.languages) for split in splits}
-                for split, item_id, item, images_of, origin in world.items(pool, images, advance):
-                    for code in concepts.languages:
-                        row = _row(item, item_id, images_of, origin, concepts, code, gold=pool != "train")
+                rows = {split: _open_rows(files, partial / split, known.languages) for split in splits}
+                for split, item_id, item, shown, origin in world.items(pool, images, advance):
+                    for code in known.languages:
+                        row = _row(item, item_id, shown, origin, known, code, gold=pool != "train")
                         rows[split][code].write(json.dumps(row, ensure_ascii=False) + "\n")
-        _write_concepts(partial, concepts, drawn)
-        _write_corpus_file(partial, concepts, seed, sizes, f"{source.title} and {drawn.title}")
+        _write_concepts(partial, known, drawn)
+        _write_corpus_file(partial, known, seed, sizes, f"{source.title} and {drawn.title}")
     return Path(folder)
 
 
