@@ -32,7 +32,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     names, pictures = write_cldr(folder), write_pictures(folder / "png")
     return write_emoji(
-        folder / "emoji", seed=0, train_images=4, tune_images=1, test_images=2, concepts=30, names=names, pictures=pictures
+        folder / "emoji",
+        seed=0,
+        train_images=4,
+        tune_images=1,
+        test_images=2,
+        concepts=30,
+        names=names,
+        pictures=pictures,
     )
 
 
@@ -44,7 +51,11 @@ def concepts(corpus: Path) -> Concepts:
 def test_documents_ask_what_the_corpus_asks_and_answer_it_rightly(concepts: Concepts) -> None:
     kinds = Counter[str]()
     for code, turns in EmojiText(concepts, answer_mix=NO_MIX).documents(np.random.default_rng(0), count=400):
-        named = {name: concept for names in concepts.names.values() for name, concept in zip(names.values(), names, strict=True)}
+        named = {
+            name: concept
+            for names in concepts.names.values()
+            for name, concept in zip(names.values(), names, strict=True)
+        }
         for text, answer in turns:
             shown, request = text.split("\n", 1)
             if request.startswith("Name the picture"):

@@ -70,9 +70,10 @@ def options_of(row: Row) -> list[str]:
 
 
 TABLE = {
-    "en": "elephant", "ar": "فيل", "de": "Elefant", "ja": "ゾウ", "zh": "大象", "ko": "코끼리", "hi": "हाथी", "ru": "слон",
-    "el": "ελέφαντας", "ka": "სპილო", "th": "ช้าง", "am": "ዝሆን", "he": "פיל", "ta": "யானை", "sw": "ndovu", "te": "ఏనుగు",
-    "my": "ဆင်", "cy": "eliffant", "qu": "elefante", "tl": "elepante", "sr": "слон", "arz": "فيل",
+    "en": "elephant", "ar": "فيل", "de": "Elefant", "ja": "ゾウ", "zh": "大象", "ko": "코끼리", "hi": "हाथी",
+    "ru": "слон", "el": "ελέφαντας", "ka": "სპილო", "th": "ช้าง", "am": "ዝሆን", "he": "פיל", "ta": "யானை",
+    "sw": "ndovu", "te": "ఏనుగు", "my": "ဆင်", "cy": "eliffant", "qu": "elefante", "tl": "elepante", "sr": "слон",
+    "arz": "فيل",
 }  # fmt: skip
 
 
@@ -140,7 +141,9 @@ def test_a_language_with_few_names_takes_part_only_where_it_is_asked_for(tmp_pat
 # --- concepts
 
 
-def load(tmp_path: Path, *, codes: tuple[str, ...] | None = None, number: int | None = None, **changes: Any) -> Concepts:
+def load(
+    tmp_path: Path, *, codes: tuple[str, ...] | None = None, number: int | None = None, **changes: Any
+) -> Concepts:
     names = open_names(write_cldr(tmp_path / "cldr", **changes))
     return load_concepts(names, pictures=set(IDS), languages=codes, number=number)
 
@@ -231,7 +234,9 @@ def test_which_of_two_pictures_asks_for_the_one_that_is_named(world: Path) -> No
         assert f'"{answer_of(named)}"' in row["context"][0]
 
 
-@pytest.mark.parametrize(("split", "task", "places"), [("instruct", "choice", 4), ("test", "choice", 4), ("test", "pair", 2)])
+@pytest.mark.parametrize(
+    ("split", "task", "places"), [("instruct", "choice", 4), ("test", "choice", 4), ("test", "pair", 2)]
+)
 def test_right_answers_stand_everywhere_equally_often(world: Path, split: str, task: str, places: int) -> None:
     counts = Counter(answer_of(row) for row in rows_of(world, split, "en") if row["task"] == task)
     assert len(counts) == places and max(counts.values()) - min(counts.values()) <= 1
@@ -286,7 +291,9 @@ def test_the_corpus_opens_in_every_language_and_gold_answers_score_full(world: P
     assert {scorer.score(item, item.answers[0]) for item in items} == {100.0}
 
 
-def test_the_ledger_lists_what_was_refused_with_the_languages_to_blame(tmp_path: Path, sources: dict[str, Path]) -> None:
+def test_the_ledger_lists_what_was_refused_with_the_languages_to_blame(
+    tmp_path: Path, sources: dict[str, Path]
+) -> None:
     names = write_cldr(tmp_path / "cldr", lacking={"sw": EMOJI[:1], "jv": EMOJI[:1]})
     folder = write_emoji(
         tmp_path / "emoji", seed=0, train_images=1, tune_images=1, test_images=1, names=names,
@@ -332,7 +339,10 @@ def test_far_looks_lie_where_training_never_does() -> None:
     near = looks(None)
     assert looks("scale")["scale"].max() < near["scale"].min()
     assert looks("rotation")["rotation"].min() > near["rotation"].max()
-    assert looks("position")["position"].min() > np.abs([draw_look(np.random.default_rng(s)).place for s in range(300)]).max()
+    assert (
+        looks("position")["position"].min()
+        > np.abs([draw_look(np.random.default_rng(s)).place for s in range(300)]).max()
+    )
     assert looks("scale")["rotation"].max() <= near["rotation"].max() + 1, "the other sides stay as in training"
 
 
@@ -341,7 +351,9 @@ def test_a_picture_stays_inside_its_image_and_a_scene_reads_row_by_row() -> None
     discs = [Image.new("RGBA", (128, 90), (*colour, 255)) for colour in colours]
     for far in (None, *AUGMENTATIONS):
         for seed in range(10):
-            shown = np.asarray(single(Image.new("RGBA", (128, 90), (255, 0, 255, 255)), np.random.default_rng(seed), far=far))
+            shown = np.asarray(
+                single(Image.new("RGBA", (128, 90), (255, 0, 255, 255)), np.random.default_rng(seed), far=far)
+            )
             mask = (shown == (255, 0, 255)).all(-1)
             edge = mask[0].sum() + mask[-1].sum() + mask[:, 0].sum() + mask[:, -1].sum()
             assert mask.sum() > 300 and edge < 96, (far, seed)
@@ -361,8 +373,8 @@ def test_a_picture_stays_inside_its_image_and_a_scene_reads_row_by_row() -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"names": "nowhere"}, "CLDR is not at nowhere.*apt-get install unicode-cldr-core.*cldr-common.*--names DIR.*--names package"),
-        ({"pictures": "nowhere.ttf"}, "no pictures of emoji at nowhere.ttf.*apt-get install fonts-noto-color-emoji.*--pictures PATH"),
+        ({"names": "nowhere"}, "CLDR is not at nowhere.*unicode-cldr-core.*cldr-common.*--names DIR.*--names package"),
+        ({"pictures": "nowhere.ttf"}, "no pictures of emoji at nowhere.ttf.*fonts-noto-color-emoji.*--pictures PATH"),
         ({"pictures": str(font_path())}, "DejaVuSans.ttf cannot be used for pictures.*no colours"),
         ({"languages": ["en", "fr"]}, r"no names of emoji in 'fr' \(French\)"),
         ({"languages": ["xx"]}, "Unknown language code 'xx'"),

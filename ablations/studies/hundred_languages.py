@@ -1,4 +1,4 @@
-"""Into how many of the world's languages should instruction data be spread, with names that people wrote? (Centurio, RQ1)
+"""Into how many of 80 languages should instruction data be spread, with names that people wrote? (Centurio, RQ1)
 
     make study STUDY=hundred_languages                        # writes the corpus and the backbones it needs, first
     python -m sweeps launch hundred_languages                 # 6 arms x 2 seeds

@@ -1,5 +1,6 @@
 """Builds the backbones of the emoji world for a written corpus: language models that have read its names as text, and
-towers that have seen its pictures, which go on from the shipped ones. Called by `python -m lvlm backbones --corpus DIR`; nothing of it is shipped.
+towers, begun from the shipped ones, that have seen its pictures. Called by `python -m lvlm backbones --corpus DIR`;
+nothing of it is shipped.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def name_figures(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, concepts: Concepts
 ) -> dict[str, dict[str, float]]:
     """Language -> share of greedy answers that are the right name in it (`right`), or in it or English
-    (`or_english`), where the emoji is told in English; over at most `FIGURE_ITEMS` concepts, the same ones everywhere."""
+    (`or_english`), where the emoji is told in English; over at most `FIGURE_ITEMS` concepts, the same everywhere."""
     shown = concepts.ids[:: max(1, len(concepts.ids) // FIGURE_ITEMS)][:FIGURE_ITEMS]
     items = [Item("naming", (concept,)) for concept in shown]
     figures = {}

@@ -66,7 +66,9 @@ class EmojiText:
     def _item(self, rng: np.random.Generator, kind: Kind) -> Item:
         ids = self.concepts.ids
         if kind == "caption":
-            return Item("caption", tuple(ids[int(i)] for i in rng.choice(len(ids), int(rng.integers(*SCENE)), replace=False)))
+            return Item(
+                "caption", tuple(ids[int(i)] for i in rng.choice(len(ids), int(rng.integers(*SCENE)), replace=False))
+            )
         concept = ids[int(rng.integers(len(ids)))]
         if kind == "naming":
             return Item("naming", (concept,))
@@ -75,7 +77,9 @@ class EmojiText:
         if others is None:
             return Item("naming", (concept,))
         place = int(rng.integers(count + 1))
-        return choice_item(concept, others, place=place) if kind == "choice" else pair_item(concept, *others, place=place)
+        return (
+            choice_item(concept, others, place=place) if kind == "choice" else pair_item(concept, *others, place=place)
+        )
 
     @cached_property
     def _all(self) -> frozenset[str]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,9 @@ def draw_views(bank: Tensor, rng: np.random.Generator, *, pictures: int) -> tupl
         for picture, label, (x, y) in zip(canvas, shown, corners.tolist(), strict=True)
     ]
     pixels = torch.cat([avg_pool2d(canvas, 2), torch.stack([pixels for pixels, _ in tiles])])
-    labels = torch.cat([_labels(shown, 2 * PATCH_SIZE), _labels(torch.stack([label for _, label in tiles]), PATCH_SIZE)])
+    labels = torch.cat(
+        [_labels(shown, 2 * PATCH_SIZE), _labels(torch.stack([label for _, label in tiles]), PATCH_SIZE)]
+    )
     mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return (pixels - mean) / deviation, labels
 
@@ -139,7 +142,7 @@ def train_emoji_vit(
         pixels, labels = draw_views(bank, rng, pictures=recipe.batch)
         losses = cross_entropy(head(forward(pixels)).flatten(0, 1), labels.flatten(), reduction="none")
         weights = torch.where(labels.flatten() > 0, 1.0, BACKGROUND_WEIGHT)
-        loss = (losses * weights).sum() / weights.sum()
+        loss: Any = (losses * weights).sum() / weights.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

@@ -153,7 +153,10 @@ def train_lm(
     while step < steps:  # documents are drawn in portions, so that memory stays small
         portion = [turns for _, turns in world.documents(text_rng, count=min(20_480, (steps - step) * recipe.batch))]
         for ids, weights in batches(
-            encode(tokenizer, portion, request_weight=request_weight), order_rng, size=recipe.batch, pad=tokenizer.pad_token_id
+            encode(tokenizer, portion, request_weight=request_weight),
+            order_rng,
+            size=recipe.batch,
+            pad=tokenizer.pad_token_id,
         ):
             loss: Any = loss_of(model, ids, weights)
             loss.backward()

@@ -297,8 +297,8 @@ def open_corpus(folder: str | Path, *, images: str | Path | None = None) -> Corp
         what = f"holds no {CORPUS_FILE}" if folder.exists() else "does not exist"
         raise InputError(
             f"The corpus {folder} {what} (looked for from {Path.cwd()}). A corpus is a folder with a {CORPUS_FILE}, or "
-            f"a JSON file; `python -m lvlm data {folder.name if folder.name in BUILT_IN else 'shapes'} {folder}` writes "
-            "a built-in one."
+            f"a JSON file; `python -m lvlm data {folder.name if folder.name in BUILT_IN else 'shapes'} {folder}` "
+            "writes a built-in one."
         )
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))

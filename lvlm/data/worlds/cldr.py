@@ -1,5 +1,5 @@
-"""What people call emoji in their languages: names and keywords of Unicode CLDR, or names of the Python package `emoji`.
-Called by `emoji`, which keeps what all chosen languages have.
+"""What people call emoji: names and keywords of Unicode CLDR, or names of the Python package `emoji`. Called by the
+module `emoji`, which keeps what all chosen languages have.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _read_file(path: Path) -> Annotations:
 
 
 class EmojiPackage:
-    """The names that the Python package `emoji` ships: CLDR's in lower case; the words of a name serve as its keywords."""
+    """CLDR's names in lower case, as the Python package `emoji` ships them; the words of a name are its keywords."""
 
     def __init__(self) -> None:
         try:

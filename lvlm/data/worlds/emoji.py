@@ -19,7 +19,7 @@ Pool = Literal["train", "tune", "test"]
 FEWEST = 24
 """Concepts that a world needs, so that each pool has some."""
 OWN_NUMBER = 96
-"""Concepts of a world unless told otherwise: so many that a tiny language model can read their names in 80 languages."""
+"""Concepts of a world unless told otherwise: as many as a tiny language model can read of in 80 languages."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,7 @@ def load_concepts(
     kept: list[str] = []
     for emoji, concept in named.items():
         if unclear := tuple(code for code in codes if emoji in shared[code]):
-            refused.append(
-                Refused(concept, known["en"].names[emoji], "named as another, or without a letter", unclear)
-            )
+            refused.append(Refused(concept, known["en"].names[emoji], "named as another, or without a letter", unclear))
         else:
             kept.append(emoji)
     if number is not None and number > len(kept):
@@ -129,7 +127,7 @@ def load_concepts(
 
 
 def gaps(concepts: Concepts) -> list[tuple[str, int, int]]:
-    """(language, emoji that it lacks, those that it alone lacks) of the languages that narrow the world, worst first."""
+    """(language, emoji that it lacks, those that it alone lacks) of all that narrow the world, worst first."""
     lacks, alone = Counter[str](), Counter[str]()
     for entry in concepts.refused:
         if entry.reason == "no name":

@@ -7,11 +7,11 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from lvlm.data.images import picture_fault
@@ -24,6 +24,7 @@ SIZE = 96
 PICTURE = 128
 """Pixels of the longer side of a picture before it is placed."""
 
+Grid = npt.NDArray[np.float64]
 Augmentation = Literal["position", "scale", "background", "rotation"]
 AUGMENTATIONS: tuple[Augmentation, ...] = ("position", "scale", "background", "rotation")
 SCALE, FAR_SCALE = (0.50, 0.80), (0.28, 0.42)  # longer side of the picture, as a share of its cell
@@ -40,6 +41,7 @@ class Pictures:
         self._source = source
         self._files: dict[str, Path] = {}
         self._font: ImageFont.FreeTypeFont | None = None
+        self._made: dict[str, Image.Image] = {}
         self._drawn: Container[object]
         if source.is_dir():
             self._drawn = self._files = _files(source)
@@ -51,7 +53,12 @@ class Pictures:
         return concept in self._drawn
 
     def picture(self, concept: str) -> Image.Image:
-        """RGBA without empty borders; the longer side has `PICTURE` pixels."""
+        """RGBA without empty borders; the longer side has `PICTURE` pixels. Kept in memory."""
+        if concept not in self._made:
+            self._made[concept] = self._make(concept)
+        return self._made[concept]
+
+    def _make(self, concept: str) -> Image.Image:
         if self._font is None:
             path = self._files[concept]
             if fault := picture_fault(path):
@@ -179,32 +186,28 @@ def far_background(rng: np.random.Generator) -> Image.Image:
     """Stripes, a chessboard or noise in two strong colours: what training never shows behind a picture."""
     first, second = rng.integers(0, 256, size=(2, 3))
     kind = int(rng.integers(3))
+    weight: Grid
     if kind == 0:
-        weight = np.sin(_ramp(rng) * float(rng.uniform(15, 40))) > 0
+        weight = (np.sin(_ramp(rng) * float(rng.uniform(15, 40))) > 0).astype(np.float64)
     elif kind == 1:
-        side = int(rng.integers(6, 17))
-        rows, columns = np.indices((SIZE, SIZE)) // side
-        weight = (rows + columns) % 2
+        rows, columns = np.indices((SIZE, SIZE)) // int(rng.integers(6, 17))
+        weight = ((rows + columns) % 2).astype(np.float64)
     else:
-        coarse = rng.random((16, 16), dtype=np.float32)
-        weight = np.asarray(Image.fromarray(coarse).resize((SIZE, SIZE), Image.Resampling.BICUBIC)).clip(0, 1)
-    return Image.fromarray(_blend(first, second, np.asarray(weight, dtype=np.float64)))
+        coarse = Image.fromarray(rng.random((16, 16), dtype=np.float32))
+        fine = coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+        weight = np.asarray(fine).clip(0, 1).astype(np.float64)
+    return Image.fromarray(_blend(first, second, weight))
 
 
-def _ramp(rng: np.random.Generator) -> np.ndarray:
+def _ramp(rng: np.random.Generator) -> Grid:
     """(SIZE, SIZE) from 0 to 1 along a random direction."""
     angle = float(rng.uniform(0, 2 * np.pi))
     rows, columns = np.indices((SIZE, SIZE)) / (SIZE - 1) - 0.5
     along = columns * np.cos(angle) + rows * np.sin(angle)
-    return np.asarray((along - along.min()) / np.ptp(along))
+    ramp: Grid = (along - along.min()) / np.ptp(along)
+    return ramp
 
 
-def _blend(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    mixed = first * (1 - weight[..., None]) + second * weight[..., None]
+def _blend(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64], weight: Grid) -> npt.NDArray[np.uint8]:
+    mixed: Grid = first * (1 - weight[..., None]) + second * weight[..., None]
     return mixed.round().astype(np.uint8)
-
-
-@lru_cache(maxsize=4096)
-def kept_picture(pictures: Pictures, concept: str) -> Image.Image:
-    """`Pictures.picture`, drawn once."""
-    return pictures.picture(concept)

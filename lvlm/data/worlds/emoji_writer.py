@@ -20,7 +20,7 @@ from lvlm.data.checks import IMAGE_PLACEHOLDER
 from lvlm.data.worlds.cldr import open_names
 from lvlm.data.worlds.emoji import OWN_NUMBER, Concepts, Pool, load_concepts
 from lvlm.data.worlds.emoji_items import LETTERS, Item, Kind, answer, choice_item, hard_negatives, pair_item, prompt
-from lvlm.data.worlds.emoji_pictures import AUGMENTATIONS, Augmentation, Pictures, kept_picture, open_pictures
+from lvlm.data.worlds.emoji_pictures import AUGMENTATIONS, Augmentation, Pictures, open_pictures
 from lvlm.data.worlds.emoji_pictures import scene as scene_picture
 from lvlm.data.worlds.emoji_pictures import single as single_picture
 from lvlm.data.worlds.writer import PNG_COMPRESS_LEVEL, progress_of, written_whole
@@ -93,7 +93,9 @@ def is_written(folder: Path | str) -> bool:
         content = yaml.safe_load((Path(folder) / "corpus.yaml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return False
-    return isinstance(content, dict) and str(content.get("note", "")).startswith(_made(0, {**OWN_SIZES, "concepts": OWN_NUMBER}))
+    return isinstance(content, dict) and str(content.get("note", "")).startswith(
+        _made(0, {**OWN_SIZES, "concepts": OWN_NUMBER})
+    )
 
 
 Entry = tuple[str, str, Item, list[str], str]
@@ -160,7 +162,9 @@ class _World:
         if others is None:
             return None
         place = next(places[kind])
-        return choice_item(concept, others, place=place) if kind == "choice" else pair_item(concept, *others, place=place)
+        return (
+            choice_item(concept, others, place=place) if kind == "choice" else pair_item(concept, *others, place=place)
+        )
 
     def _in_turn(self, concepts: Sequence[str], purpose: str, index: int) -> str:
         """Every concept once before any comes again, each round in an order of its own."""
@@ -177,14 +181,14 @@ class _World:
         for number, concept in enumerate(shown):
             name = f"{pool}/{index:05d}-{number + 1}.png"
             rng = self._rng(f"{pool}/pixels/{number}", index)
-            image = single_picture(kept_picture(self.pictures, concept), rng, far=far)
+            image = single_picture(self.pictures.picture(concept), rng, far=far)
             image.save(self.folder / "images" / name, compress_level=PNG_COMPRESS_LEVEL)
             names.append(name)
         return names
 
     def _save_scene(self, pool: Pool, index: int, shown: Sequence[str]) -> str:
         name = f"{pool}/{index:05d}-scene.png"
-        rng, pictures = self._rng(f"{pool}/scenes", index), [kept_picture(self.pictures, concept) for concept in shown]
+        rng, pictures = self._rng(f"{pool}/scenes", index), [self.pictures.picture(concept) for concept in shown]
         image = single_picture(pictures[0], rng) if len(pictures) == 1 else scene_picture(pictures, rng)
         image.save(self.folder / "images" / name, compress_level=PNG_COMPRESS_LEVEL)
         return name
@@ -240,7 +244,7 @@ def _write_concepts(folder: Path, concepts: Concepts, pictures: Pictures) -> Non
     _write(folder / REFUSED_FILE, table.getvalue())
     (folder / PICTURES_FOLDER).mkdir()
     for concept in concepts.ids:
-        kept_picture(pictures, concept).save(folder / PICTURES_FOLDER / f"{concept}.png")
+        pictures.picture(concept).save(folder / PICTURES_FOLDER / f"{concept}.png")
 
 
 def read_concepts(folder: Path | str) -> Concepts:
@@ -275,9 +279,11 @@ def _write_corpus_file(folder: Path, concepts: Concepts, seed: int, sizes: dict[
             }.items()
         },
         "seed": seed,
-        "note": f"{_made(seed, {**sizes, 'concepts': len(concepts.ids)})} From {sources}, in {len(concepts.languages)} "
-        f"languages; {lacking} emoji lack a name in one or more of them, {len(concepts.refused) - lacking} have one that is "
-        f"not theirs alone ({REFUSED_FILE}).",
+        "note": (
+            f"{_made(seed, {**sizes, 'concepts': len(concepts.ids)})} From {sources}, in {len(concepts.languages)} "
+            f"languages; {lacking} emoji lack a name in one or more of them, {len(concepts.refused) - lacking} have one "
+            f"that is not theirs alone ({REFUSED_FILE})."
+        ),
     }
     _write(folder / "corpus.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
 
