@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from lvlm import cli
 from lvlm.backbones.emoji import build_emoji
@@ -120,7 +121,9 @@ def test_backbones_are_built_once_found_by_seed_and_make_a_model(
     for draw in (0, 1):
         parts = ["lm", "vit"] if draw == 0 else ["vit"]
         build_emoji(corpus, tmp_path, draws=[draw], parts=parts, scale=1e-4, compiled=False, say=said.append)
-    assert {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")} == {"lm/0", "vit/0", "vit/1"}
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")} == {
+        "lm/0", "lm/tiny-tokenizer", "vit/0", "vit/1",
+    }  # fmt: skip
     assert set(json.loads((tmp_path / "lm" / "0" / "card.json").read_text())) == {"en", "de", "ru", "sw", "jv"}
     build_emoji(corpus, tmp_path, draws=[0], parts=["lm"], scale=1e-4, compiled=False, say=said.append)
     assert said[-1].endswith("already there")
@@ -132,6 +135,11 @@ def test_backbones_are_built_once_found_by_seed_and_make_a_model(
     assert resolve(str(tmp_path / "vit" / "1"), seed=0) == str(tmp_path / "vit" / "1")
     config = ModelConfig(tower=str(tmp_path / "vit"), llm=str(tmp_path / "lm"))
     model, processor = Lvlm.assemble(config, seed=3)
+    text = 'enword am, деслово зл: สัตว์ "x"'
+    ids = processor.tokenizer.encode(text, add_special_tokens=False)
+    assert processor.tokenizer.decode(ids) == text, "transformers reads the tokenizer as it was made"
+    own = PreTrainedTokenizerFast.from_pretrained(str(tmp_path / "lm" / "tiny-tokenizer"))
+    assert ids == own.encode(text, add_special_tokens=False)
     assert processor.tokenizer.convert_tokens_to_ids("<image_placeholder>") == model.config.image_token_id
 
 

@@ -10,12 +10,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from lvlm.backbones.build import DRAWS, TRAINING_FILE, Say, finished, is_made, load_vit, progress_of
+from lvlm.backbones.build import DRAWS, TOKENIZER, TRAINING_FILE, Say, finished, is_made, load_vit, progress_of
 from lvlm.backbones.card import greedy_answers
 from lvlm.backbones.emoji_text import EmojiText, emoji_text_settings
 from lvlm.backbones.emoji_vision import EmojiVitRecipe, emoji_bank, train_emoji_vit
@@ -83,8 +84,9 @@ def _language_model(
         return say(f"{target}: already there")
     name = f"language model {draw}"
     world = EmojiText(concepts, answer_mix=mix)
-    say(f"{name}: learning merges")
-    tokenizer = _tokenizer(world, documents=max(recipe.batch, int(TOKENIZER_DOCUMENTS * scale)))
+    documents = max(recipe.batch, int(TOKENIZER_DOCUMENTS * scale))
+    shared = {key: making[key] for key in ("answer_mix", "vocabulary", "documents", "concepts")} | {"count": documents}
+    tokenizer = _tokenizer(target.parent / TOKENIZER, world, shared, say)
     model = train_lm(
         tokenizer, world=world, recipe=recipe, seed=draw, compiled=compiled, request_weight=0.0,
         on_progress=progress_of(name, say),
@@ -92,16 +94,21 @@ def _language_model(
     figures = name_figures(model, tokenizer, concepts)
     with finished(target) as unfinished:
         model.half().save_pretrained(unfinished)
-        tokenizer.save_pretrained(str(unfinished))
         write_json(unfinished / TRAINING_FILE, making)
         write_json(unfinished / CARD_FILE, figures)
     say(f"{name}: right of names told in English, by tier: {_by_tier(figures)}")
 
 
-def _tokenizer(world: EmojiText, *, documents: int) -> PreTrainedTokenizerFast:
-    """The same for every draw: its documents have a seed of their own."""
-    drawn = world.documents(np.random.default_rng(20_250_112), count=documents)
-    return train_tokenizer((text for _, turns in drawn for turn in turns for text in turn), vocabulary_size=VOCABULARY)
+def _tokenizer(target: Path, world: EmojiText, making: Mapping[str, Any], say: Say) -> PreTrainedTokenizerFast:
+    """One for all draws, beside them: in a model's own folder transformers would read it as that of a Qwen2."""
+    if not is_made(target, making):
+        say("tokenizer: learning merges")
+        drawn = world.documents(np.random.default_rng(20_250_112), count=making["count"])
+        texts = (text for _, turns in drawn for turn in turns for text in turn)
+        with finished(target) as unfinished:
+            train_tokenizer(texts, vocabulary_size=VOCABULARY).save_pretrained(str(unfinished))
+            write_json(unfinished / TRAINING_FILE, making)
+    return PreTrainedTokenizerFast.from_pretrained(str(target))  # type: ignore[no-any-return]
 
 
 def _tower(

@@ -63,10 +63,11 @@ def _local_draw(name: str, seed: int) -> str:
 
 
 def tokenizer_source(llm: str) -> str:
-    """Where the tokenizer of a resolved LLM lies; the shipped LLMs share one."""
+    """Where the tokenizer of a resolved LLM lies; draws share one, which lies beside them."""
     folder = Path(llm)
-    if folder.is_dir() and folder.parent == assets() and not (folder / "tokenizer.json").exists():
-        return str(assets() / TOKENIZER)
+    shared = folder.parent / TOKENIZER
+    if folder.is_dir() and shared.is_dir() and not (folder / "tokenizer.json").exists():
+        return str(shared)
     return llm
 
 

@@ -281,7 +281,7 @@ def _write_corpus_file(folder: Path, concepts: Concepts, seed: int, sizes: dict[
         "seed": seed,
         "note": (
             f"{_made(seed, {**sizes, 'concepts': len(concepts.ids)})} From {sources}, in {len(concepts.languages)} "
-            f"languages; {lacking} emoji lack a name in one or more of them, {len(concepts.refused) - lacking} have one "
+            f"languages; {lacking} emoji lack a name in one or more, {len(concepts.refused) - lacking} have one "
             f"that is not theirs alone ({REFUSED_FILE})."
         ),
     }
