@@ -32,8 +32,10 @@ study = Study(
     fixed={
         "model.tower": f"{BACKBONES}/vit",
         "model.llm": f"{BACKBONES}/lm",
-        "pretrain.mix.corpora": [{"path": EMOJI, "split": "captions", "samples": 2400}],
-        "instruct.mix.corpora": [{"path": EMOJI, "split": "instruct", "samples": 2400}],
+        "pretrain.mix.corpora": [{"path": EMOJI, "split": "captions"}],
+        "pretrain.epochs": 2,
+        "instruct.mix.corpora": [{"path": EMOJI, "split": "instruct"}],
+        "instruct.epochs": 2,
         "instruct.mix.english_share": None,  # half of the samples wherever there is more than English
         "evaluate.corpora": [{"path": EMOJI, "split": "test"}],
         "evaluate.items": 16,
