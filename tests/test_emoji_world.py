@@ -272,6 +272,13 @@ def test_training_neither_shows_nor_names_what_is_held_out(world: Path) -> None:
                 assert pool_of(shown) == (pool if row["source"].startswith("unseen") else "train")
 
 
+def test_what_is_tuned_on_is_never_reported_on(world: Path) -> None:
+    concepts = read_concepts(world)
+    for split, other in (("tune", "test"), ("test", "tune")):
+        said = "\n".join("\n".join([*row["context"], answer_of(row)]) for row in rows_of(world, split, "en"))
+        assert not [concept for concept in concepts.of(other) if concepts.names["en"][concept] in said]
+
+
 def test_test_items_cover_seen_and_unseen_concepts_under_every_augmentation(world: Path) -> None:
     sources = Counter(row["source"] for row in rows_of(world, "test", "en") if row["task"] == "naming")
     assert set(sources) == {
