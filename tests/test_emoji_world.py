@@ -102,6 +102,8 @@ class TestTheNamesOfDebiansCldr:
         assert len(concepts.languages) == 80
         for code in concepts.languages:
             assert len({name.casefold() for name in concepts.names[code].values()}) == 200
+        said = set(concepts.names["en"].values())
+        assert "tiger" in said and not {"one o’clock", "twelve o’clock"} & said, "a clock that is turned tells another"
         code, lacks, alone = gaps(concepts)[0]
         assert (code, lacks > alone > 300) == ("ti", True)
 

@@ -21,6 +21,12 @@ FEWEST = 24
 OWN_NUMBER = 96
 """Concepts of a world unless told otherwise: as many as a tiny language model can read of in 80 languages."""
 
+TURNED = (
+    range(0x1F550, 0x1F568), range(0x1F446, 0x1F44A), range(0x2190, 0x2200), range(0x2934, 0x2936),
+    range(0x2B05, 0x2B08), range(0x23E9, 0x23F0), range(0x1F53C, 0x1F53E), (0x25B6, 0x25C0, 0x27A1),
+)  # fmt: skip
+"""Clock faces, hands that point, arrows: turned in the picture they would show what another name says."""
+
 
 @dataclass(frozen=True)
 class Refused:
@@ -97,7 +103,9 @@ def load_concepts(
     refused: list[Refused] = []
     named: dict[str, str] = {}
     for emoji, concept in candidates.items():
-        if lacking := tuple(code for code in codes if emoji not in known[code].names):
+        if any(ord(emoji) in part for part in TURNED):
+            refused.append(Refused(concept, known["en"].names[emoji], "means another when turned"))
+        elif lacking := tuple(code for code in codes if emoji not in known[code].names):
             refused.append(Refused(concept, known["en"].names[emoji], "no name", lacking))
         else:
             named[emoji] = concept

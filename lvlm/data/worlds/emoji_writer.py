@@ -263,6 +263,7 @@ def read_concepts(folder: Path | str) -> Concepts:
 
 def _write_corpus_file(folder: Path, concepts: Concepts, seed: int, sizes: dict[str, int], sources: str) -> None:
     lacking = sum(entry.reason == "no name" for entry in concepts.refused)
+    others = len(concepts.refused) - lacking
     content = {
         "name": "emoji",
         "languages": list(concepts.languages),
@@ -281,8 +282,8 @@ def _write_corpus_file(folder: Path, concepts: Concepts, seed: int, sizes: dict[
         "seed": seed,
         "note": (
             f"{_made(seed, {**sizes, 'concepts': len(concepts.ids)})} From {sources}, in {len(concepts.languages)} "
-            f"languages; {lacking} emoji lack a name in one or more, {len(concepts.refused) - lacking} have one "
-            f"that is not theirs alone ({REFUSED_FILE})."
+            f"languages; {lacking} emoji lack a name in one or more, {others} are left out for other reasons "
+            f"({REFUSED_FILE})."
         ),
     }
     _write(folder / "corpus.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
