@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from lvlm.commands import HOME_HELP, CommandLine, add_overrides
 from lvlm.config import RunConfig, fingerprint, load_config, make_settings
-from lvlm.data.benchmarks import BENCHMARKS
+from lvlm.data.benchmarks import command as benchmark
 from lvlm.data.sources import command as corpus
+from lvlm.data.worlds import command as worlds
 from lvlm.errors import InputError
 from lvlm.processes import process_count, process_index, start
 from lvlm.records import CONFIG_FILE
@@ -111,51 +112,25 @@ def _command_line() -> CommandLine:
         help="lvlm: read with this package installed; llava: stock LLaVA, for vLLM and others (no tiles, adapter mlp)",
     )
 
-    data = command("data", _data, "Write a built-in corpus as JSON and images.", "data shapes runs/data/shapes")
-    data.add_argument(
-        "name",
-        choices=("shapes", "reading", "plots", "pages"),
-        help="shapes: captions and dialogues about scenes; reading: words in scenes; plots: bar and pie plots (SMPQA); "
-        "pages: text on backgrounds (after Synthdog)",
-    )
-    data.add_argument("folder", type=Path)
-    data.add_argument("--seed", type=int, default=0)
-    for split, what in (("train", "train on"), ("tune", "choose settings on"), ("test", "report on")):
-        data.add_argument(f"--{split}", type=int, metavar="N", help=f"images to {what}, per language but for shapes")
-    data.add_argument(
-        "--languages",
-        nargs="+",
-        help="codes (default: all that the world speaks); plots and pages also take groups (default: those of SMPQA)",
-    )
-    data.add_argument("--words", type=Path, help="plots, pages: a word list CODE.txt or a folder of them")
-    data.add_argument("--text", type=Path, help="pages: a text CODE.txt or a folder of them, instead of word lists")
-    data.add_argument("--photos", type=Path, help="pages: a folder of photographs to write on")
-
+    worlds.add_options(command("data", worlds.run, worlds.TEXT, worlds.EXAMPLE))
     corpus.add_options(command("corpus", corpus.run, corpus.TEXT, corpus.EXAMPLE))
     translate.add_options(command("translate", _translate, translate.TEXT, translate.EXAMPLE))
-    benchmark = command(
-        "benchmark",
-        _benchmark,
-        "Write a published benchmark as a corpus to evaluate on.",
-        "benchmark xgqa downloads/xGQA runs/data/xgqa --images downloads/gqa/images",
-    )
-    benchmark.add_argument("name", metavar="NAME", help=", ".join(BENCHMARKS))
-    benchmark.add_argument("source", type=Path, help="the folder of its files, in Centurio's form or its authors'")
-    benchmark.add_argument("folder", type=Path, help="a new folder")
-    benchmark.add_argument("--images", type=Path, help="where its images lie (default: with its files)")
-    benchmark.add_argument("--languages", nargs="+", help="codes (default: all that it has)")
-    benchmark.add_argument("--first", type=int, metavar="N", help="at most the first N items per task and language")
-
+    benchmark.add_options(command("benchmark", benchmark.run, benchmark.TEXT, benchmark.EXAMPLE))
     backbones = command(
         "backbones",
         _backbones,
-        "Train the tiny backbones (hours) and write their card.",
+        "Train the tiny backbones (hours) and write their card, or those of an emoji corpus.",
         "backbones --out assets --draws 0",
     )
-    backbones.add_argument("--out", type=Path, default=Path(__file__).parent / "assets")
-    backbones.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     backbones.add_argument(
-        "--parts", nargs="+", default=["lm", "clean", "vit", "card"], choices=("lm", "clean", "vit", "card")
+        "--corpus", type=Path, help="an emoji corpus: backbones that have read its names and seen its pictures"
+    )
+    backbones.add_argument(
+        "--out", type=Path, help="default: the package's own folder; with --corpus HOME/backbones/emoji"
+    )
+    backbones.add_argument("--draws", type=int, nargs="+", help="default: 0 1 2 3 4; with --corpus 0")
+    backbones.add_argument(
+        "--parts", nargs="+", choices=("lm", "clean", "vit", "card"), help="default: all; with --corpus lm vit"
     )
     backbones.add_argument(
         "--scale", type=float, default=1.0, help="train this share of the full length, to try the script out"
@@ -399,28 +374,6 @@ def _export(options: argparse.Namespace) -> None:
         print(f"written: {options.folder} (import lvlm, then AutoModelForCausalLM.from_pretrained reads it)")
 
 
-def _data(options: argparse.Namespace) -> None:
-    from lvlm.data.worlds.writer import WORLDS, is_written, write_world
-
-    sizes = {split: size for split in ("train", "tune", "test") if (size := getattr(options, split)) is not None}
-    sources = {name: path for name in ("words", "text", "photos") if (path := getattr(options, name)) is not None}
-    if options.name in WORLDS:
-        if sources:
-            raise InputError(f"--{next(iter(sources))} is not for the corpus '{options.name}'. Leave it out.")
-        if not sizes and (options.seed, options.languages) == (0, None) and is_written(options.name, options.folder):
-            return print(f"already there: {options.folder}")
-        folder = write_world(options.name, options.folder, seed=options.seed, languages=options.languages, **sizes)
-        return print(f"written: {folder}")
-    from lvlm.data.worlds.printed import write_printed
-
-    folder, missing = write_printed(
-        options.name, options.folder, seed=options.seed, languages=options.languages, sizes=sizes, sources=sources
-    )
-    for reason in missing.values():
-        print(f"left out: {reason}", file=sys.stderr)
-    print(f"written: {folder}")
-
-
 def _translate(options: argparse.Namespace) -> None:
     from lvlm.run import quiet_transformers
 
@@ -428,29 +381,26 @@ def _translate(options: argparse.Namespace) -> None:
         translate.run(options)
 
 
-def _benchmark(options: argparse.Namespace) -> None:
-    from lvlm.data.benchmarks.convert import write_benchmark
-
-    written = write_benchmark(
-        options.name,
-        options.source,
-        options.folder,
-        images=options.images,
-        languages=options.languages,
-        first=options.first,
-    )
-    for (task, code), items in written.items.items():
-        print(f"{task:16s} {code:6s} {items:7,}")
-    print(f"written: {written.folder} (score a checkpoint on it with --corpus {written.folder}:test)")
-
-
 def _backbones(options: argparse.Namespace) -> None:
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    if options.corpus is not None:
+        from lvlm.backbones.emoji import build_emoji
+        from lvlm.run import default_home
+
+        if options.parts is not None and "card" in options.parts:
+            raise InputError("--parts card belongs to the shipped backbones; with --corpus each draw has its own card.")
+        out = options.out or default_home() / "backbones" / "emoji"
+        parts = options.parts or ["lm", "vit"]
+        return build_emoji(options.corpus, out, draws=options.draws or [0], parts=parts, scale=options.scale, say=say)
+
     from lvlm.backbones.build import build
 
     build(
-        options.out,
-        draws=options.draws,
-        parts=options.parts,
+        options.out or Path(__file__).parent / "assets",
+        draws=options.draws or [0, 1, 2, 3, 4],
+        parts=options.parts or ["lm", "clean", "vit", "card"],
         scale=options.scale,
-        say=lambda text: print(text, flush=True),
+        say=say,
     )

@@ -64,11 +64,12 @@ class ModelConfig(Settings):
     """Which tower, adapter and LLM, and how an image becomes tokens."""
 
     tower: str = "tiny-vit"
-    """`tiny-vit` (draw `seed % n` of the n shipped), `tiny-vit/3` (that draw), or a folder or name that timm
-    knows.
+    """`tiny-vit` (draw `seed % n` of the n shipped), `tiny-vit/3` (that draw), a folder, a folder of draws named 0,
+    1, ..., or a name that timm knows.
     """
     llm: str = "tiny-lm"
-    """`tiny-lm`, `tiny-lm/3`, `tiny-lm-clean` (never answers in another language), or a local folder or hub name."""
+    """`tiny-lm`, `tiny-lm/3`, `tiny-lm-clean` (never answers in another language), a local folder, a
+    folder of draws named 0, 1, ..., or a hub name."""
     adapter: Literal["mlp", "multiscale-pool", "window-pool", "window-shuffle", "multiscale-shuffle", "resampler"] = (
         "multiscale-pool"
     )

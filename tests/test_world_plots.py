@@ -211,8 +211,8 @@ def test_the_command_takes_a_word_list_and_refuses_what_it_would_ignore(
     for words, said in (
         (["plots", str(out), "--languages", "en", *small], "exists and is not an empty folder"),
         (["plots", str(tmp_path / "no"), "--languages", "tpi", *small], "no words at hand in 'tpi'"),
-        (["plots", str(tmp_path / "no"), "--photos", str(tmp_path)], "--photos is not for the corpus 'plots'"),
-        (["shapes", str(tmp_path / "no"), "--words", str(lists)], "--words is not for the corpus 'shapes'"),
+        (["plots", str(tmp_path / "no"), "--photos", str(tmp_path)], "'plots' has no use for --photos"),
+        (["shapes", str(tmp_path / "no"), "--words", str(lists)], "'shapes' has no use for --words"),
         (["plots", str(tmp_path / "no"), "--languages", "en", "--train", "0"], "between 1 and 100000"),
     ):
         assert cli.main(["data", *words]) == 2

@@ -30,6 +30,7 @@ __all__ = ["CORPUS_FILE", "IMAGE_PLACEHOLDER", "Corpus", "Item", "Permission", "
 CORPUS_FILE = "corpus.yaml"
 REFUSED_FOLDER = "refused"
 """Beside the splits: per split and language, which ids its file leaves out, as their translation was refused."""
+BUILT_IN = ("shapes", "reading", "plots", "pages", "emoji")
 
 Permission = Literal["train", "tune", "report"]
 """What a split may be used for: learning, choosing settings while training, or reported scores."""
@@ -346,8 +347,8 @@ def open_corpus(folder: str | Path, *, images: str | Path | None = None) -> Corp
         what = f"holds no {CORPUS_FILE}" if folder.exists() else "does not exist"
         raise InputError(
             f"The corpus {folder} {what} (looked for from {Path.cwd()}). A corpus is a folder with a {CORPUS_FILE}, or "
-            f"a JSON file; `python -m lvlm data {'reading' if folder.name == 'reading' else 'shapes'} {folder}` writes "
-            "a built-in one."
+            f"a JSON file; `python -m lvlm data {folder.name if folder.name in BUILT_IN else 'shapes'} {folder}` "
+            "writes a built-in one."
         )
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
