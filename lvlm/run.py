@@ -70,12 +70,11 @@ def run(
         with phases("start-up"), no_collection():
             from accelerate.utils import broadcast_object_list
 
+            import lvlm.model.assembly  # noqa: F401  all else that is heavy
             from lvlm.train.compute import compute
             from lvlm.train.locks import file_lock
             from lvlm.train.progress import Reporter
         with compute(config.compute) as machinery:
-            with phases("start-up"), no_collection():
-                import lvlm.train.train  # noqa: F401  the rest of what is heavy
             main = machinery.accelerator.is_main_process
             reporter = Reporter(on_progress if main else None, silent=not main)
 
@@ -196,8 +195,7 @@ class _Run:
 
     def run(self, notes: list[str]) -> RunRecord:
         """All phases; returns the record, which the caller writes last."""
-        with no_collection():
-            self._prepare()
+        self._prepare()
         if self.main:  # from here on the folder belongs to this configuration
             write_text(self.folder / CONFIG_FILE, to_yaml(self.config))
         for name in self.config.stages():

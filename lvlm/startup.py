@@ -1,5 +1,5 @@
-"""What lets a run begin sooner: its data are read and checked by a process of their own while this one imports torch and
-the rest, which takes about as long, and the garbage collector rests meanwhile. Called by `lvlm.run`."""
+"""What lets a run begin sooner: its data are read and checked by a process of their own while this one imports torch
+and the rest, which takes about as long, and the garbage collector rests meanwhile. Called by `lvlm.run`."""
 
 from __future__ import annotations
 
@@ -32,14 +32,18 @@ the memory, to gain seconds."""
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Without the garbage collector, which looks again and again through all that imports and readers make to stay."""
-    was_on = gc.isenabled()
+    """Without the garbage collector, which looks again and again through all that imports make to stay; it never looks
+    through that later either. A process that has torch already has imported most, and may hold garbage that matters:
+    there, nothing changes."""
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
     gc.disable()
     try:
         yield
     finally:
-        if was_on:
-            gc.enable()
+        gc.freeze()
+        gc.enable()
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,10 @@ class DataAhead:
 def _work(config: RunConfig, home: Path, receiver: Connection, answer: Connection) -> None:
     receiver.close()  # so that writing fails where the one that asked is gone
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for that one, which ends this
+    gc.disable()  # it ends before that matters
     found: CheckedData | InputError | None = None
     try:
-        with no_collection():
-            found = _read(config, home)
+        found = _read(config, home)
     except InputError as error:
         found = error
     except Exception:

@@ -10,7 +10,8 @@ import torch
 from peft.tuners.lora import Linear as PeftLinear
 
 from lvlm.errors import InputError
-from lvlm.model.lora import FusedLoraLinear, add_lora, linear_names, lora_layers, summed_lora
+from lvlm.model.fused import FusedLoraLinear
+from lvlm.model.lora import add_lora, linear_names, lora_layers, summed_lora
 from lvlm.model.parts import describe, prepare_training
 from lvlm.settings import LoraSettings, MixConfig, StageConfig, TrainedParts
 from tests.tiny import make_llm, tiny_image, tiny_world

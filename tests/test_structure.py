@@ -31,6 +31,7 @@ ORDER = [
     "train",
     "provenance",
     "check",
+    "startup",
     "run",
     "cli",
 ]

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 class FusedRmsNorm(Function):
@@ -127,6 +126,9 @@ def checkpoint_blocks(llm: Any, on: bool) -> None:
 def train_mode(part: nn.Module, learns: bool) -> None:
     """Dropout acts in a part that learns; a frozen one computes as in evaluation, though its blocks are told that this
     is training where they are checkpointed, since gradients may pass through them."""
+    # At the top it would bring in the model, which imports this module.
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     part.train(learns)
     for module in part.modules():
         if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:

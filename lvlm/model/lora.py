@@ -1,88 +1,29 @@
-"""LoRA on a part of the model through peft: add, draw, merge, and split the weights for saving. Used by
-`lvlm.model.parts` and `lvlm.model.checkpoints`."""
+"""LoRA on a part of the model through peft: add, draw, merge, and split the weights for saving. Imports peft for parts
+that have LoRA alone. Used by `lvlm.model.parts` and `lvlm.model.checkpoints`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import Linear as PeftLinear
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from lvlm.errors import InputError
 from lvlm.model.seeding import generator_for
 from lvlm.model.weights import dequantised, quantised_layers
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
+
 ADAPTER = "default"
 SUM_BYTES = 1 << 30
 """Largest sum of weights for which `summed_lora` keeps a second copy. It saves calls, which a small model's time goes
 into and a large one's does not."""
-
-
-class FusedLora(Function):
-    """y = x W^T + b + x A^T (s B)^T for a frozen W and b, in as few passes over memory as it takes.
-
-    x: (..., in), W: (out, in), b: (out) or None, A: (r, in), B: (out, r), all of one dtype. The gradient goes to x, A
-    and B alone. Autograd of the same formula writes and adds two more activations of the layer's width in each
-    direction.
-    """
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
-    ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        low = rows @ a.T
-        scaled = b * scaling
-        y = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
-        ctx.save_for_backward(rows, weight, a, scaled, low)
-        ctx.scaling = scaling
-        return y.addmm_(low, scaled.T).view(*x.shape[:-1], y.shape[-1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        rows, weight, a, scaled, low = ctx.saved_tensors
-        dy = grad.reshape(-1, grad.shape[-1])
-        g = dy @ scaled
-        dx = (dy @ weight).addmm_(g, a).view(*grad.shape[:-1], rows.shape[-1]) if ctx.needs_input_grad[0] else None
-        return dx, None, None, g.T @ rows, (dy.T @ low).mul_(ctx.scaling), None
-
-
-class FusedLoraLinear(PeftLinear):  # type: ignore[misc]  # peft is untyped
-    """peft's LoRA layer of a linear layer, with the fused update wherever that computes the same: W frozen, no
-    dropout, nothing merged, one dtype.
-    """
-
-    summed: Tensor | None = None
-    """W + s B A while `summed_lora` lasts."""
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        base: Any = self.get_base_layer()
-        if self.summed is not None:
-            return functional.linear(x, self.summed, base.bias)
-        if not self._fusible(x, base) or args or kwargs:
-            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
-        a, b = self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
-        return FusedLora.apply(x, base.weight, base.bias, a, b, self.scaling[ADAPTER])  # type: ignore[no-any-return]
-
-    def _fusible(self, x: Tensor, base: Any) -> bool:
-        if self.disable_adapters or self.merged or self.active_adapters != [ADAPTER] or self.lora_bias[ADAPTER]:
-            return False
-        if torch.is_autocast_enabled(x.device.type) or base.weight.requires_grad:
-            return False
-        if self.training and not isinstance(self.lora_dropout[ADAPTER], nn.Identity):
-            return False
-        if hasattr(base.weight, "ds_id"):  # ZeRO 3 gathers a weight when its own layer is called, and drops it then
-            return False
-        return bool(x.dtype == base.weight.dtype == self.lora_A[ADAPTER].weight.dtype)
 
 
 @contextmanager
@@ -92,7 +33,7 @@ def summed_lora(model: nn.Module) -> Iterator[None]:
     The weights themselves are not touched. A model whose sums would take more than `SUM_BYTES`, or that is not in
     float32, where the sum would be rounded, computes as always.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, FusedLoraLinear)]
+    layers: list[Any] = [layer for layer in model.modules() if hasattr(layer, "summed")]
     weights: list[Tensor] = [layer.get_base_layer().weight for layer in layers]
     plain = all(layer.active_adapters == [ADAPTER] and not layer.merged for layer in layers)
     small = sum(weight.numel() for weight in weights) * torch.float32.itemsize <= SUM_BYTES
@@ -111,7 +52,7 @@ def summed_lora(model: nn.Module) -> Iterator[None]:
 
 def lora_layers(part: nn.Module) -> dict[str, LoraLayer]:
     """The LoRA layers of a part by name; none if it has no LoRA."""
-    return {name: module for name, module in part.named_modules() if isinstance(module, LoraLayer)}
+    return {name: module for name, module in part.named_modules() if hasattr(module, "lora_A")}  # type: ignore[misc]
 
 
 def linear_names(part: nn.Module) -> list[str]:
@@ -126,6 +67,8 @@ def linear_names(part: nn.Module) -> list[str]:
 def add_lora(part: nn.Module, *, r: int, alpha: float, dropout: float, seed: int, stream: str = "lora") -> None:
     """Put LoRA on every linear layer of a part, in place. B starts at zero; A is drawn layer by layer from its own
     stream of `seed`, whose name begins with `stream`."""
+    from peft import LoraConfig
+
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=linear_names(part), bias="none")
     inject_lora(part, config)
     for name, layer in lora_layers(part).items():
@@ -140,6 +83,8 @@ def add_lora(part: nn.Module, *, r: int, alpha: float, dropout: float, seed: int
 def inject_lora(part: nn.Module, config: LoraConfig) -> None:
     """Put LoRA layers into a part, in place, in float32 whatever the part is held in, without touching the global
     random state."""
+    from peft import inject_adapter_in_model
+
     config._register_custom_module(_layer_classes(part))
     with torch.random.fork_rng(devices=[]):
         inject_adapter_in_model(config, part, adapter_name=ADAPTER)
@@ -150,6 +95,8 @@ def inject_lora(part: nn.Module, config: LoraConfig) -> None:
 
 def _layer_classes(part: nn.Module) -> dict[type[nn.Module], type[nn.Module]]:
     """Layer -> what computes it with LoRA, the first that fits; a quantised layer is an `nn.Linear` too."""
+    from lvlm.model.fused import FusedLoraLinear
+
     if not quantised_layers(part):
         return {nn.Linear: FusedLoraLinear}
     from bitsandbytes import nn as quantised
