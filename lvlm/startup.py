@@ -63,8 +63,7 @@ class DataAhead:
 
     def __init__(self, config: RunConfig, home: Path) -> None:
         self._process: BaseProcess | None = None
-        alone = process_count() == 1 and threading.active_count() == 1 and "torch" not in sys.modules
-        if alone and "fork" in multiprocessing.get_all_start_methods():
+        if _may_fork():
             context = multiprocessing.get_context("fork")
             self._answer, other_end = context.Pipe(duplex=False)
             self._process = context.Process(target=_work, args=(config, home, self._answer, other_end), daemon=True)
@@ -91,6 +90,11 @@ class DataAhead:
             self._process.join()
             self._answer.close()
             self._process = None
+
+
+def _may_fork() -> bool:
+    alone = process_count() == 1 and threading.active_count() == 1 and "torch" not in sys.modules
+    return alone and "fork" in multiprocessing.get_all_start_methods()
 
 
 def _work(config: RunConfig, home: Path, receiver: Connection, answer: Connection) -> None:

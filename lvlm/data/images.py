@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from lvlm.data.progress import shown
 from lvlm.errors import InputError
@@ -132,6 +132,8 @@ def _check(path: Path) -> tuple[str, State]:
                 raise ValueError("floating-point pixels, whose range is unknown; save it as 8-bit or 16-bit PNG")
             if not image.mode.startswith("I"):  # these are scaled, all others converted
                 image.crop((0, 0, 1, 1)).convert("RGB")
+    except UnidentifiedImageError:  # whose text is an address in memory
+        return "its format is none that is known", (0, 0, 0, "")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return str(error).partition("\n")[0] or type(error).__name__, (0, 0, 0, "")
     return "", (stat.st_size, stat.st_mtime_ns, stat.st_ino, _digest(content))

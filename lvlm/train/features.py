@@ -181,6 +181,8 @@ class FeatureStore:
         """`add` for the first of `images` that are missing: a few, and twice as many at every call, so that training
         begins at once and loader processes start seldom. Where room ends, what is there stays and nothing more is
         added."""
+        if self.full:
+            return 0
         self._refresh()
         absent = list(islice(self._absent(images), self._ahead))
         self._ahead *= 2
