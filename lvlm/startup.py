@@ -3,6 +3,7 @@ and the rest, which takes about as long, and the garbage collector rests meanwhi
 
 from __future__ import annotations
 
+import atexit
 import gc
 import multiprocessing
 import signal
@@ -43,6 +44,7 @@ def no_collection() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        atexit.register(gc.unfreeze)  # else libraries find their objects alive at the end and say so
         gc.enable()
 
 

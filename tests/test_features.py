@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from lvlm.errors import InputError
+from lvlm.model.assembly import assemble
+from lvlm.settings import ModelConfig
 from lvlm.train import features
 from lvlm.train.decide import Costs, decide_cache, measure_costs, weigh
 from lvlm.train.features import FeatureStore, TowerFeatures
@@ -276,6 +278,19 @@ def test_features_are_kept_ahead_of_training_more_at_every_call(
     assert torch.equal(store(images), computed)
     late = FeatureStore(tmp_path, tower_of(model))
     assert late.lacks(images) and late.add_ahead(images) == 0 and not late.lacks(images)
+
+
+def test_kept_features_are_those_of_the_image_whatever_it_was_computed_with(tmp_path: Path, images: list[Path]) -> None:
+    """On the shipped tower, whose last bits depend on the size of a batch; a random one of few channels has none."""
+    for tiles in (1, 2):
+        model = assemble(ModelConfig(tower="tiny-vit/0", llm="tiny-lm/0", tiles=tiles), seed=0)[0]
+        tower, stores = tower_of(model), [FeatureStore(tmp_path / f"{tiles}-{n}", tower_of(model)) for n in (0, 1)]
+        stores[0].add(images)
+        for image in images[::-1]:
+            stores[1].add([image])
+        assert torch.equal(stores[0](images), stores[1](images))
+        assert torch.equal(stores[0](images[:1]), tower(images[:1] * 32)[:1])
+        assert not torch.equal(stores[0](images[:1]), tower(images[:1])), "what filling up is for"
 
 
 def test_two_processes_that_read_ahead_in_other_orders_compute_each_image_once(

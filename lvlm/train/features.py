@@ -40,7 +40,8 @@ class ImageFeatures(Protocol):
 
 
 class TowerFeatures:
-    """Features computed on the spot. The store below fills itself through this class, so both give the same numbers.
+    """Features computed on the spot. The store below fills itself through this class, so both give the same numbers, up
+    to the last bits where few views pass through the tower at once.
 
     `precision` `bf16` runs the tower under autocast and rounds its output to bf16, `fp32` changes nothing; either way
     fp32 comes out.
@@ -55,27 +56,34 @@ class TowerFeatures:
     def __call__(self, images: Sequence[Path]) -> Tensor:
         return torch.cat([features for part in self.parts([images]) for features in part]).float()
 
-    def parts(self, parts: Sequence[Sequence[Path]]) -> Iterator[Iterator[Tensor]]:
+    def parts(self, parts: Sequence[Sequence[Path]], *, full: bool = False) -> Iterator[Iterator[Tensor]]:
         """For each part, features of consecutive groups of its images, in the dtype they are stored in. All parts are
-        read by the same loader processes, ahead of time; a part must be used up before the next."""
+        read by the same loader processes, ahead of time; a part must be used up before the next. `full`: see
+        `from_pixels`."""
         size = max(1, VIEWS_PER_BATCH // self.model.config.views)
         groups = [[list(part[start : start + size]) for start in range(0, len(part), size)] for part in parts]
         flat = list(chain.from_iterable(groups))
         pixels = load_pixels(flat, self.model.config.image_transform, workers=self.workers)
         for part in groups:
-            yield (self.from_pixels(next(pixels)) for _ in part)
+            yield (self.from_pixels(next(pixels), full=full) for _ in part)
 
-    def from_pixels(self, pixels: Tensor) -> Tensor:
-        """`pixels` (images, views, 3, height, width) -> features (images, views, tokens, width)."""
+    def from_pixels(self, pixels: Tensor, *, full: bool = False) -> Tensor:
+        """`pixels` (images, views, 3, height, width) -> features (images, views, tokens, width).
+
+        The last bits depend on how many views pass through the tower at once. `full` fills up the last pass with copies
+        of an image: then they depend on the image alone.
+        """
         parts = []
-        views = pixels.shape[1]
+        images, views = pixels.shape[:2]
         bf16 = self.precision == "bf16"
         size = max(1, VIEWS_PER_BATCH // views)
+        if full and images % size:
+            pixels = torch.cat([pixels, pixels[-1:].expand(size - images % size, *pixels.shape[1:])])
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             for group in pixels.split(size):  # type: ignore[no-untyped-call]
                 features = self.model.image_features(group.flatten(0, 1).to(self.device, non_blocking=True))
                 parts.append(features.to(torch.bfloat16 if bf16 else torch.float32))
-        return torch.cat(parts)
+        return torch.cat(parts)[:images]
 
     def key(self) -> str:
         """Identifies everything that the numbers depend on: weights of the tower, transform, tiles, layer, precision
@@ -210,7 +218,7 @@ class FeatureStore:
             for left in self.folder.glob(".*.tmp"):  # of one that was killed: nobody else computes now
                 left.unlink()
             done = 0
-            for part, features in zip(parts, self.tower.parts(parts), strict=True):
+            for part, features in zip(parts, self.tower.parts(parts, full=True), strict=True):
                 self._write_part(part, features)
                 done += len(part)
                 if on_progress:
