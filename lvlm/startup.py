@@ -21,6 +21,7 @@ from lvlm.check import check_evaluation, open_corpora
 from lvlm.config import RunConfig
 from lvlm.errors import InputError
 from lvlm.processes import process_count
+from lvlm.train.locks import release_in_child
 
 if TYPE_CHECKING:
     from lvlm.data.corpus import Corpus
@@ -78,7 +79,7 @@ class DataAhead:
         if self._process is None:
             return None
         found: CheckedData | InputError | None = None
-        with suppress(EOFError):  # it was killed, or met what the caller will meet too
+        with suppress(EOFError, OSError):  # it was killed, or met what the caller will meet too
             found = self._answer.recv()
         self.close()
         if isinstance(found, InputError):
@@ -101,6 +102,7 @@ def _may_fork() -> bool:
 
 def _work(config: RunConfig, home: Path, receiver: Connection, answer: Connection) -> None:
     receiver.close()  # so that writing fails where the one that asked is gone
+    release_in_child()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for that one, which ends this
     gc.disable()  # it ends before that matters
     found: CheckedData | InputError | None = None

@@ -23,6 +23,7 @@ from lvlm.data.plan import build_plan
 from lvlm.errors import InputError
 from lvlm.run import run
 from lvlm.startup import DataAhead, no_collection
+from lvlm.train.locks import file_lock, lock_alone
 from tests.train_world import run_config, write_corpus
 
 
@@ -107,6 +108,22 @@ def test_reading_ends_when_nobody_waits_for_it(corpus: Path, tmp_path: Path, mon
     assert process is not None and process.is_alive()
     ahead.close()
     assert process.exitcode == -signal.SIGKILL and ahead.result() is None
+
+
+@pytest.mark.usefixtures("forks")
+def test_the_reader_holds_no_lock_of_the_one_that_asked(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(startup, "_read", lambda *_: time.sleep(60))
+    with file_lock(tmp_path / "lock", purpose="a test"):
+        ahead = DataAhead(run_config(corpus), tmp_path)
+    for _ in range(200):  # until the reader has begun
+        with lock_alone(tmp_path / "lock") as free:
+            if free:
+                break
+        time.sleep(0.05)
+    assert free
+    ahead.close()
 
 
 def test_only_a_light_process_that_works_alone_is_forked(monkeypatch: pytest.MonkeyPatch) -> None:
