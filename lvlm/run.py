@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from lvlm.records import (
     write_json,
     write_text,
 )
+from lvlm.startup import DataAhead, no_collection
 from lvlm.train.identity import config_diff
 
 if TYPE_CHECKING:
@@ -60,34 +61,38 @@ def run(
     folder belongs to another configuration, or is finished and its backbones or corpora have changed since, and
     `Diverged` if the loss is no longer finite.
     """
-    from lvlm.train.progress import Reporter
-
     folder, home = Path(folder), Path(home or default_home()).resolve()
     phases = Phases()
     check_same_config(folder, config)
     if process_count() == 1 and (folder / RECORD_FILE).exists():
-        return _finished(folder, config, Reporter())
-    with phases("start-up"):
-        from accelerate.utils import broadcast_object_list
+        return _finished(folder, config)
+    with closing(DataAhead(config, home)) as ahead:
+        with phases("start-up"), no_collection():
+            from accelerate.utils import broadcast_object_list
 
-        from lvlm.train.compute import compute
-        from lvlm.train.locks import file_lock
-    with compute(config.compute) as machinery:
-        main = machinery.accelerator.is_main_process
-        reporter = Reporter(on_progress if main else None, silent=not main)
-        lock = file_lock(
-            folder / ".lock", purpose=f"runs {config.name}", on_wait=lambda owner: reporter.say(f"waiting for {owner}")
-        )
-        with lock if main else nullcontext(), quiet_transformers():
-            # One looks for all, as others may see a record sooner or later than it does.
-            (done,) = broadcast_object_list([(folder / RECORD_FILE).exists()])
-            notes = check_same_config(folder, config)  # again: the one that was waited for may have begun here
-            if done:
-                return _finished(folder, config, reporter)
-            record = _Run(config, folder, home, machinery, reporter, phases).run(notes)
-            if main:
-                record.save(folder)
-            machinery.accelerator.wait_for_everyone()
+            import lvlm.model.assembly  # noqa: F401  all else that is heavy
+            from lvlm.train.compute import compute
+            from lvlm.train.locks import file_lock
+            from lvlm.train.progress import Reporter
+        with compute(config.compute) as machinery:
+            main = machinery.accelerator.is_main_process
+            reporter = Reporter(on_progress if main else None, silent=not main)
+
+            def wait(owner: str) -> None:
+                ahead.close()  # files may change before it is this one's turn
+                reporter.say(f"waiting for {owner}")
+
+            lock = file_lock(folder / ".lock", purpose=f"runs {config.name}", on_wait=wait)
+            with lock if main else nullcontext(), quiet_transformers():
+                # One looks for all, as others may see a record sooner or later than it does.
+                (done,) = broadcast_object_list([(folder / RECORD_FILE).exists()])
+                notes = check_same_config(folder, config)  # again: the one that was waited for may have begun here
+                if done:
+                    return _finished(folder, config, silent=not main)
+                record = _Run(config, folder, home, machinery, reporter, phases, ahead).run(notes)
+                if main:
+                    record.save(folder)
+                machinery.accelerator.wait_for_everyone()
     return RunRecord.load(folder)
 
 
@@ -105,11 +110,13 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _finished(folder: Path, config: RunConfig, reporter: Reporter) -> RunRecord:
+def _finished(folder: Path, config: RunConfig, *, silent: bool = False) -> RunRecord:
     """The record of a finished run, if it still says what a new run would."""
+    from lvlm.train.progress import Reporter
+
     record = RunRecord.load(folder)
     check_same_data(folder, config, record)
-    reporter.say(f"{config.name}: already finished, taken from {folder}")
+    Reporter(silent=silent).say(f"{config.name}: already finished, taken from {folder}")
     return record
 
 
@@ -165,7 +172,14 @@ class _Run:
     """The phases of one run."""
 
     def __init__(
-        self, config: RunConfig, folder: Path, home: Path, compute: Compute, reporter: Reporter, phases: Phases
+        self,
+        config: RunConfig,
+        folder: Path,
+        home: Path,
+        compute: Compute,
+        reporter: Reporter,
+        phases: Phases,
+        ahead: DataAhead,
     ) -> None:
         self.config = config
         self.folder = folder
@@ -173,6 +187,7 @@ class _Run:
         self.compute = compute
         self.reporter = reporter
         self.phases = phases
+        self.ahead = ahead
         self.main = compute.accelerator.is_main_process
         self.corpora: dict[str, Corpus] = {}
         self.stages: dict[str, Stage] = {}
@@ -180,6 +195,18 @@ class _Run:
 
     def run(self, notes: list[str]) -> RunRecord:
         """All phases; returns the record, which the caller writes last."""
+        self._prepare()
+        if self.main:  # from here on the folder belongs to this configuration
+            write_text(self.folder / CONFIG_FILE, to_yaml(self.config))
+        for name in self.config.stages():
+            self._train(name)
+        with self.phases("evaluate"):
+            self.reporter.tell("evaluate", stage="evaluate")
+            scores, predictions = self._evaluate(self._features(), self.config.evaluate, "report")
+        return self._record(scores, predictions, notes)
+
+    def _prepare(self) -> None:
+        """The data, planned, checked and tokenised, and the model."""
         with self.phases("start-up"):
             from lvlm.model.assembly import assemble
             from lvlm.model.backbones import backbone_digests
@@ -188,7 +215,8 @@ class _Run:
 
             self.commit = git_commit()
         with self.phases("data"):
-            self.corpora = open_corpora(self.config)
+            ahead = self.ahead.result()
+            self.corpora = ahead.corpora if ahead else open_corpora(self.config)
             self.stamps = {path: corpus.stamp() for path, corpus in self.corpora.items()}
         with self.phases("start-up"):
             self.backbones = backbone_digests(self.config.model, seed=self.config.seed)
@@ -200,15 +228,9 @@ class _Run:
         with self.phases("data"):
             self.batches = {name: self._batches(name) for name in self.config.stages()}
             self.reporter.samples = {name: len(batches.plan.order) for name, batches in self.batches.items()}
-            self.evaluation_images = check_evaluation(self.config, self.corpora, home=self.home)
-        if self.main:  # from here on the folder belongs to this configuration
-            write_text(self.folder / CONFIG_FILE, to_yaml(self.config))
-        for name in self.config.stages():
-            self._train(name)
-        with self.phases("evaluate"):
-            self.reporter.tell("evaluate", stage="evaluate")
-            scores, predictions = self._evaluate(self._features(), self.config.evaluate, "report")
-        return self._record(scores, predictions, notes)
+            self.evaluation_images = (
+                ahead.evaluation_images if ahead else check_evaluation(self.config, self.corpora, home=self.home)
+            )
 
     def _batches(self, name: str) -> StepBatches:
         """The data of a stage, planned, checked and tokenised."""

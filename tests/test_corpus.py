@@ -128,6 +128,7 @@ def test_a_corpus_that_stays_in_its_languages(tmp_path: Path) -> None:
 
 def test_sound_images_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, home = make_corpus(tmp_path), tmp_path / "home"
+    monkeypatch.setattr("lvlm.data.images.SETTLED_SECONDS", 0)
     open_corpus(folder).check("instruct", images=True, home=home)
     opened: list[str] = []
     real = Path.read_bytes

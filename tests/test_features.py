@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from lvlm.errors import InputError
+from lvlm.model.assembly import assemble
+from lvlm.settings import ModelConfig
 from lvlm.train import features
 from lvlm.train.decide import Costs, decide_cache, measure_costs, weigh
 from lvlm.train.features import FeatureStore, TowerFeatures
@@ -103,7 +105,7 @@ def test_a_killed_process_leaves_whole_parts_and_no_lock(
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     store = FeatureStore(tmp_path, tower_of(model))
     assert store.missing(images) == images[6:]
-    half = next(store.folder.glob("*/00000.npy")).with_name("00002.npy")
+    half = store.folder / "00002.npy"
     half.write_bytes(b"half written")  # data without its index, as a kill between the two leaves it
     assert torch.equal(store(images), tower_of(model)(images))
 
@@ -203,7 +205,7 @@ def test_features_that_a_process_uses_do_not_give_way(model: Any, images: list[P
         bounded.add(images)
     assert torch.equal(bounded(images), tower_of(model)(images)), "computed where it finds no place"
     assert used.missing(images) == [] and bounded.missing(images) == images
-    assert not list(bounded.folder.glob("*/*")), "nothing half-written"
+    assert [path.name for path in bounded.folder.iterdir()] == ["lock"], "nothing half-written"
     del used
     again = FeatureStore(tmp_path, tower_of(model), limit_gib=bounded.space.limit_gib)
     assert again.lack(images) == "" and again.add(images) == 9
@@ -259,8 +261,65 @@ def test_a_filling_starts_its_loader_processes_once(
     monkeypatch.setattr(features, "load_pixels", lambda *a, **k: calls.append(k["workers"]) or real(*a, **k))
     store = FeatureStore(tmp_path, tower_of(model, workers=1))
     store.add(images)
-    assert calls == [1] and len(list(store.folder.glob("*/*.npy"))) == 5
+    assert calls == [1] and len(list(store.folder.glob("*.npy"))) == 5
     assert torch.equal(store(images), tower_of(model)(images))
+
+
+def test_features_are_kept_ahead_of_training_more_at_every_call(
+    model: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "FIRST_AHEAD", 2)
+    store, computed = FeatureStore(tmp_path, tower_of(model)), tower_of(model)(images)
+    order = [*images[:3], images[0], *images[3:]]
+    for n, kept in ((2, 2), (4, 6), (3, 9), (0, 9)):
+        assert store.lacks(order) or n == 0
+        assert store.add_ahead(order) == n
+        assert FeatureStore(tmp_path, tower_of(model)).missing(images) == images[kept:]
+    assert torch.equal(store(images), computed)
+    late = FeatureStore(tmp_path, tower_of(model))
+    assert late.lacks(images) and late.add_ahead(images) == 0 and not late.lacks(images)
+
+
+def test_kept_features_are_those_of_the_image_whatever_it_was_computed_with(tmp_path: Path, images: list[Path]) -> None:
+    """On the shipped tower, whose last bits depend on the size of a batch; a random one of few channels has none."""
+    for tiles in (1, 2):
+        model = assemble(ModelConfig(tower="tiny-vit/0", llm="tiny-lm/0", tiles=tiles), seed=0)[0]
+        tower, stores = tower_of(model), [FeatureStore(tmp_path / f"{tiles}-{n}", tower_of(model)) for n in (0, 1)]
+        stores[0].add(images)
+        for image in images[::-1]:
+            stores[1].add([image])
+        assert torch.equal(stores[0](images), stores[1](images))
+        assert torch.equal(stores[0](images[:1]), tower(images[:1] * 32)[:1])
+        assert not torch.equal(stores[0](images[:1]), tower(images[:1])), "what filling up is for"
+
+
+def test_two_processes_that_read_ahead_in_other_orders_compute_each_image_once(
+    model: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "FIRST_AHEAD", 1)
+    children = []
+    for order in (images, images[::-1]):
+        child = os.fork()
+        if not child:
+            store, computed = FeatureStore(tmp_path, tower_of(model)), 0
+            while store.lacks(order):
+                computed += store.add_ahead(order)
+            os._exit(computed if torch.equal(store(order), tower_of(model)(order)) else 100)
+        children.append(child)
+    assert sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children) == 9
+
+
+def test_where_room_ends_training_goes_on_and_is_told_once(
+    model: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "FIRST_AHEAD", 2)
+    size = tower_of(model)(images[:1]).nbytes
+    told: list[str] = []
+    store = FeatureStore(tmp_path, tower_of(model), limit_gib=5 * size / GIB, on_full=told.append)
+    assert [store.add_ahead(images) for _ in range(3)] == [2, 0, 0]
+    assert len(told) == 1 and "exceed compute.feature_cache_gib" in told[0] and store.full == told[0]
+    assert not store.lacks(images) and torch.equal(store(images), tower_of(model)(images))
+    assert FeatureStore(tmp_path, tower_of(model)).missing(images) == images[2:] and len(told) == 1
 
 
 def test_the_measurement_starts_no_loader_processes_for_single_calls(

@@ -6,8 +6,9 @@ import pytest
 import torch
 from peft.tuners.lora import Linear as PeftLinear
 
-from lvlm.model.lora import SummableLora, add_lora, lora_layers, sum_lora, summed_lora
+from lvlm.model.lora import add_lora, lora_layers, sum_lora, summed_lora
 from lvlm.model.parts import prepare_training
+from lvlm.model.sums import SummableLora
 from lvlm.settings import ComputeConfig
 from lvlm.train.batches import MicroBatch
 from lvlm.train.compute import compute

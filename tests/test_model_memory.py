@@ -13,8 +13,9 @@ from lvlm.config import make_config
 from lvlm.errors import InputError
 from lvlm.model.assembly import assemble
 from lvlm.model.checkpoints import load
-from lvlm.model.lora import SummableLora, lora_layers
+from lvlm.model.lora import lora_layers
 from lvlm.model.parts import prepare_training, set_train_mode
+from lvlm.model.sums import SummableLora
 from lvlm.model.weights import matrices, quantised_layers
 from lvlm.run import run
 from tests.families import CONTROLS, make_family

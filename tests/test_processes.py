@@ -139,12 +139,19 @@ def test_killed_processes_go_on_to_the_same_bits_and_one_alone_can_go_on_too(
     [
         ("zero3", {"packing": True, "gradient_checkpointing": True, "feature_cache": "on"}, 1e-5),
         ("zero2", {"precision": "bf16"}, 1e-2),
+        ("ddp", {"feature_cache": "on"}, 1e-5),
     ],
-    ids=["packed, checkpointed, from the cache", "bf16"],
+    ids=["packed, checkpointed, from the cache", "bf16", "from a cache that fills meanwhile"],
 )
-def test_memory_settings_hold_under_zero(
-    corpus: Path, tmp_path: Path, strategy: str, settings: dict[str, Any], tolerance: float
+def test_memory_settings_hold_in_two_processes(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    strategy: str,
+    settings: dict[str, Any],
+    tolerance: float,
 ) -> None:
+    monkeypatch.setattr("lvlm.train.features.FIRST_AHEAD", 1)
     frozen = {"train": {"adapter": "full", "llm": "lora"}, "lora": {"r": 4, "alpha": 8, "dropout": 0.0}, "steps": 6}
     found, kept = {}, {}
     for processes in (1, 2):

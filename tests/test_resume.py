@@ -20,7 +20,7 @@ from lvlm.errors import InputError
 from lvlm.records import CONFIG_FILE, RECORD_FILE, write_text
 from lvlm.run import check_same_config, run
 from lvlm.settings import ComputeConfig
-from lvlm.train import loop, resume, stages, strategies
+from lvlm.train import features, loop, resume, stages, strategies
 from lvlm.train.batches import BatchStream
 from lvlm.train.compute import compute
 from lvlm.train.loop import StageLoop
@@ -191,6 +191,18 @@ def test_killed_with_loader_processes_and_no_checkpoint_yet(corpus: Path, unkill
 def test_kept_features_and_other_memory_settings_end_alike(corpus: Path, unkilled: Path, tmp_path: Path) -> None:
     with watched(tmp_path):
         run(config_of(corpus, feature_cache="on"), tmp_path / "run", home=tmp_path / "home")
+    assert_same_end(tmp_path, unkilled)
+
+
+def test_killed_while_features_are_being_kept(
+    corpus: Path, unkilled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "FIRST_AHEAD", 1)
+    config = config_of(corpus, feature_cache="on")
+    for part in (1, 2):  # the second kill meets what the first one left
+        killed(lambda: run(config, tmp_path / "run", home=tmp_path / "home"), kill_at(features, "write_json", part))
+    with watched(tmp_path):
+        run(config, tmp_path / "run", home=tmp_path / "home")
     assert_same_end(tmp_path, unkilled)
 
 

@@ -386,7 +386,25 @@ def test_the_record_says_why_features_were_kept_or_not(
     record = run(config, tmp_path / "run", home=tmp_path / "home")
     assert record.provenance["features"] == {"pretrain": kept}
     assert reason in record.provenance["features_reason"]["pretrain"]
-    assert bool(list((tmp_path / "home").glob("features/*/*/*.npy"))) == (kept == "stored")
+    assert bool(list((tmp_path / "home").glob("features/*/*.npy"))) == (kept == "stored")
+
+
+def test_training_begins_before_all_features_are_kept(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lvlm.train.features.FIRST_AHEAD", 1)
+    kept: list[int] = []
+
+    def count(event: dict[str, Any]) -> None:
+        if event["kind"] == "step":
+            indices = (tmp_path / "home" / "features").glob("*/*.json")
+            kept.append(sum(len(json.loads(index.read_text(encoding="utf-8"))) for index in indices))
+
+    settings = {"device": "cpu", "threads": 1, "feature_cache": "on"}
+    config = run_config(corpus, instruct=None, pretrain__steps=6, compute=settings, evaluate={})
+    record = run(config, tmp_path / "run", home=tmp_path / "home", on_progress=count)
+    assert kept[0] < kept[-1] == 8 and kept == sorted(kept)
+    assert record.provenance["seconds"]["features"] > 0
 
 
 def test_faults_show_before_training(corpus: Path, tmp_path: Path) -> None:

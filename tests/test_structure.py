@@ -32,6 +32,7 @@ ORDER = [
     "translate",
     "provenance",
     "check",
+    "startup",
     "run",
     "cli",
 ]
@@ -99,6 +100,17 @@ def test_imports_point_one_way(path: Path) -> None:
 def test_light_modules_import_no_torch(path: Path) -> None:
     if str(path.relative_to(ROOT)).startswith(NO_TORCH):
         assert not {name.split(".")[0] for name in imports(path)} & HEAVY
+
+
+LATE = {"peft": {"sums", "snapshots"}, "pandas": set(), "deepspeed": {"zero"}, "bitsandbytes": set()}
+"""Packages that take long to import and that many runs do without -> the modules of `lvlm` that begin with them, which
+are imported late themselves."""
+
+
+def test_what_many_runs_do_without_is_imported_late() -> None:
+    for path in (ROOT / "lvlm").rglob("*.py"):
+        tops = {name.split(".")[0] for name in imports(path, top_level_only=True)}
+        assert not {package for package in tops & LATE.keys() if path.stem not in LATE[package]}, path
 
 
 def test_files_stay_small_and_named_by_noun() -> None:

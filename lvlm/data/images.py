@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,8 @@ from lvlm.data.progress import shown
 from lvlm.errors import InputError
 
 VERIFIED_FILE = "verified-images.jsonl"
+SETTLED_SECONDS = 2.0
+"""An image changed this recently may change again without another time of change, and is not remembered yet."""
 
 
 class ImageFolder:
@@ -62,8 +65,8 @@ class ImageFolder:
         return real == self._real_root or real.startswith(self._real_root + os.sep)
 
     def check_decodes(self, names: Sequence[str], blame: Callable[[str], str], home: Path | None = None) -> None:
-        """Decode every image once. With `home`, those found sound before (same path, size and time) are not decoded
-        again."""
+        """Decode every image once. With `home`, those found sound before (same path, size, time of change and inode)
+        are not decoded again."""
         memory = _Verified(home)
         todo = [
             name
@@ -96,21 +99,24 @@ def picture_fault(path: Path) -> str:
 def content_digest(images: Iterable[Path], home: Path | None = None) -> str:
     """Identifies pictures by name and content: an edited one differs, a copy of the corpus does not.
 
-    Files that `check_decodes` has read for this `home` and that have kept size and time of change are not read again.
+    Files that `check_decodes` has read for this `home` and that have not been touched since are not read again.
     """
     paths = sorted(set(images), key=lambda path: path.parts)  # as paths compare, but quicker
     memory = _Verified(home)
-    digest = hashlib.sha256()
+    contents = {path: known for path in paths if (known := memory.digest_of(path))}
+    unread = [path for path in paths if path not in contents]
     with _pool() as pool:
-        contents = pool.map(lambda path: memory.digest_of(path) or _digest(path.read_bytes()), paths)
-        told = shown(((content, 1) for content in contents), title="digesting images", unit="images", total=len(paths))
-        for path, content in zip(paths, told, strict=True):
-            digest.update(f"{path.name}\0{content}\n".encode())
+        read = ((content, 1) for content in pool.map(lambda path: _digest(path.read_bytes()), unread))
+        told = shown(read, title="digesting images", unit="images", total=len(unread))
+        contents.update(zip(unread, told, strict=True))
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name}\0{contents[path]}\n".encode())
     return digest.hexdigest()[:12]
 
 
-State = tuple[int, int, str]
-"""Size, time of change (ns) and content digest of a file."""
+State = tuple[int, int, int, str]
+"""Size, time of change (ns), inode and content digest of a file."""
 
 
 def _check(path: Path) -> tuple[str, State]:
@@ -119,9 +125,9 @@ def _check(path: Path) -> tuple[str, State]:
         stat = path.stat()
         content = path.read_bytes()
     except OSError as error:
-        return str(error), (0, 0, "")
+        return str(error), (0, 0, 0, "")
     fault, _ = content_fault(content)
-    return fault, (0, 0, "") if fault else (stat.st_size, stat.st_mtime_ns, _digest(content))
+    return fault, (0, 0, 0, "") if fault else (stat.st_size, stat.st_mtime_ns, stat.st_ino, _digest(content))
 
 
 def content_fault(content: bytes) -> tuple[str, str]:
@@ -136,7 +142,7 @@ def content_fault(content: bytes) -> tuple[str, str]:
             if not image.mode.startswith("I"):  # these are scaled, all others converted
                 image.crop((0, 0, 1, 1)).convert("RGB")
             return "", image.format or ""
-    except UnidentifiedImageError:
+    except UnidentifiedImageError:  # whose text is an address in memory
         return "not an image of any known format", ""
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return str(error).partition("\n")[0] or type(error).__name__, ""
@@ -155,8 +161,8 @@ _loaded: dict[Path, tuple[int, dict[str, State]]] = {}
 
 
 class _Verified:
-    """What was found sound, across processes: one line per image with path, size, time of change and content digest,
-    added as it is found; the last one counts."""
+    """What was found sound, across processes: one line per image with path, size, time of change, inode and content
+    digest, added as it is found; the last one counts."""
 
     def __init__(self, home: Path | None) -> None:
         self.file = home / "data" / VERIFIED_FILE if home else None
@@ -177,10 +183,10 @@ class _Verified:
                 break
             read += len(line)
             try:
-                path, size, changed, digest = json.loads(line)
-            except ValueError:  # cut short by a process that was killed
+                path, size, changed, inode, digest = json.loads(line)
+            except ValueError:  # cut short by a process that was killed, or of an older form
                 continue
-            known[path] = size, changed, digest
+            known[path] = size, changed, inode, digest
         _loaded[self.file] = read, known
         return known
 
@@ -190,10 +196,11 @@ class _Verified:
         if known is None:
             return None
         stat = path.stat()
-        return known[2] if known[:2] == (stat.st_size, stat.st_mtime_ns) else None
+        return known[3] if known[:3] == (stat.st_size, stat.st_mtime_ns, stat.st_ino) else None
 
     def add(self, path: Path, state: State) -> None:
-        self.new[os.path.abspath(path)] = state
+        if time.time() - state[1] / 1e9 > SETTLED_SECONDS:
+            self.new[os.path.abspath(path)] = state
 
     def save(self) -> None:
         if self.file and self.new:

@@ -1,13 +1,12 @@
 """From a model to scores: every item is asked once, scored in the asked and in any language, and its language told.
-Called by `lvlm.run` for the record and the validation curve; torch is imported only when answers are generated."""
+Called by `lvlm.run` for the record and the validation curve; torch and pandas are imported when answers are generated
+and scored, and not before."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
-
-import pandas as pd
 
 from lvlm.data.corpus import IMAGE_PLACEHOLDER, Corpus, Permission
 from lvlm.evaluate.fidelity import LanguageDetector, fidelity, undetermined
@@ -18,6 +17,8 @@ from lvlm.records import METRICS, NAMED_METRICS, PREDICTION_COLUMNS, SCORE_COLUM
 from lvlm.settings import EvaluateConfig
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lvlm.evaluate.generate import ImageFeatures
 
 CONSTANT, FEW = 0.95, 10
@@ -122,6 +123,8 @@ def score_answers(
     asked: Sequence[Asked], answers: Sequence[str], detector: LanguageDetector
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(scores, predictions) from one answer per item; every item counts once."""
+    import pandas as pd
+
     rows = []
     notes: dict[str, None] = {}
     for entry, answer in zip(asked, answers, strict=True):

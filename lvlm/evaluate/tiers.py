@@ -4,11 +4,13 @@ Called by `lvlm.run` for the run record; the same averaging recomputes Centurio'
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from lvlm.errors import InputError
 from lvlm.languages import TIERS, Language, language
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SUMMARISED = ("score", "score_any_language", "fidelity")
 GROUPINGS = ("task", *(name for name in Language.__dataclass_fields__ if name in ("tier", "script", "family")))

@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from lvlm.errors import InputError
 
@@ -39,5 +38,8 @@ def check_family(attn: str | None, llm_config: Any) -> None:
 
 def suited(attn: str, llm_config: Any) -> str:
     """`attn`, or `eager` in the place of an sdpa that the LLM's family does not have."""
+    # At the top it would bring in the model, which imports this module.
+    from transformers import AutoModelForCausalLM
+
     family = AutoModelForCausalLM._model_mapping.get(type(llm_config), None)
     return "eager" if attn == "sdpa" and not getattr(family, "_supports_sdpa", True) else attn

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import other as accelerate_other
-from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -23,6 +22,8 @@ from lvlm.model.lora import load_lora, lora_config, split_state
 from lvlm.model.weights import check_quantisation, matrices, quantise
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
+
     from lvlm.model.config import LvlmConfig
     from lvlm.model.lvlm import Lvlm
     from lvlm.model.processor import LvlmProcessor
@@ -171,6 +172,8 @@ def load_model(cls: Any, load_base: Callable[..., Any], path: Any, *args: Any, *
         model.config.halved = None
     if bits:
         quantise(model.language_model, bits)
+    if model.config.lora:
+        from peft import LoraConfig
     for name in model.config.lora or []:
         folder = Path(path) / LORA_FOLDER / name
         for file in (LORA_CONFIG, LORA_WEIGHTS):

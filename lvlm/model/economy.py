@@ -13,9 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from transformers import AttentionInterface
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 class FusedRmsNorm(Function):
@@ -125,6 +122,10 @@ def _works_at(part: Any, positions: Tensor) -> Iterator[None]:
 @contextmanager
 def _asks_at(attention: Any, positions: Tensor) -> Iterator[None]:
     """Inside, an attention layer of transformers has queries at `positions` alone."""
+    # At the top it would bring in the model, which imports this module.
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(READ_ONLY, _read_only_attention)
     config = attention.config
     attention.config = copy(config)
     attention.config._attn_implementation = READ_ONLY
@@ -145,6 +146,8 @@ def _read_only_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention for the queries at `module.read_at`, and zeros for the others: query (batch, heads, tokens,
     width) -> (batch, tokens, heads, width)."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     batch, heads, tokens, width = query.shape
     row, column = module.read_at // tokens, module.read_at % tokens
     counts = torch.bincount(row, minlength=batch)
@@ -161,9 +164,6 @@ def _read_only_attention(
     )
     everywhere = some.new_zeros(batch * tokens, heads, some.shape[-1]).index_copy(0, module.read_at, some[row, rank])
     return everywhere.view(batch, tokens, heads, -1), None
-
-
-AttentionInterface.register(READ_ONLY, _read_only_attention)
 
 
 def _last_block(llm: Any) -> nn.Module | None:
@@ -189,6 +189,9 @@ def checkpoint_blocks(llm: Any, on: bool) -> None:
 def train_mode(part: nn.Module, learns: bool) -> None:
     """Dropout acts in a part that learns; a frozen one computes as in evaluation, though its blocks are told that this
     is training where they are checkpointed, since gradients may pass through them."""
+    # At the top it would bring in the model, which imports this module.
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     part.train(learns)
     for module in part.modules():
         if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:

@@ -1,77 +1,29 @@
-"""LoRA on a part of the model through peft: add, draw, merge, and split the weights for saving. Used by
-`lvlm.model.parts` and `lvlm.model.checkpoints`."""
+"""LoRA on a part of the model through peft: add, draw, merge, and split the weights for saving. Imports peft for parts
+that have LoRA alone. Used by `lvlm.model.parts` and `lvlm.model.checkpoints`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import Linear as PeftLinear
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from lvlm.errors import InputError
 from lvlm.model.seeding import generator_for
 from lvlm.model.weights import dequantised, quantised_layers
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
+
 ADAPTER = "default"
 SUM_BYTES = 1 << 30
 """Largest sum of weights for which `summed_lora` keeps a second copy. It saves calls, which a small model's time goes
 into and a large one's does not."""
-
-
-class SummedLora(Function):
-    """y = x S^T + b with S = W + s B A, for a frozen W and b and no dropout.
-
-    x: (..., in), S: (out, in), b: (out) or None, A: (r, in), B: (out, r), all of one dtype. The gradient goes to x, A
-    and B alone. One product forward and one back do what the formula with its own path through A and B does in six.
-    """
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, summed: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
-    ) -> Tensor:
-        ctx.save_for_backward(x, summed, a, b)
-        ctx.scaling = scaling
-        return functional.linear(x, summed, bias)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, summed, a, b = ctx.saved_tensors
-        rows, dy = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-        dx = (dy @ summed).view_as(x) if ctx.needs_input_grad[0] else None
-        da = ((dy @ b).T @ rows).mul_(ctx.scaling)
-        db = (dy.T @ (rows @ a.T)).mul_(ctx.scaling)
-        return dx, None, None, da, db, None
-
-
-class SummableLora(PeftLinear):  # type: ignore[misc]  # peft is untyped
-    """peft's LoRA layer of a linear layer, which computes with one matrix in place of three while it is `summed`."""
-
-    summed: Tensor | None = None
-    """W + s B A while `sum_lora` holds; whoever changes A or B lets go of it."""
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        base: Any = self.get_base_layer()
-        if self.summed is not None and not torch.is_grad_enabled():
-            return functional.linear(x, self.summed, base.bias)
-        if self.summed is None or self._draws_or_rounds(x):
-            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
-        a, b = self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
-        return SummedLora.apply(x, self.summed, base.bias, a, b, self.scaling[ADAPTER])  # type: ignore[no-any-return,no-untyped-call]
-
-    def _draws_or_rounds(self, x: Tensor) -> bool:
-        """Whether the sum is not what is asked for: dropout acts on the way through A, or autocast rounds W and B A
-        apart."""
-        drops = self.training and not isinstance(self.lora_dropout[ADAPTER], nn.Identity)
-        return drops or torch.is_autocast_enabled(x.device.type)
 
 
 def sum_lora(model: nn.Module) -> Callable[[], None]:
@@ -80,7 +32,7 @@ def sum_lora(model: nn.Module) -> Callable[[], None]:
     The weights themselves are not touched, and are not to change meanwhile. A model whose sums would take more than
     `SUM_BYTES`, or that is not in float32, where the sum would be rounded, computes as always.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, SummableLora) and layer.summed is None]
+    layers: list[Any] = [layer for layer in model.modules() if getattr(layer, "summed", layer) is None]
     weights: list[Tensor] = [layer.get_base_layer().weight for layer in layers]
     if sum(weight.numel() for weight in weights) * torch.float32.itemsize > SUM_BYTES:
         layers = []
@@ -97,7 +49,7 @@ def sum_lora(model: nn.Module) -> Callable[[], None]:
     return let_go
 
 
-def _is_plain(layer: SummableLora) -> bool:
+def _is_plain(layer: Any) -> bool:
     """Whether a layer's output is that of W + s B A, with all of it here, in float32 and W frozen."""
     weight = layer.get_base_layer().weight
     if layer.disable_adapters or layer.merged or layer.active_adapters != [ADAPTER] or layer.lora_bias[ADAPTER]:
@@ -119,7 +71,7 @@ def summed_lora(model: nn.Module) -> Iterator[None]:
 
 def lora_layers(part: nn.Module) -> dict[str, LoraLayer]:
     """The LoRA layers of a part by name; none if it has no LoRA."""
-    return {name: module for name, module in part.named_modules() if isinstance(module, LoraLayer)}
+    return {name: module for name, module in part.named_modules() if hasattr(module, "lora_A")}  # type: ignore[misc]
 
 
 def linear_names(part: nn.Module) -> list[str]:
@@ -134,6 +86,8 @@ def linear_names(part: nn.Module) -> list[str]:
 def add_lora(part: nn.Module, *, r: int, alpha: float, dropout: float, seed: int, stream: str = "lora") -> None:
     """Put LoRA on every linear layer of a part, in place. B starts at zero; A is drawn layer by layer from its own
     stream of `seed`, whose name begins with `stream`."""
+    from peft import LoraConfig
+
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=linear_names(part), bias="none")
     inject_lora(part, config)
     for name, layer in lora_layers(part).items():
@@ -148,6 +102,8 @@ def add_lora(part: nn.Module, *, r: int, alpha: float, dropout: float, seed: int
 def inject_lora(part: nn.Module, config: LoraConfig) -> None:
     """Put LoRA layers into a part, in place, in float32 whatever the part is held in, without touching the global
     random state."""
+    from peft import inject_adapter_in_model
+
     config._register_custom_module(_layer_classes(part))
     with torch.random.fork_rng(devices=[]):
         inject_adapter_in_model(config, part, adapter_name=ADAPTER)
@@ -158,6 +114,8 @@ def inject_lora(part: nn.Module, config: LoraConfig) -> None:
 
 def _layer_classes(part: nn.Module) -> dict[type[nn.Module], type[nn.Module]]:
     """Layer -> what computes it with LoRA, the first that fits; a quantised layer is an `nn.Linear` too."""
+    from lvlm.model.sums import SummableLora
+
     if not quantised_layers(part):
         return {nn.Linear: SummableLora}
     from bitsandbytes import nn as quantised

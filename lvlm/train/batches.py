@@ -204,10 +204,10 @@ class StepBatches:
             )
         return self._samples[entry.number]
 
-    def images(self) -> Iterator[Path]:
-        """Every use of an image in the whole plan, over all processes."""
-        for entry in self.plan.order:
-            yield from self.plan.image_paths(entry)
+    def images(self, first_step: int = 0) -> Iterator[Path]:
+        """Every use of an image in the plan from `first_step` on, over all processes."""
+        for place in range(first_step * self.plan.batch_samples, len(self.plan.order)):
+            yield from self.plan.image_paths(self.plan.order[place])
 
     def groups(self, step: int) -> list[Group]:
         """This process's samples of the step by micro-batch, each with the weight of its supervised tokens.

@@ -18,10 +18,10 @@ from torch import Tensor
 from lvlm.train.features import VIEWS_PER_BATCH, FeatureStore, TowerFeatures
 
 T = TypeVar("T")
-ROUNDS, ENOUGH_SECONDS, SLOW_SECONDS = 3, 5.0, 1.0
+ROUNDS, ENOUGH_SECONDS, SLOW_SECONDS = 2, 5.0, 1.0
 WORTH = 0.8
 """Features are kept where that takes at most this share of the time without: less is within the noise of a measurement
-of moments, and not worth the disk and the wait before the first step."""
+of moments, and not worth the disk."""
 
 
 @dataclass(frozen=True)

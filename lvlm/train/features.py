@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,6 +29,8 @@ VIEWS_PER_BATCH = 32
 """Views in one pass through the tower: larger batches leave the CPU's cache and were slower for the tiny tower."""
 IMAGES_PER_PART = 512
 """Images in one file of the store: what a killed process loses at most."""
+FIRST_AHEAD = 32
+"""Images that are missing when training begins and that `add_ahead` adds first."""
 
 
 class ImageFeatures(Protocol):
@@ -38,7 +40,8 @@ class ImageFeatures(Protocol):
 
 
 class TowerFeatures:
-    """Features computed on the spot. The store below fills itself through this class, so both give the same numbers.
+    """Features computed on the spot. The store below fills itself through this class, so both give the same numbers, up
+    to the last bits where few views pass through the tower at once.
 
     `precision` `bf16` runs the tower under autocast and rounds its output to bf16, `fp32` changes nothing; either way
     fp32 comes out.
@@ -53,27 +56,34 @@ class TowerFeatures:
     def __call__(self, images: Sequence[Path]) -> Tensor:
         return torch.cat([features for part in self.parts([images]) for features in part]).float()
 
-    def parts(self, parts: Sequence[Sequence[Path]]) -> Iterator[Iterator[Tensor]]:
+    def parts(self, parts: Sequence[Sequence[Path]], *, full: bool = False) -> Iterator[Iterator[Tensor]]:
         """For each part, features of consecutive groups of its images, in the dtype they are stored in. All parts are
-        read by the same loader processes, ahead of time; a part must be used up before the next."""
+        read by the same loader processes, ahead of time; a part must be used up before the next. `full`: see
+        `from_pixels`."""
         size = max(1, VIEWS_PER_BATCH // self.model.config.views)
         groups = [[list(part[start : start + size]) for start in range(0, len(part), size)] for part in parts]
         flat = list(chain.from_iterable(groups))
         pixels = load_pixels(flat, self.model.config.image_transform, workers=self.workers)
         for part in groups:
-            yield (self.from_pixels(next(pixels)) for _ in part)
+            yield (self.from_pixels(next(pixels), full=full) for _ in part)
 
-    def from_pixels(self, pixels: Tensor) -> Tensor:
-        """`pixels` (images, views, 3, height, width) -> features (images, views, tokens, width)."""
+    def from_pixels(self, pixels: Tensor, *, full: bool = False) -> Tensor:
+        """`pixels` (images, views, 3, height, width) -> features (images, views, tokens, width).
+
+        The last bits depend on how many views pass through the tower at once. `full` fills up the last pass with copies
+        of an image: then they depend on the image alone.
+        """
         parts = []
-        views = pixels.shape[1]
+        images, views = pixels.shape[:2]
         bf16 = self.precision == "bf16"
         size = max(1, VIEWS_PER_BATCH // views)
+        if full and images % size:
+            pixels = torch.cat([pixels, pixels[-1:].expand(size - images % size, *pixels.shape[1:])])
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             for group in pixels.split(size):  # type: ignore[no-untyped-call]
                 features = self.model.image_features(group.flatten(0, 1).to(self.device, non_blocking=True))
                 parts.append(features.to(torch.bfloat16 if bf16 else torch.float32))
-        return torch.cat(parts)
+        return torch.cat(parts)[:images]
 
     def key(self) -> str:
         """Identifies everything that the numbers depend on: weights of the tower, transform, tiles, layer, precision
@@ -91,14 +101,14 @@ class TowerFeatures:
 class FeatureStore:
     """Features on disk under `home/features/<key>`, shared by every arm, seed and process with the same tower.
 
-    Images lie in parts of one folder per image folder: `NNNNN.npy` (images, views, tokens, width), memory-mapped, and
-    `NNNNN.json` with (file name, size, modification time) of each row. The json is renamed into place last, so that a
-    part is whole or absent. One process at a time computes, under a file lock that ends with the process; an image
-    that changed on disk is computed again. `on_wait` is told once who computes, if one has to wait.
+    Images lie in parts: `NNNNN.npy` (images, views, tokens, width), memory-mapped, and `NNNNN.json` with (digest of the
+    folder, file name, size, modification time) of each row. The json is renamed into place last, so that a part is
+    whole or absent. One process at a time computes, under a file lock that ends with the process; an image that changed
+    on disk is computed again. `on_wait` is told once who computes, if one has to wait.
 
     All keys together take at most `limit_gib` (see `lvlm.train.space`): features of other towers and settings give way,
-    those used longest ago first, and what then finds no place is computed whenever it is asked for. So is what somebody
-    removed.
+    those used longest ago first, and what then finds no place is computed whenever it is asked for; `on_full` is told
+    why. So is what somebody removed.
     """
 
     def __init__(
@@ -108,26 +118,30 @@ class FeatureStore:
         *,
         limit_gib: float | None = None,
         on_wait: Callable[[str], None] | None = None,
+        on_full: Callable[[str], None] | None = None,
     ) -> None:
         self.tower = tower
         self.on_wait = on_wait
+        self.on_full = on_full
+        self.full = ""
+        """Why nothing more is kept; empty while there is room."""
         self.space = FeatureSpace(home / "features", limit_gib)
         self.key = tower.key()
         self.folder = self.space.root / self.key
-        self._full = False
+        self._ahead = FIRST_AHEAD
         self._forget()
         self._folders: dict[Path, str] = {}
 
     def __call__(self, images: Sequence[Path]) -> Tensor:
         try:
             if any(image not in self._places for image in images):
-                if self._full:
+                if self.full:
                     return self.tower(images)
                 self.add(images)
             rows = [self._places[image] for image in images]
             parts = {part: self._map(part) for part, _ in rows}
-        except NoRoom:
-            self._full = True
+        except NoRoom as full:
+            self._give_up(full)
             return self.tower(images)
         except FileNotFoundError:  # removed by hand, or from a machine that does not see our locks
             self._forget()
@@ -144,16 +158,20 @@ class FeatureStore:
     def missing(self, images: Iterable[Path]) -> list[Path]:
         """Those of `images` that the store does not hold yet, each once."""
         self._refresh()
-        absent: dict[Path, None] = {}
+        return list(self._absent(images))
+
+    def _absent(self, images: Iterable[Path]) -> Iterator[Path]:
+        """`missing`, as far as what was read of the store knows."""
+        met: set[Path] = set()
         for image in images:
-            if image in self._places or image in absent:
+            if image in self._places or image in met:
                 continue
             place = self._rows.get(self._identity(image))
             if place is None:
-                absent[image] = None
+                met.add(image)
+                yield image
             else:
                 self._places[image] = place
-        return list(absent)
 
     def lack(self, images: Iterable[Path]) -> str:
         """Why what is missing of `images` finds no place; empty if it does. Computes one image to see its size."""
@@ -163,6 +181,30 @@ class FeatureStore:
         (features,) = next(self.tower.parts([absent[:1]]))
         return self.space.lack(self.key, len(absent) * features.nbytes)
 
+    def lacks(self, images: Iterable[Path]) -> bool:
+        """Whether `add_ahead` may have something to do for `images`; looks at no file."""
+        return not self.full and any(image not in self._places for image in images)
+
+    def add_ahead(self, images: Iterable[Path], on_progress: Callable[[int, int], None] | None = None) -> int:
+        """`add` for the first of `images` that are missing: a few, and twice as many at every call, so that training
+        begins at once and loader processes start seldom. Where room ends, what is there stays and nothing more is
+        added."""
+        if self.full:
+            return 0
+        self._refresh()
+        absent = list(islice(self._absent(images), self._ahead))
+        self._ahead *= 2
+        try:
+            return self.add(absent, on_progress)
+        except NoRoom as full:
+            self._give_up(full)
+            return 0
+
+    def _give_up(self, full: NoRoom) -> None:
+        self.full = str(full)
+        if self.on_full:
+            self.on_full(self.full)
+
     def add(self, images: Iterable[Path], on_progress: Callable[[int, int], None] | None = None) -> int:
         """Compute and keep what is missing; returns how many images this process computed. `on_progress(done,
         total)`. Raises `NoRoom` where the bound is reached; the parts until then are kept."""
@@ -170,32 +212,29 @@ class FeatureStore:
         if not self.missing(images):
             return 0
         self.space.hold(self.key)
-        with file_lock(self.folder / "lock", purpose="computes image features", on_wait=self.on_wait):
+        with file_lock(self.folder / "lock", purpose="computes image features", on_wait=self._tell_once):
             absent = self.missing(images)
-            by_folder: dict[str, list[Path]] = {}
-            for image in absent:
-                by_folder.setdefault(self._identity(image)[0], []).append(image)
-            parts = [
-                (self.folder / folder, members[start : start + IMAGES_PER_PART])
-                for folder, members in by_folder.items()
-                for start in range(0, len(members), IMAGES_PER_PART)
-            ]
-            for left in self.folder.glob("*/.*.tmp"):  # of one that was killed: nobody else computes now
+            parts = [absent[start : start + IMAGES_PER_PART] for start in range(0, len(absent), IMAGES_PER_PART)]
+            for left in self.folder.glob(".*.tmp"):  # of one that was killed: nobody else computes now
                 left.unlink()
             done = 0
-            computed = self.tower.parts([part for _, part in parts])
-            for (folder, part), features in zip(parts, computed, strict=True):
-                self._write_part(folder, part, features)
+            for part, features in zip(parts, self.tower.parts(parts, full=True), strict=True):
+                self._write_part(part, features)
                 done += len(part)
                 if on_progress:
                     on_progress(done, len(absent))
         self.missing(images)
         return len(absent)
 
-    def _write_part(self, folder: Path, images: Sequence[Path], features: Iterator[Tensor]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def _tell_once(self, owner: str) -> None:
+        tell, self.on_wait = self.on_wait, None
+        if tell:
+            tell(owner)
+
+    def _write_part(self, images: Sequence[Path], features: Iterator[Tensor]) -> None:
+        folder = self.folder
         number = 1 + max((int(path.stem) for path in folder.glob("[0-9]*.json")), default=-1)
-        identities = [self._identity(image)[1:] for image in images]
+        identities = [self._identity(image) for image in images]
         data, temporary = folder / f"{number:05d}.npy", folder / f".{number:05d}.{os.getpid()}.tmp"
         out: np.ndarray[Any, Any] | None = None
         row = 0
@@ -234,11 +273,11 @@ class FeatureStore:
     def _refresh(self) -> None:
         if self.folder.exists():
             self.space.hold(self.key)
-        for index in self.folder.glob("*/[0-9]*.json"):
+        for index in self.folder.glob("[0-9]*.json"):
             if index not in self._read_parts:
                 self._read_parts.add(index)
-                for row, (name, size, modified) in enumerate(json.loads(index.read_text(encoding="utf-8"))):
-                    self._rows[(index.parent.name, name, size, modified)] = (index.with_suffix(".npy"), row)
+                for row, identity in enumerate(json.loads(index.read_text(encoding="utf-8"))):
+                    self._rows[tuple(identity)] = (index.with_suffix(".npy"), row)
 
     def _identity(self, image: Path) -> tuple[str, str, int, int]:
         parent = image.parent

@@ -47,6 +47,7 @@ class Spent:
 class StageLoop:
     """Trains `model` on the steps of a plan, from wherever the checkpoint in `folder` stands.
 
+    `fetch` is called before every step and makes its image features ready, outside the time that training takes.
     `validate` returns numbers for the curve; it is called every `validate_steps` steps and after the last one.
     `identity` is what a checkpoint must agree with to be resumed.
     """
@@ -61,6 +62,7 @@ class StageLoop:
     compute: Compute
     reporter: Reporter
     checkpoint_seconds: float = 60.0
+    fetch: Callable[[int], None] | None = None
     validate: Callable[[], Mapping[str, float]] | None = None
     spent: Spent = field(default_factory=Spent)
     strategy: Strategy = field(init=False)
@@ -88,6 +90,8 @@ class StageLoop:
         last_checkpoint = time.monotonic()
         with self.reporter.bar(self.stage, plan.steps, int(spent.step)):
             for step in range(int(spent.step), plan.steps):
+                if self.fetch:
+                    self.fetch(step)
                 started = time.monotonic()
                 loss, stream = self._gradient(stream, step)
                 lr, norm = strategy.step(lr_factor(step, steps=plan.steps, config=self.config.optim))

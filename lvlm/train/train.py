@@ -4,7 +4,7 @@ not in the cache."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +81,7 @@ class StageTraining:
         with self.phases("features"):
             decision = CacheDecision(False, f"the tower is trained ({stage.config.train.tower})")
             if frozen:
-                decision = self._keep_features(stage, tower, batches, later_images)
+                decision = self._decide_features(stage, tower, batches, later_images)
             store = self.store(tower) if decision.on else None
 
         def stream_from(step: int) -> BatchStream:
@@ -94,6 +94,11 @@ class StageTraining:
                 first_step=step,
                 workers=settings.loader_workers,
             )
+
+        def fetch(step: int) -> None:
+            if store and store.lacks(image for sample in batches.samples(step) for image in sample.images):
+                with self.phases("features"):
+                    self._keep(store.add_ahead, batches.images(step))
 
         def validation() -> Mapping[str, float]:
             assert validate is not None
@@ -110,6 +115,7 @@ class StageTraining:
             identity=stage.identity,
             compute=self.compute,
             reporter=self.reporter,
+            fetch=fetch,
             checkpoint_seconds=settings.checkpoint_every or 60.0,
             validate=None if validate is None else validation,
         )
@@ -123,10 +129,11 @@ class StageTraining:
         loop.strategy.finish()
         views = spent.images * model.config.views
         learning = sum(part.trainable for part in counts)
+        reason = decision.reason + (f"; no more of them were kept: {store.full}" if store and store.full else "")
         return {
             "spent": {**vars(spent), "views": views, "trainable_parameters": learning},
             "features": "stored" if store else "computed",
-            "features_reason": decision.reason,
+            "features_reason": reason,
         }
 
     def store(self, tower: TowerFeatures) -> FeatureStore:
@@ -136,13 +143,19 @@ class StageTraining:
             tower,
             limit_gib=self.config.compute.feature_cache_gib,
             on_wait=lambda owner: self.reporter.say(f"image features: waiting for {owner}"),
+            on_full=lambda why: self.reporter.say(f"image features: no more are kept: {why}"),
         )
 
-    def _keep_features(
+    def _keep(self, add: Callable[..., int], images: Iterable[Path]) -> None:
+        """Let `add` of a store keep features, and show how far it is."""
+        with self.reporter.bar("image features", None):
+            add(images, on_progress=self._feature_progress)
+
+    def _decide_features(
         self, stage: Stage, tower: TowerFeatures, batches: StepBatches, later: Sequence[Path]
     ) -> CacheDecision:
-        """Whether the features are kept, and if so, the store filled. The setting `on` keeps them wherever they find
-        room, `auto` where a measurement says that it pays too. A resumed stage keeps its first decision."""
+        """Whether the features are kept. The setting `on` keeps them wherever they find room, `auto` where a
+        measurement says that it pays too. A resumed stage keeps its first decision."""
         setting, decided = self.config.compute.feature_cache, stage.folder / DECISION_FILE
         uses = list(batches.images())
         if not uses or setting == "off":
@@ -167,11 +180,9 @@ class StageTraining:
                     decision = CacheDecision(
                         not lack, f"feature cache {'off: ' + lack if lack else 'on: compute.feature_cache is on'}"
                     )
-            if decision.on:
-                images = list(dict.fromkeys(uses))
+            if decision.on and self.compute.zero_stage:  # it divides or rounds the tower when training begins
                 try:
-                    with self.reporter.bar("image features", len(images)):
-                        store.add(images, on_progress=self._feature_progress)
+                    self._keep(store.add, uses)
                 except NoRoom as full:
                     decision = CacheDecision(False, f"feature cache off: {full}")
             write_json(decided, {"setting": setting, "on": decision.on, "reason": decision.reason})
@@ -181,7 +192,7 @@ class StageTraining:
         return decision
 
     def _feature_progress(self, done: int, total: int) -> None:
-        self.reporter.advance(done, "images")
+        self.reporter.advance(done, "images", total=total)
         self.reporter.tell("features", done=done, total=total)
 
 

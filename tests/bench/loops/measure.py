@@ -20,20 +20,29 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.wall + other.wall, self.cpu + other.cpu)
 
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(self.wall - other.wall, self.cpu - other.cpu)
+
 
 class Clock:
-    """Costs by phase; stands in for `lvlm.provenance.Phases`, which counts wall time only."""
+    """Costs by phase, a phase inside another one taken from it; stands in for `lvlm.provenance.Phases`, which counts
+    wall time only."""
 
     def __init__(self) -> None:
         self.costs: dict[str, Cost] = defaultdict(Cost)
+        self._inner: list[Cost] = []
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        wall, cpu = time.perf_counter(), time.process_time()
+        began = Cost(time.perf_counter(), time.process_time())
+        self._inner.append(Cost())
         try:
             yield
         finally:
-            self.costs[name] += Cost(time.perf_counter() - wall, time.process_time() - cpu)
+            whole = Cost(time.perf_counter(), time.process_time()) - began
+            self.costs[name] += whole - self._inner.pop()
+            if self._inner:
+                self._inner[-1] += whole
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
