@@ -54,7 +54,9 @@ YES_NO = Measure("exact", ("yes", "no"), in_language=False)
 LETTER = Measure("relaxed", in_language=False)
 MEASURES: Mapping[str, Measure] = {
     "caption": Measure("attributes"),
-    **dict.fromkeys(("vqa", "reading", "naming", "choice", "pair"), Measure("equal")),
+    **dict.fromkeys(("vqa", "reading", "naming"), Measure("equal")),
+    "choice": LETTER,
+    "pair": Measure("exact", ("1", "2"), in_language=False),
     "xm3600": Measure("cider"),
     **dict.fromkeys(("maxm", "mtvqa", "smpqa_read"), Measure("exact")),
     "xgqa": Measure("exact", in_language=False),
