@@ -5,6 +5,7 @@ when a command needs it.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -195,19 +196,28 @@ def _train(options: argparse.Namespace) -> int | None:
 def _plan(options: argparse.Namespace) -> None:
     from lvlm.check import check_evaluation, check_learns, open_corpora, setting_notes
     from lvlm.data.plan import build_plan
-    from lvlm.model.assembly import load_processor
+    from lvlm.model.autohook import models_later
     from lvlm.run import default_home
+
+    with models_later():
+        from lvlm.model.tokenizer import load_counter
 
     config = read_run(options.run, options.overrides)
     _introduce(options.run)
     home = options.home or default_home()
-    corpora = open_corpora(config)
-    processor = load_processor(config.model, seed=config.seed)
+    gc.disable()  # it would look again and again through rows that stay, of which none forms a circle
+    corpora = open_corpora(config, home=home)
+    counter = load_counter(config.model, seed=config.seed)
     for name, stage in config.stages().items():
         plan = build_plan(
-            name, stage, seed=config.seed, corpora=corpora, home=home,
-            measure=lambda samples: processor.measure([(sample.turns, len(sample.images)) for sample in samples]),
-        )  # fmt: skip
+            name,
+            stage,
+            seed=config.seed,
+            corpora=corpora,
+            measure=counter.measure,
+            tokenizer=counter.key,
+            home=home,
+        )
         check_learns(stage, plan)
         print("\n".join(plan.table()) + "\n")
     images = check_evaluation(config, corpora, home=home)
