@@ -65,7 +65,7 @@ class CountMemory:
 
     @cached_property
     def _code(self) -> str:
-        return code_digest("lvlm.data.counts", "lvlm.data.readers")
+        return code_digest("lvlm.data.counts", "lvlm.data.readers", "lvlm.data.objects")
 
 
 class Cut(NamedTuple):
