@@ -49,7 +49,6 @@ class TokenCounter:
             sorted(tokenizer.special_tokens_map.items()),
             self.chat.begin,
             self.chat.frame(1),
-            self.chat.frame(2),
             self.separator,
             version("tokenizers"),
             version("transformers"),
