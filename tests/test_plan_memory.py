@@ -77,9 +77,9 @@ def test_a_file_that_may_be_another_is_read_again(
     os.utime(path, (LONG_AGO, LONG_AGO))
     read(path, home)
     assert len(validated) == 2, "another time of change"
-    os.replace(write_rows(tmp_path / "new.jsonl", [train_row(1, "en")]), path)
+    os.replace(write_rows(tmp_path / "new.jsonl", [train_row(2, "en")]), path)
     os.utime(path, (LONG_AGO, LONG_AGO))
-    assert read(path, home).ids == ("t-00001",) and len(validated) == 3, "another inode"
+    assert read(path, home).ids == ("t-00002",) and len(validated) == 3, "another inode"
     read(path, home, language=None), read(path, home, source="other")
     assert len(validated) == 5, "asked in another way"
     monkeypatch.setattr(readers, "_rules", lambda: "stricter")
@@ -162,12 +162,14 @@ class Words:
         ]
 
 
-def plan(folder: Path, measure: Words, *, key: str | None = "words", limit: int = 8, home: bool = True) -> Plan:
+def plan(
+    folder: Path, measure: Words, *, key: str | None = "words", limit: int = 8, home: bool = True, epochs: float = 1.5
+) -> Plan:
     """As another process plans; German and Swahili are cut to one turn of two."""
     readers._read_rows.cache_clear()
     place = folder.parent / "home" if home else None
     config = StageConfig.model_validate(
-        {"mix": {"corpora": [{"path": str(folder), "split": "instruct"}]}, "max_text_tokens": limit, "epochs": 1.5}
+        {"mix": {"corpora": [{"path": str(folder), "split": "instruct"}]}, "max_text_tokens": limit, "epochs": epochs}
     )
     corpora = {str(folder): open_corpus(folder, home=place)}
     return build_plan("instruct", config, seed=0, corpora=corpora, measure=measure, tokenizer=lambda: key, home=place)
@@ -208,6 +210,13 @@ def test_only_what_is_not_known_is_counted(folder: Path) -> None:
     path.write_text(path.read_text().replace("question", "ask"))
     assert same(plan(folder, changed), plan(folder, Words(), home=False))
     assert len(changed.seen) == 80 and all(text.startswith("de ask") for text in changed.seen)
+
+
+def test_a_longer_plan_counts_what_a_shorter_one_left_out(folder: Path) -> None:
+    half, rest = Words(), Words()
+    plan(folder, half, epochs=0.5)
+    assert same(plan(folder, rest), plan(folder, Words(), home=False))
+    assert len(half.seen) < 120 and len(half.seen) + len(rest.seen) == 200
 
 
 def test_each_process_begins_elsewhere_and_finds_what_others_counted(
