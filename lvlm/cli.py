@@ -193,6 +193,19 @@ def _train(options: argparse.Namespace) -> int | None:
     return None
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the garbage collector, which looks again and again through rows that stay, of which none forms a circle."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@_no_collection()
 def _plan(options: argparse.Namespace) -> None:
     from lvlm.check import check_evaluation, check_learns, open_corpora, setting_notes
     from lvlm.data.plan import build_plan
@@ -205,7 +218,6 @@ def _plan(options: argparse.Namespace) -> None:
     config = read_run(options.run, options.overrides)
     _introduce(options.run)
     home = options.home or default_home()
-    gc.disable()  # it would look again and again through rows that stay, of which none forms a circle
     corpora = open_corpora(config, home=home)
     counter = load_counter(config.model, seed=config.seed)
     for name, stage in config.stages().items():
