@@ -195,7 +195,7 @@ def _train(options: argparse.Namespace) -> int | None:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Without the garbage collector, which looks again and again through rows that stay, of which none forms a circle."""
+    """Without the garbage collector, which looks again and again through rows that stay and form no circles."""
     was_on = gc.isenabled()
     gc.disable()
     try:
