@@ -16,15 +16,16 @@ if TYPE_CHECKING:
     from lvlm.data.plan import Plan
 
 
-def open_corpora(config: RunConfig) -> dict[str, Corpus]:
-    """Path -> corpus, for all that the stages, the evaluation and the validation name; each split may be used so."""
+def open_corpora(config: RunConfig, *, home: Path | None = None) -> dict[str, Corpus]:
+    """Path -> corpus, for all that the stages, the evaluation and the validation name; each split may be used so.
+    Rows found sound are remembered under `home`."""
     uses: list[tuple[str, CorpusUse, Permission]] = [
         (f"{name}.mix.corpora", use, "train") for name, stage in config.stages().items() for use in stage.mix.corpora
     ]
     uses += [("evaluate.corpora", use, "report") for use in config.evaluate.corpora]
     uses += [("evaluate.tune_corpora", use, "tune") for use in config.evaluate.tune_corpora]
     _check_there([(field, use) for field, use, _ in uses])
-    corpora = open_used(use for _, use, _ in uses)
+    corpora = open_used((use for _, use, _ in uses), home=home)
     for _, use, permission in uses:
         corpora[use.path].require(use.split, permission)
     for corpus in corpora.values():
@@ -52,7 +53,7 @@ def _check_there(uses: Iterable[tuple[str, CorpusUse]]) -> None:
     )
 
 
-def open_used(uses: Iterable[CorpusUse]) -> dict[str, Corpus]:
+def open_used(uses: Iterable[CorpusUse], *, home: Path | None = None) -> dict[str, Corpus]:
     """Path -> corpus, each opened once with the images that its uses name; they must agree on those."""
     from lvlm.data.corpus import open_corpus
 
@@ -60,7 +61,7 @@ def open_used(uses: Iterable[CorpusUse]) -> dict[str, Corpus]:
     images: dict[str, str | None] = {}
     for use in uses:
         if use.path not in corpora:
-            corpora[use.path], images[use.path] = open_corpus(use.path, images=use.images), use.images
+            corpora[use.path], images[use.path] = open_corpus(use.path, images=use.images, home=home), use.images
         if images[use.path] != use.images:
             raise InputError(
                 f"The corpus {use.path} is used with images={images[use.path]} in one place and images={use.images} "

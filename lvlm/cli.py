@@ -196,21 +196,36 @@ def _train(options: argparse.Namespace) -> int | None:
 
 
 def _plan(options: argparse.Namespace) -> None:
+    from lvlm.startup import no_collection
+
+    with no_collection():
+        _print_plan(options)
+
+
+def _print_plan(options: argparse.Namespace) -> None:
     from lvlm.check import check_evaluation, check_learns, open_corpora, refusal_notes, setting_notes
     from lvlm.data.plan import build_plan
-    from lvlm.model.assembly import load_processor
+    from lvlm.model.autohook import models_later
     from lvlm.run import default_home
+
+    with models_later():
+        from lvlm.model.tokenizer import load_counter
 
     config = read_run(options.run, options.overrides)
     _introduce(options.run)
     home = options.home or default_home()
-    corpora = open_corpora(config)
-    processor = load_processor(config.model, seed=config.seed)
+    corpora = open_corpora(config, home=home)
+    counter = load_counter(config.model, seed=config.seed)
     for name, stage in config.stages().items():
         plan = build_plan(
-            name, stage, seed=config.seed, corpora=corpora, home=home,
-            measure=lambda samples: processor.measure([(sample.turns, len(sample.images)) for sample in samples]),
-        )  # fmt: skip
+            name,
+            stage,
+            seed=config.seed,
+            corpora=corpora,
+            measure=counter.measure,
+            tokenizer=counter.key,
+            home=home,
+        )
         check_learns(stage, plan)
         print("\n".join(plan.table()) + "\n")
     images = check_evaluation(config, corpora, home=home)

@@ -216,7 +216,7 @@ class _Run:
             self.commit = git_commit()
         with self.phases("data"):
             ahead = self.ahead.result()
-            self.corpora = ahead.corpora if ahead else open_corpora(self.config)
+            self.corpora = ahead.corpora if ahead else open_corpora(self.config, home=self.home)
             self.stamps = {path: corpus.stamp() for path, corpus in self.corpora.items()}
         with self.phases("start-up"):
             self.backbones = backbone_digests(self.config.model, seed=self.config.seed)
@@ -239,7 +239,13 @@ class _Run:
 
         config, accelerator = self.config.stages()[name], self.compute.accelerator
         plan = build_plan(
-            name, config, seed=self.config.seed, corpora=self.corpora, measure=self.encoder.measure, home=self.home
+            name,
+            config,
+            seed=self.config.seed,
+            corpora=self.corpora,
+            measure=self.encoder.measure,
+            tokenizer=self.processor.counter.key,
+            home=self.home,
         )
         check_learns(config, plan)
         return StepBatches(

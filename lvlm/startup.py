@@ -123,7 +123,7 @@ def _read(config: RunConfig, home: Path) -> CheckedData | None:
     uses += [*config.evaluate.corpora, *config.evaluate.tune_corpora]
     if sum(path.stat().st_size for path in {path for use in uses for path in _files(use)}) > LARGEST_BYTES:
         return None
-    corpora = open_corpora(config)
+    corpora = open_corpora(config, home=home)
     for name, stage in config.stages().items():
         build_plan(name, stage, seed=config.seed, corpora=corpora, home=home)  # reads what the stage uses
     return CheckedData(corpora, check_evaluation(config, corpora, home=home))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from lvlm.errors import InputError
 from lvlm.model.chat import IGNORED, IMAGE_PLACEHOLDER, Chat
@@ -148,9 +151,28 @@ TALKATIVE = [
 ]
 
 
-@pytest.mark.parametrize("template", ["own", "llama"])
-def test_many_conversations_are_encoded_as_one_by_one(template, tokenizer, llama):
-    chat, reference = (Chat(llama if template == "llama" else tokenizer) for _ in range(2))
+@pytest.fixture(scope="module")
+def adding(tmp_path_factory):
+    """A tokenizer that puts a BOS before every text by itself, which its template does not write."""
+    tokenizer = make_tokenizer(tmp_path_factory.mktemp("adding"))
+    tokenizer.bos_token = "<pad>"
+    begin = [("<pad>", tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<pad> $A", special_tokens=begin)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def adding_twice(adding):
+    """One whose template writes the BOS too."""
+    tokenizer = copy.deepcopy(adding)
+    tokenizer.chat_template = LLAMA
+    return tokenizer
+
+
+@pytest.mark.parametrize("template", ["tokenizer", "llama", "adding", "adding_twice"])
+def test_many_conversations_are_encoded_as_one_by_one(template, request):
+    chat, reference = (Chat(request.getfixturevalue(template)) for _ in range(2))
+    assert (chat.begin is not None) == template.startswith("adding")
     conversations = [*CONVERSATIONS.values(), *TALKATIVE, [("<|im_end|> user", "x <image_placeholder> y")]]
     for allowed in (True, False):
         placeholders = [allowed] * len(conversations)

@@ -136,7 +136,7 @@ def test_weights_that_learned_go_on_unrounded_in_another_run_in_bf16(tmp_path, f
 
 def test_training_goes_on_from_a_checkpoint(tmp_path, corpus, fresh):
     """The stage's key follows the content of the checkpoint, not its path; the plan needs no weights."""
-    from lvlm.model.assembly import load_processor
+    from lvlm.model.tokenizer import load_counter
 
     model, processor, _ = fresh
     merge_lora(model.language_model)
@@ -153,7 +153,7 @@ def test_training_goes_on_from_a_checkpoint(tmp_path, corpus, fresh):
         record = run(config, tmp_path / f"run{number}", home=tmp_path / "home")
         keys.append(record.stage_keys["instruct"])
     assert keys[0] == keys[1] != keys[2]
-    counted = load_processor(config.model, seed=0)
+    counted = load_counter(config.model, seed=0)
     turns = [("What?", "A circle.")]
     assert counted.measure([(turns, 1)]) == processor.measure([(turns, 1)])
     reloaded, _ = load(tmp_path / "run0")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lvlm.cli import read_run
-from lvlm.data import readers
+from lvlm.data import objects
 from lvlm.data.corpus import open_corpus
 from lvlm.errors import InputError
 from tests.corpora import LANGUAGES, change_row, make_corpus, write_rows
@@ -168,7 +168,7 @@ def test_a_list_is_read_piece_by_piece(
     rows = [{"context": f"☃ {number}", "label": "Да\n[1]", "image_id": "", "id": number} for number in range(9)]
     path = tmp_path / "rows.json"
     path.write_text("\ufeff\n" + json.dumps(rows, ensure_ascii=False, indent=indent) + " \n", encoding="utf-8")
-    monkeypatch.setattr(readers, "_READ_AHEAD", ahead)
+    monkeypatch.setattr(objects, "_READ_AHEAD", ahead)
     samples = open_corpus(path).samples("train", "en")
     assert [sample.turns for sample in samples] == [((row["context"], row["label"]),) for row in rows]
     text = path.read_text(encoding="utf-8")
@@ -180,7 +180,7 @@ def test_a_list_is_read_piece_by_piece(
         (tmp_path / "broken.json").write_text(broken, encoding="utf-8")
         messages = []
         for size in (ahead, 1 << 20):
-            monkeypatch.setattr(readers, "_READ_AHEAD", size)
+            monkeypatch.setattr(objects, "_READ_AHEAD", size)
             with pytest.raises(InputError, match=where) as caught:
                 open_corpus(tmp_path / "broken.json")
             messages.append(str(caught.value))

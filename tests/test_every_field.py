@@ -232,13 +232,10 @@ def trained(config: RunConfig, name: str, corpus: Corpus, folder: Path) -> dict[
 
 def planned(config: RunConfig, name: str, corpus: Corpus) -> str:
     """The hash of a stage's plan."""
-    from lvlm.model.assembly import load_processor
+    from lvlm.model.tokenizer import load_counter
 
-    processor = load_processor(config.model, seed=config.seed)
-    return build_plan(
-        name, config.stages()[name], seed=config.seed, corpora={str(corpus.folder): corpus},
-        measure=lambda samples: processor.measure([(sample.turns, len(sample.images)) for sample in samples]),
-    ).hash  # fmt: skip
+    opened, counter = {str(corpus.folder): corpus}, load_counter(config.model, seed=config.seed)
+    return build_plan(name, config.stages()[name], seed=config.seed, corpora=opened, measure=counter.measure).hash
 
 
 def modelled(config: RunConfig) -> str:

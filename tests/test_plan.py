@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from lvlm.data import progress
 from lvlm.data.corpus import Sample, open_corpus
 from lvlm.data.plan import Plan, build_plan
+from lvlm.data.readers import Conversation
 from lvlm.errors import InputError
 from lvlm.settings import StageConfig
 from tests.corpora import change_row, make_corpus, train_row, write_rows
@@ -25,12 +26,14 @@ LANGUAGES = ("en", "de", "ru", "el", "sw", "jv")
 
 def words(sample: Sample) -> tuple[int, int]:
     """A tokenizer that splits at blanks."""
-    answers = sum(len(answer.split()) for _, answer in sample.turns)
-    return answers + sum(len(user.split()) for user, _ in sample.turns), answers
+    ((text, supervised),) = all_words([(sample.turns, len(sample.images))])
+    return text, supervised
 
 
-def all_words(samples: Sequence[Sample]) -> list[tuple[int, int]]:
-    return [words(sample) for sample in samples]
+def all_words(conversations: Sequence[Conversation]) -> list[tuple[int, int]]:
+    answers = [sum(len(answer.split()) for _, answer in turns) for turns, _ in conversations]
+    users = [sum(len(user.split()) for user, _ in turns) for turns, _ in conversations]
+    return [(own + asked, own) for own, asked in zip(answers, users, strict=True)]
 
 
 def make_plan(*folders: Path, seed: int = 0, measure: Any = all_words, uses: Any = None, **settings: Any) -> Plan:

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from lvlm.errors import InputError
-from lvlm.model.chat import IGNORED, IMAGE_PLACEHOLDER
+from lvlm.model.chat import IGNORED, IMAGE_PLACEHOLDER, Chat
 from lvlm.model.processor import LvlmProcessor
 from lvlm.model.tiling import pixels
-from tests.tiny import tiny_image, tiny_world
+from lvlm.model.tokenizer import TokenCounter
+from tests.tiny import make_tokenizer, tiny_image, tiny_world
 
 TURNS = [(f"{IMAGE_PLACEHOLDER}\nWhat?", "A red circle."), ("यह क्या है?", "लाल।")]
 
@@ -62,6 +63,24 @@ def test_sample_labels_survive_the_expansion(processor):
     assert all(label in (IGNORED, token) for token, label in zip(ids, labels, strict=True))
     ((text_tokens, supervised),) = processor.measure([(TURNS, 1)])
     assert text_tokens == len(ids) - processor.image_tokens and supervised == len(kept)
+
+
+def test_counts_are_known_by_all_that_they_depend_on(tmp_path):
+    """The key under which counts are remembered."""
+
+    def counter(folder, *, token=None, template=None, separator="\n"):
+        tokenizer = make_tokenizer(tmp_path / folder)
+        tokenizer.add_tokens([token] if token else [])
+        tokenizer.chat_template = template or tokenizer.chat_template
+        return TokenCounter(Chat(tokenizer), separator=separator)
+
+    plain = counter("plain")
+    before = plain.key()
+    plain.chat.tokenizer(["a", "a longer text"], padding=True, truncation=True, max_length=2)
+    assert plain.key() == before == counter("again").key()
+    assert len({before, *(counter("other", **one).key() for one in ({"token": "<x>"}, {"separator": ""}))}) == 3
+    dated = "{{ strftime_now('%f') }}" + plain.chat.tokenizer.chat_template
+    assert len({counter(str(number), template=dated).key() for number in range(2)}) == 2, "what it writes now"
 
 
 def test_an_image_without_placeholder_comes_first(processor):

@@ -26,9 +26,9 @@ def _check_texts(data: Mapping[str, Any], name: str, fail: Fail) -> list[str]:
     if name not in data:
         raise fail(name, "the field is missing.")
     texts = as_list(data[name])
-    if not isinstance(texts, list) or set(map(type, texts)) != {str}:
+    if not isinstance(texts, list) or not texts or not all([type(text) is str for text in texts]):
         raise fail(name, f"must be text or a list of texts, not {str(data[name])[:60]!r}.")
-    if not encodes("".join(texts)):
+    if not encodes(texts[0] if len(texts) == 1 else "".join(texts)):
         raise fail(name, "holds half of a surrogate pair (such as \\ud83d alone), which is no character.")
     return texts
 
@@ -52,7 +52,9 @@ def check_images(data: Mapping[str, Any], fail: Fail, known: Container[str]) -> 
     if "image_id" not in data:
         raise fail("image_id", 'the field is missing. Write "" for a row without an image.')
     value = data["image_id"]
-    names = [value] if isinstance(value, str) else value
+    if value == "":
+        return []
+    names = as_list(value)
     if not isinstance(names, list) or not set(map(type, names)) <= {str}:
         raise fail("image_id", f"must be a path or a list of paths, not {str(value)[:60]!r}.")
     if names in ([], [""]):

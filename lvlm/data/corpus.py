@@ -66,14 +66,16 @@ class Corpus:
     """Samples of one origin in one or more languages. Language files are read when they are first asked for, and
     once."""
 
-    def __init__(self, folder: Path, entry: CorpusEntry, images: Path, *, file: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, entry: CorpusEntry, images: Path, *, file: Path | None = None, home: Path | None = None
+    ) -> None:
         self.folder = folder
         self.name = entry.name
         self.languages = in_table_order(entry.languages)
         self.translatable = entry.translatable
         self.splits: dict[str, Permission] = {name: split.permission for name, split in entry.splits.items()}
         self.images = ImageFolder(images)
-        self._file = file
+        self._file, self._home = file, home
         self._entry = entry
         self._rows: dict[tuple[str, str], Rows] = {}
         self._items: dict[tuple[str, str], list[Item]] = {}
@@ -142,10 +144,10 @@ class Corpus:
             )
         if (split, language) not in self._rows:
             if self._file:
-                rows = read_rows(self._file, language=None, source=self.name)
+                rows = read_rows(self._file, language=None, source=self.name, home=self._home)
             else:
                 file = self._language_file(split, language)
-                rows = read_rows(file, language=file.stem, source=self.name)
+                rows = read_rows(file, language=file.stem, source=self.name, home=self._home)
             rows = _in_own_codes(rows)
             if self.translatable and language != (reference := self._reference(split)):
                 _same_ids(
@@ -332,16 +334,17 @@ def _same_ids(reference: Rows, rows: Rows, refused_there: frozenset[str], refuse
         )
 
 
-def open_corpus(folder: str | Path, *, images: str | Path | None = None) -> Corpus:
+def open_corpus(folder: str | Path, *, images: str | Path | None = None, home: Path | None = None) -> Corpus:
     """Open a corpus folder, or a bare JSON or JSON Lines file of Centurio's form.
 
     A bare file is a corpus of one split: `train` for training rows, `test` (permission `report`) for rows with
     `text_label`. Its rows stay in the language that they name, English by default. Images lie under `images`, else
-    in a folder `images` beside the file, else beside it.
+    in a folder `images` beside the file, else beside it. Rows of large files that were found sound are remembered
+    under the work folder `home`.
     """
     folder = Path(folder)
     if folder.is_file():
-        return _open_file(folder, Path(images) if images else None)
+        return _open_file(folder, Path(images) if images else None, home)
     path = folder / CORPUS_FILE
     if not path.exists():
         what = f"holds no {CORPUS_FILE}" if folder.exists() else "does not exist"
@@ -374,15 +377,16 @@ def open_corpus(folder: str | Path, *, images: str | Path | None = None) -> Corp
     for name in entry.splits:
         if Path(name).name != name:
             raise InputError(f"{path}, field 'splits': '{name}' is not the plain name of a folder.")
-    return Corpus(folder, entry, Path(images) if images else folder / entry.images)
+    return Corpus(folder, entry, Path(images) if images else folder / entry.images, home=home)
 
 
-def _open_file(file: Path, images: Path | None) -> Corpus:
-    rows = read_rows(file, language=None, source=file.stem)
+def _open_file(file: Path, images: Path | None, home: Path | None) -> Corpus:
+    rows = read_rows(file, language=None, source=file.stem, home=home)
     split = SplitEntry(permission="train" if rows.kind == "train" else "report")
     entry = CorpusEntry(name=file.stem, languages=rows.languages, translatable=False, splits={rows.kind: split})
     beside = file.parent / "images"
-    return Corpus(file.parent, entry, images or (beside if beside.is_dir() else file.parent), file=file)
+    folder = beside if beside.is_dir() else file.parent
+    return Corpus(file.parent, entry, images or folder, file=file, home=home)
 
 
 def _check_languages(codes: Sequence[str], name: str) -> None:

@@ -8,31 +8,23 @@ import hashlib
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from lvlm.data.checks import IMAGE_PLACEHOLDER
 from lvlm.data.corpus import Corpus
+from lvlm.data.counts import CountMemory, Counts, Measure, count_tokens, cut_turns, keep_turns
 from lvlm.data.ledger import Ledger
-from lvlm.data.pool import Part, PlanEntry, Pool, gather
-from lvlm.data.progress import shown
+from lvlm.data.pool import PlanEntry, Pool, gather
 from lvlm.data.readers import Sample
 from lvlm.data.tally import Tally, add_up, lines
-from lvlm.errors import InputError
-from lvlm.languages import language
+from lvlm.languages import in_table_order, language
 from lvlm.settings import StageConfig
 
-T = TypeVar("T")
-Measure = Callable[[Sequence[Sample]], Sequence[tuple[int, int]]]
-"""(text tokens, supervised tokens) of each sample, image tokens not counted."""
-MEASURED_TOGETHER = 2048
-"""Samples that are read and handed to the tokenizer at once: enough to occupy every core, and some megabytes."""
 HASHED_TOGETHER = 1 << 16
 
 
@@ -73,8 +65,10 @@ class Plan:
     """Per corpus and split: the content of the files read."""
     hash: str
     _pool: Pool
-    _text_tokens: npt.NDArray[np.int32] | None
-    _supervised_tokens: npt.NDArray[np.int32] | None
+    _tokens: Counts | None
+    """Of the samples of the pool as they are trained on."""
+    _whole_tokens: Counts | None
+    """Of the same before anything is cut."""
     _cuts: dict[int, tuple[int, int]]
     """Number in the pool -> (turns kept, turns dropped)."""
     _cut_images: dict[int, int]
@@ -96,7 +90,7 @@ class Plan:
         part = self._pool.parts[self._pool.part[entry.number]]
         (sample,) = part.rows.samples(self._pool.row[entry.number : entry.number + 1], part.corpus.name)
         cut = self._cuts.get(entry.number)
-        return sample if cut is None else _keep_turns(sample, cut[0])
+        return sample if cut is None else keep_turns(sample, cut[0])
 
     def image_paths(self, entry: PlanEntry) -> tuple[Path, ...]:
         """Where the images of an entry lie, in order; reads no file."""
@@ -107,14 +101,24 @@ class Plan:
 
     def tokens(self, entry: PlanEntry) -> tuple[int, int]:
         """(text tokens, supervised tokens) of an entry of a measured plan."""
-        assert self._text_tokens is not None and self._supervised_tokens is not None
-        return int(self._text_tokens[entry.number]), int(self._supervised_tokens[entry.number])
+        assert self._tokens is not None
+        text, supervised = self._tokens[entry.number].tolist()
+        return text, supervised
+
+    def whole_tokens(self) -> dict[str, Counts]:
+        """By language, in the order of the table: (samples, 2), text and supervised tokens of every sample that a
+        measured plan uses, once and before anything is cut."""
+        assert self._whole_tokens is not None
+        found: dict[str, list[Counts]] = {}
+        for part, numbers in self._pool.by_part(np.unique(self.order.numbers)):
+            found.setdefault(part.language, []).append(self._whole_tokens[numbers])
+        return {code: np.concatenate(found[code]) for code in in_table_order(found)}
 
     def lengths(self, image_tokens: int) -> npt.NDArray[np.int64]:
         """(samples,): tokens of every sample of a measured plan, in training order, with `image_tokens` for each of its
         images."""
-        assert self._text_tokens is not None
-        lengths = self._text_tokens.astype(np.int64)
+        assert self._tokens is not None
+        lengths = self._tokens[:, 0].astype(np.int64)
         for part, numbers in self._pool.by_part(np.arange(len(self._pool))):
             rows = self._pool.row[numbers]
             lengths[numbers] += image_tokens * (part.rows.image_starts[rows + 1] - part.rows.image_starts[rows])
@@ -139,9 +143,8 @@ class Plan:
                 )
                 tally.samples = int(weight.sum())
                 tally.images = int((images[of_source] * weight).sum())
-                if self._text_tokens is not None and self._supervised_tokens is not None:
-                    tally.text_tokens = int((self._text_tokens[mine].astype(np.int64) * weight).sum())
-                    tally.supervised_tokens = int((self._supervised_tokens[mine].astype(np.int64) * weight).sum())
+                if self._tokens is not None:
+                    tally.text_tokens, tally.supervised_tokens = (weight @ self._tokens[mine]).tolist()
                 for number in mine[np.isin(mine, was_cut)].tolist():
                     times_seen = int(times[number])
                     tally.cut_samples += times_seen
@@ -195,7 +198,7 @@ class Plan:
             if cut
             else "cut: nothing"
         )
-        if self._text_tokens is None:
+        if self._tokens is None:
             foot = "cut: not measured (no tokenizer was given)"
         return [head, *lines(self.tallies()), foot]
 
@@ -207,12 +210,14 @@ def build_plan(
     seed: int,
     corpora: Mapping[str, Corpus],
     measure: Measure | None = None,
+    tokenizer: Callable[[], str | None] | None = None,
     home: Path | None = None,
 ) -> Plan:
     """Decide everything about a stage's data, and find everything that is wrong with it, before anything is trained.
 
     `corpora` maps the paths of the mix to opened corpora. `measure` counts tokens; without it nothing can be cut.
-    `home` is the work folder in which images that were decoded once are remembered.
+    `home` is the work folder in which images that were decoded once are remembered, and counts too where `tokenizer`
+    says what tells this measure from others (see `lvlm.data.counts`).
 
     The order is one permutation per epoch of all sample ids, drawn from the seed over ids sorted by (corpus, split,
     id): arms that differ only in language, share or model see the same ids in the same steps. Raises `InputError`
@@ -224,23 +229,18 @@ def build_plan(
     used = np.unique(order.numbers)
     for part, numbers in pool.by_part(used):
         part.corpus.check_images(part.rows, pool.row[numbers], decode=True, home=home)
-    ledger, tokens, supervised = Ledger(), None, None
+    ledger, tokens, whole_tokens = Ledger(), None, None
     cuts, cut_images = dict[int, tuple[int, int]](), dict[int, int]()
     if measure is not None:
-        tokens, supervised = np.zeros(len(pool), dtype=np.int32), np.zeros(len(pool), dtype=np.int32)
-        limit = config.max_text_tokens
-        read = shown(_ahead(_read(pool, used)), title=f"{stage}: counting tokens", unit="samples", total=len(used))
-        for part, numbers, samples in read:
-            counts = np.array(measure(samples), dtype=np.int32)
-            tokens[numbers], supervised[numbers] = counts.T
-            for index in np.flatnonzero(counts[:, 0] > limit).tolist():
-                number, sample = int(numbers[index]), samples[index]
-                where = part.rows.where(int(pool.row[number]))
-                turns, tokens[number], supervised[number] = _fit(sample, measure, limit, where, int(counts[index, 0]))
-                dropped = len(sample.turns) - turns
-                cuts[number] = (turns, dropped)
-                cut_images[number] = len(sample.images) - len(_keep_turns(sample, turns).images)
-                ledger.add(part.corpus.name, part.language, sample.source, turns=dropped, images=cut_images[number])
+        memory = CountMemory.of(home, tokenizer, len(used))
+        whole_tokens = count_tokens(pool, used, measure, memory, title=stage)
+        tokens, limit = whole_tokens.copy(), config.max_text_tokens
+        over = used[tokens[used, 0] > limit]
+        for part, number, cut in cut_turns(pool, over, whole_tokens, measure, memory, limit=limit):
+            tokens[number] = cut.text_tokens, cut.supervised_tokens
+            cuts[number], cut_images[number] = (cut.turns, cut.dropped_turns), cut.dropped_images
+            source = part.rows.sources[part.rows.source_codes[pool.row[number]]]
+            ledger.add(part.corpus.name, part.language, source, turns=cut.dropped_turns, images=cut.dropped_images)
     digests = {
         f"{corpora[use.path].name}/{use.split}": corpora[use.path].digest(
             use.split, [part.language for part in pool.parts if part.use is use]
@@ -257,8 +257,8 @@ def build_plan(
         digests=digests,
         hash=_hash(pool, order.numbers, list(digests.values()), config.batch_samples, cuts),
         _pool=pool,
-        _text_tokens=tokens,
-        _supervised_tokens=supervised,
+        _tokens=tokens,
+        _whole_tokens=whole_tokens,
         _cuts=cuts,
         _cut_images=cut_images,
     )
@@ -279,47 +279,6 @@ def _draw(pool: int, samples: int, seed: int) -> npt.NDArray[np.int64]:
         for epoch in range(math.ceil(samples / pool))
     ]
     return np.concatenate(epochs)[:samples].astype(np.int64)
-
-
-def _read(
-    pool: Pool, used: npt.NDArray[np.int64]
-) -> Iterator[tuple[tuple[Part, npt.NDArray[np.int64], list[Sample]], int]]:
-    """(part, numbers in the pool, their samples) and how many these are, file by file."""
-    for part, numbers in pool.by_part(used):
-        for start in range(0, len(numbers), MEASURED_TOGETHER):
-            some = numbers[start : start + MEASURED_TOGETHER]
-            yield (part, some, part.rows.samples(pool.row[some], part.corpus.name)), len(some)
-
-
-def _ahead(things: Iterator[T]) -> Iterator[T]:
-    """`things`, each made while its predecessor is at work: the tokenizer needs no lock of Python's."""
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        following = reader.submit(next, things, None)
-        while (thing := following.result()) is not None:
-            following = reader.submit(next, things, None)
-            yield thing
-
-
-def _fit(sample: Sample, measure: Measure, limit: int, where: str, text: int) -> tuple[int, int, int]:
-    """How many turns of a sample, which as a whole has too many text tokens, fit into `limit`, and the (text,
-    supervised) tokens of those."""
-    for turns in range(len(sample.turns) - 1, 0, -1):
-        ((text, supervised),) = measure([_keep_turns(sample, turns)])
-        if text <= limit:
-            return turns, text, supervised
-    raise InputError(
-        f"{where}, field 'context': the first turn alone has {text} text tokens, more than max_text_tokens={limit}. "
-        "Raise max_text_tokens, or shorten or remove the row."
-    )
-
-
-def _keep_turns(sample: Sample, turns: int) -> Sample:
-    """The first turns of a sample, with the images that they show."""
-    kept = sample.turns[:turns]
-    if any(IMAGE_PLACEHOLDER in user for user, _ in sample.turns):
-        shown = sum(user.count(IMAGE_PLACEHOLDER) for user, _ in kept)
-        return replace(sample, turns=kept, images=sample.images[:shown])
-    return replace(sample, turns=kept)
 
 
 def _hash(

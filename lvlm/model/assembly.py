@@ -3,28 +3,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from tokenizers import AddedToken
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from lvlm.config import one_line
 from lvlm.errors import InputError
 from lvlm.model.adapters import initialise_adapter
 from lvlm.model.attention import check_attention, check_family
-from lvlm.model.backbones import resolve, tokenizer_source
+from lvlm.model.backbones import resolve
 from lvlm.model.chat import IMAGE_PLACEHOLDER
-from lvlm.model.checkpoints import load, saved_processor
+from lvlm.model.checkpoints import load
 from lvlm.model.config import LvlmConfig
 from lvlm.model.keys import refuse
-from lvlm.model.layouts import locate
 from lvlm.model.lvlm import Lvlm
 from lvlm.model.processor import LvlmProcessor
-from lvlm.model.templates import Template, centurio_template
+from lvlm.model.templates import Template
+from lvlm.model.tokenizer import chosen_template, llm_named, load_tokenizer
 from lvlm.model.tower import load_tower
 from lvlm.model.weights import check_quantisation, halve, matrices, quantise
 from lvlm.settings import ModelConfig
@@ -53,11 +49,11 @@ def _assemble(model_config: ModelConfig, *, seed: int, precision: str) -> tuple[
     config._attn_implementation = model_config.attn
     model = Lvlm(config, vision_tower=tower, language_model=llm)
     initialise_adapter(model.multi_modal_projector.adapter, vision_width=description["width"], seed=seed)
-    processor = make_processor(config, tokenizer, template=_template(model_config, llm.config))
+    processor = make_processor(config, tokenizer, template=chosen_template(model_config, llm.config))
     check_head(model, precision=precision)
     set_generation(model, processor)
     tower.attend(model_config.attn)
-    with _named(source):
+    with llm_named(source):
         llm.set_attn_implementation(model_config.attn)
     hold(model, precision=precision)
     if model_config.bits:
@@ -101,7 +97,7 @@ def load_llm(source: str, *, attn: str, precision: str) -> tuple[Any, Any]:
     matrices stay in the type they are stored in. It computes attention eagerly, which it can anywhere. A missing,
     surplus or misshapen tensor is an `InputError` that lists it."""
     tokenizer = load_tokenizer(source)
-    with _named(source):
+    with llm_named(source):
         check_family(attn, AutoConfig.from_pretrained(source))
         dtype = "auto" if precision == "bf16" else torch.float32
         llm, info = AutoModelForCausalLM.from_pretrained(
@@ -120,27 +116,6 @@ def load_llm(source: str, *, attn: str, precision: str) -> tuple[Any, Any]:
     llm.config.dtype = torch.float32
     _make_room(llm, len(tokenizer))
     return llm, tokenizer
-
-
-def load_tokenizer(source: str, *, llm_config: Any = None) -> Any:
-    """The tokenizer of a resolved LLM, with `<image_placeholder>` added where it lacks it. `llm_config` stands for a
-    `config.json` beside it that transformers does not know."""
-    with _named(source):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(source), config=llm_config, trust_remote_code=False)
-    if tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER) in (None, tokenizer.unk_token_id):
-        tokenizer.add_tokens([AddedToken(IMAGE_PLACEHOLDER, special=True, normalized=False)], special_tokens=True)
-    return tokenizer
-
-
-@contextmanager
-def _named(source: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"The language model '{source}' cannot be loaded: {one_line(error).rstrip('.')}. "
-            "Give a shipped one (tiny-lm, tiny-lm-clean), a local folder, or a hub name that can be reached."
-        ) from error
 
 
 def _make_room(llm: Any, vocabulary: int) -> None:
@@ -164,18 +139,13 @@ def write_as(
     model_config: ModelConfig, config: LvlmConfig, processor: LvlmProcessor, *, model: Lvlm | None = None
 ) -> LvlmProcessor:
     """A saved processor with the template that a model config asks for; `model` then stops where that ends."""
-    template = _template(model_config, config.text_config)
+    template = chosen_template(model_config, config.text_config)
     if template is None:
         return processor
     processor = make_processor(config, processor.tokenizer, template=template)
     if model is not None:
         set_generation(model, processor)
     return processor
-
-
-def _template(model_config: ModelConfig, llm_config: Any) -> Template | None:
-    """The template to put in the place of the tokenizer's own, if any."""
-    return centurio_template(llm_config) if model_config.template == "centurio" else None
 
 
 def make_processor(config: LvlmConfig, tokenizer: Any, *, template: Template | None = None) -> LvlmProcessor:
@@ -220,29 +190,6 @@ def set_generation(model: Lvlm, processor: LvlmProcessor) -> None:
     settings.bos_token_id = processor.tokenizer.bos_token_id
     settings.suppress_tokens = [model.config.image_token_id]
     settings.do_sample = False
-
-
-def load_processor(model_config: ModelConfig, *, seed: int) -> LvlmProcessor:
-    """The processor of a run's LLM alone, for counting text tokens: no weights are read, so it cannot prepare
-    images.
-    """
-    if model_config.checkpoint is not None and (found := locate(model_config.checkpoint)).stands_alone:
-        config, processor = saved_processor(found)
-        return write_as(model_config, config, processor)
-    source = resolve(model_config.llm, seed=seed)
-    tokenizer = load_tokenizer(source)
-    with _named(source):
-        template = _template(model_config, AutoConfig.from_pretrained(source))
-    return LvlmProcessor(
-        tokenizer,
-        **_written_by(template),
-        image_size=1,
-        mean=(0.0,) * 3,
-        std=(1.0,) * 3,
-        interpolation="bicubic",
-        tiles=1,
-        image_tokens=1,
-    )
 
 
 def _written_by(template: Template | None) -> dict[str, str]:

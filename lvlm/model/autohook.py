@@ -7,7 +7,8 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 
 AUTO = "transformers.models.auto."
@@ -18,8 +19,32 @@ HOOKS = {
 }
 
 
+_put_off: list[str] = []
+_puts_off = False
+
+
+@contextmanager
+def models_later() -> Iterator[None]:
+    """What is imported in here makes the Auto classes know the model no sooner than its config is made: who counts
+    tokens needs no model, and its imports take seconds."""
+    global _puts_off
+    _puts_off = True
+    try:
+        yield
+    finally:
+        _puts_off = False
+
+
+def register_now() -> None:
+    """Register what was put off. Called by whatever makes a config of the model."""
+    while _put_off:
+        register(_put_off.pop())
+
+
 def register(module: str) -> None:
     """Register with the Auto classes of one of transformers' modules, which has been imported."""
+    if _puts_off and HOOKS[module] == "register_model":
+        return _put_off.append(module)
     from lvlm.model import register as functions
 
     getattr(functions, HOOKS[module])()

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from lvlm.errors import InputError
 
 IGNORED = -100
@@ -59,15 +61,39 @@ class Chat:
 
     def measure_all(self, conversations: Sequence[Turns], placeholders: Sequence[bool]) -> list[tuple[int, int]]:
         """(tokens, supervised tokens) of each conversation, as `encode` gives them."""
-        pieces = self._pieces_of_all(conversations, placeholders)
-        if self.begin is not None:  # whether the template writes it shows in the ids
-            sizes = [[(len(ids), supervised) for ids, supervised in own] for own in self._token_pieces(pieces)]
-        else:
-            lengths = iter(self._lengths([text for own in pieces for text, _ in own]))
-            sizes = [[(next(lengths), supervised) for _, supervised in own] for own in pieces]
-        return [
-            (sum([size for size, _ in own]), sum([size for size, supervised in own if supervised])) for own in sizes
-        ]
+        counts: dict[int, tuple[int, int]] = {}
+        for turns_each, texts in self._plain(conversations, placeholders).items():
+            counts |= zip(texts, self._measure_plain(turns_each, list(texts.values())), strict=True)
+        others = [index for index in range(len(conversations)) if index not in counts]
+        pieces = [self._turn_pieces(conversations[index], None, placeholders[index]) for index in others]
+        for index, own in zip(others, self._token_pieces(pieces), strict=True):
+            total, supervised = (sum([len(ids) for ids, learned in own if learned >= least]) for least in (False, True))
+            counts[index] = total, supervised
+        return [counts[index] for index in range(len(conversations))]
+
+    def _measure_plain(self, turns: int, conversations: Sequence[Sequence[str]]) -> list[tuple[int, int]]:
+        """`measure_all` of plain conversations, given as their texts: piece by piece of the template, each over all
+        conversations at once."""
+        sizes = np.zeros((2, len(conversations)), dtype=np.int64)
+        begun = np.full(len(conversations), self.begin is None)  # with a BOS, or in no need of one
+        empty = np.ones(len(conversations), dtype=bool)
+        for before, number, after, supervised in self.frame(turns):
+            if number is None:
+                texts = [before]
+            else:
+                texts = [f"{before}{own[number]}{after}" for own in conversations]
+            if begun.all() or not empty.any():
+                lengths = self._lengths(texts)
+            else:  # whether the template writes the BOS shows in the first id
+                ids = self._tokens(texts)
+                lengths = list(map(len, ids))
+                begun |= empty & [own[:1] == [self.begin] for own in ids]
+                empty &= np.equal(lengths, 0)
+            sizes[0] += lengths
+            if supervised:
+                sizes[1] += lengths
+        sizes[0] += ~begun
+        return list(zip(*sizes.tolist(), strict=True))
 
     def encode_prompt(
         self, turns: Turns, prompt: str, *, system: str | None = None, placeholders: bool = True
@@ -83,33 +109,41 @@ class Chat:
         return list(self.tokenizer(self._end_of_turn(literals[-1]), add_special_tokens=False)["input_ids"])
 
     def _pieces_of_all(self, conversations: Sequence[Turns], placeholders: Sequence[bool]) -> list[Pieces]:
-        """The pieces of each conversation. Rendering one after the other takes most of the time, so conversations in
-        whose texts a template can find nothing to act on are rendered together."""
-        plain: dict[int, list[int]] = {}
-        for index, (turns, allowed) in enumerate(zip(conversations, placeholders, strict=True)):
-            if all(self._is_plain(user, allowed) and self._is_plain(answer, False) for user, answer in turns):
-                plain.setdefault(len(turns), []).append(index)
+        """The pieces of each conversation."""
         pieces: dict[int, Pieces] = {}
-        for turns_each, members in plain.items():
-            texts = {index: [text for turn in conversations[index] for text in turn] for index in members}
-            if len(members) > 1 and self._writes_verbatim(list(texts.values())):
-                frame = self._frame(turns_each)
-                for index, own in texts.items():
-                    pieces[index] = [
-                        (before if number is None else f"{before}{own[number]}{after}", supervised)
-                        for before, number, after, supervised in frame
-                    ]
+        for turns_each, plain in self._plain(conversations, placeholders).items():
+            frame = self.frame(turns_each)
+            for index, own in plain.items():
+                pieces[index] = [
+                    (before if number is None else f"{before}{own[number]}{after}", supervised)
+                    for before, number, after, supervised in frame
+                ]
         return [
             pieces[index] if index in pieces else self._turn_pieces(turns, None, allowed)
             for index, (turns, allowed) in enumerate(zip(conversations, placeholders, strict=True))
         ]
 
-    def _is_plain(self, text: str, placeholders: bool) -> bool:
-        """Whether a text holds no control string, none of the strings that the template could look for, and no blank
-        at its ends to be trimmed."""
-        if not text or text[0].isspace() or text[-1].isspace() or self._special.search(text):
-            return False
-        return placeholders or IMAGE_PLACEHOLDER not in text
+    def _plain(self, conversations: Sequence[Turns], placeholders: Sequence[bool]) -> dict[int, dict[int, list[str]]]:
+        """By number of turns, the texts of the conversations in which a template can find nothing to act on, each under
+        its index. Rendering one after the other takes most of the time, so these are rendered together."""
+        plain: dict[int, dict[int, list[str]]] = {}
+        everything = "\ue000".join([text for turns in conversations for turn in turns for text in turn])
+        special = self._special if self._special.search(everything) else None
+        for index, (turns, allowed) in enumerate(zip(conversations, placeholders, strict=True)):
+            texts = [text for turn in turns for text in turn]
+            if all([
+                text
+                and text == text.strip()
+                and (IMAGE_PLACEHOLDER not in text or (allowed and place % 2 == 0))
+                and not (special and special.search(text))
+                for place, text in enumerate(texts)
+            ]):  # fmt: skip
+                plain.setdefault(len(turns), {})[index] = texts
+        return {
+            turns_each: members
+            for turns_each, members in plain.items()
+            if len(members) > 1 and self._writes_verbatim(list(members.values()))
+        }
 
     def _writes_verbatim(self, conversations: Sequence[Sequence[str]]) -> bool:
         """Whether the template leaves the texts of these conversations, all of one length, as they are: the first
@@ -118,8 +152,9 @@ class Chat:
         literals = self._skeleton(len(together), has_system=False, prompt=False)
         return self._render(together, has_system=False, prompt=False) == _interleaved(literals, together)
 
-    def _frame(self, turns: int) -> list[tuple[str, int | None, str, bool]]:
-        """The pieces of plain conversations: (template before, number of the text, template after, supervised)."""
+    def frame(self, turns: int) -> list[tuple[str, int | None, str, bool]]:
+        """The pieces of plain conversations of so many turns: (template before, number of the text, template after,
+        supervised)."""
         if turns not in self._frames:
             marks = [f"\ue000{index}\ue001" for index in range(2 * turns)]
             literals = self._skeleton(len(marks), has_system=False, prompt=False)

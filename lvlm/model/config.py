@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from lvlm.model.autohook import register_now
 from lvlm.model.tiling import ImageTransform
 
 
@@ -39,6 +40,7 @@ class LvlmConfig(PreTrainedConfig):  # type: ignore[misc]
     """Parts whose matrices are stored in bfloat16, because they were frozen under that precision."""
 
     def __post_init__(self, **kwargs: Any) -> None:
+        register_now()
         super().__post_init__(**kwargs)
         # Sub-models decide for themselves; this flag keeps transformers from untying the LLM's embeddings.
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))

@@ -15,6 +15,7 @@ from lvlm.errors import InputError
 from lvlm.model.chat import IGNORED, IMAGE_PLACEHOLDER, Chat, Turns
 from lvlm.model.register import register_processor
 from lvlm.model.tiling import ImageTransform, pixels
+from lvlm.model.tokenizer import TokenCounter, place_images
 
 
 class LvlmProcessor(ProcessorMixin):  # type: ignore[misc]
@@ -54,6 +55,11 @@ class LvlmProcessor(ProcessorMixin):  # type: ignore[misc]
         if self._chat is None:
             self._chat = Chat(self.tokenizer)
         return self._chat
+
+    @property
+    def counter(self) -> TokenCounter:
+        """What counts the tokens of samples."""
+        return TokenCounter(self.chat, separator=self.image_separator)
 
     @property
     def image_transform(self) -> ImageTransform:
@@ -110,26 +116,27 @@ class LvlmProcessor(ProcessorMixin):  # type: ignore[misc]
         User texts hold exactly one `<image_placeholder>` per image; a single image without any stands at the start of
         the first turn.
         """
-        ids, labels = self.chat.encode(self._place(turns, n_images), system=system, placeholders=n_images > 0)
+        placed = place_images(turns, n_images, self.image_separator)
+        ids, labels = self.chat.encode(placed, system=system, placeholders=n_images > 0)
         return self._as_sample(ids, labels)
 
     def encode_samples(self, samples: Sequence[tuple[Turns, int]]) -> list[dict[str, list[int]]]:
         """`encode_sample` of each (turns, number of images), in less time."""
-        encoded = self.chat.encode_all(*self._placed(samples))
+        placed = [place_images(turns, images, self.image_separator) for turns, images in samples]
+        encoded = self.chat.encode_all(placed, [images > 0 for _, images in samples])
         return [self._as_sample(ids, labels) for ids, labels in encoded]
 
     def encode_prompt(
         self, prompt: str, n_images: int = 0, *, turns: Turns = (), system: str | None = None
     ) -> list[int]:
         """The ids that generation continues, equal to the beginning of `encode_sample` of the same conversation."""
-        placed = self._place([*turns, (prompt, "")], n_images)
+        placed = place_images([*turns, (prompt, "")], n_images, self.image_separator)
         ids = self.chat.encode_prompt(placed[:-1], placed[-1][0], system=system, placeholders=n_images > 0)
         return self._expand(ids)
 
     def measure(self, samples: Sequence[tuple[Turns, int]]) -> list[tuple[int, int]]:
         """(text tokens, supervised tokens) of each (turns, number of images); an image counts as no text token."""
-        counts = self.chat.measure_all(*self._placed(samples))
-        return [(total - images, own) for (total, own), (_, images) in zip(counts, samples, strict=True)]
+        return self.counter.measure(samples)
 
     def collate(
         self, samples: Sequence[Mapping[str, Sequence[int]]], *, padding_side: Literal["left", "right"] = "right"
@@ -174,10 +181,6 @@ class LvlmProcessor(ProcessorMixin):  # type: ignore[misc]
         begin = self.chat.begin
         return ids if begin is None or ids[:1] == [begin] else [begin, *ids]
 
-    def _placed(self, samples: Sequence[tuple[Turns, int]]) -> tuple[list[Turns], list[bool]]:
-        """Conversations with their placeholders, and whether they have any."""
-        return [self._place(turns, images) for turns, images in samples], [images > 0 for _, images in samples]
-
     def _as_sample(self, ids: list[int], labels: list[int]) -> dict[str, list[int]]:
         return {"input_ids": self._expand(ids), "labels": self._expand(labels, like=ids)}
 
@@ -188,18 +191,6 @@ class LvlmProcessor(ProcessorMixin):  # type: ignore[misc]
             return list(values)
         repeats = [self.image_tokens if key == self.image_token_id else 1 for key in keys]
         return [value for value, repeat in zip(values, repeats, strict=True) for _ in range(repeat)]
-
-    def _place(self, turns: Turns, n_images: int) -> Turns:
-        found = sum([user.count(IMAGE_PLACEHOLDER) for user, _ in turns])
-        if found == n_images:
-            return turns
-        if n_images == 1 and found == 0:
-            first, answer = turns[0]
-            return [(f"{IMAGE_PLACEHOLDER}{self.image_separator}{first}", answer), *turns[1:]]
-        raise InputError(
-            f"A sample has {n_images} images but {found} times {IMAGE_PLACEHOLDER} in its user texts; it "
-            f"needs one for each image. Its first user text begins: {turns[0][0][:80]!r}."
-        )
 
     def _images_per_text(self, images: Any, wanted: Sequence[int]) -> list[list[Image.Image]]:
         """Images grouped by prompt, checked prompt by prompt."""

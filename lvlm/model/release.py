@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from lvlm.config import one_line
 from lvlm.errors import InputError
 from lvlm.model.adapters import build_adapter
-from lvlm.model.assembly import load_tokenizer, make_processor
+from lvlm.model.assembly import make_processor
 from lvlm.model.chat import IMAGE_PLACEHOLDER
 from lvlm.model.checkpoints import PREFIXES
 from lvlm.model.config import LvlmConfig
@@ -23,6 +23,7 @@ from lvlm.model.keys import compare
 from lvlm.model.layouts import read_json
 from lvlm.model.processor import LvlmProcessor
 from lvlm.model.templates import CENTURIO
+from lvlm.model.tokenizer import load_tokenizer
 from lvlm.model.tower import TimmTower, create, describe_timm, measure
 from lvlm.trident.keys import ADAPTERS
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lvlm.data.corpus import Sample
     from lvlm.data.plan import Plan
     from lvlm.data.pool import PlanEntry
+    from lvlm.data.readers import Conversation
 
 IGNORED = -100
 """Label of a token that the loss leaves out."""
@@ -118,9 +119,9 @@ class SampleEncoder:
 
     def __call__(self, sample: Sample) -> EncodedText:
         images = len(sample.images)
-        place = self._places.get(_key(sample))
+        place = self._places.get(_key(_conversation(sample)))
         if place is None:
-            (tokens,) = self._encode([sample])
+            (tokens,) = self._encode([_conversation(sample)])
         else:
             tokens = np.array(self._tokens[self._starts[place] : self._starts[place + 1]], dtype=np.int64)
         targets = np.flatnonzero(tokens[1:] < 0)
@@ -129,35 +130,35 @@ class SampleEncoder:
         text_tokens = len(ids) - images * self.processor.image_tokens
         return EncodedText(ids, predicted_from, ids[1:][predicted_from], text_tokens)
 
-    def measure(self, samples: Sequence[Sample]) -> list[tuple[int, int]]:
-        """(text tokens, supervised tokens) of each sample."""
+    def measure(self, conversations: Sequence[Conversation]) -> list[tuple[int, int]]:
+        """(text tokens, supervised tokens) of each conversation."""
         if len(self._tokens) >= KEPT_TOKENS:
-            counts: list[tuple[int, int]] = self.processor.measure(list(map(_conversation, samples)))
+            counts: list[tuple[int, int]] = self.processor.measure(conversations)
             return counts
-        encoded = self._encode(samples)
-        for sample, tokens in zip(samples, encoded, strict=True):
-            if self._places.setdefault(_key(sample), len(self._places)) == len(self._starts) - 1:
+        encoded = self._encode(conversations)
+        for conversation, tokens in zip(conversations, encoded, strict=True):
+            if self._places.setdefault(_key(conversation), len(self._places)) == len(self._starts) - 1:
                 self._tokens.frombytes(tokens.astype(np.int32).tobytes())
                 self._starts.append(len(self._tokens))
         return [
-            (len(tokens) - len(sample.images) * self.processor.image_tokens, int(np.count_nonzero(tokens[1:] < 0)))
-            for sample, tokens in zip(samples, encoded, strict=True)
+            (len(tokens) - images * self.processor.image_tokens, int(np.count_nonzero(tokens[1:] < 0)))
+            for (_, images), tokens in zip(conversations, encoded, strict=True)
         ]
 
-    def _encode(self, samples: Sequence[Sample]) -> list[npt.NDArray[np.int64]]:
-        encoded = self.processor.encode_samples(list(map(_conversation, samples)))
+    def _encode(self, conversations: Sequence[Conversation]) -> list[npt.NDArray[np.int64]]:
+        encoded = self.processor.encode_samples(conversations)
         return [
             np.where(np.equal(sample["labels"], IGNORED), sample["input_ids"], np.invert(sample["input_ids"]))
             for sample in encoded
         ]
 
 
-def _conversation(sample: Sample) -> tuple[tuple[tuple[str, str], ...], int]:
+def _conversation(sample: Sample) -> Conversation:
     return sample.turns, len(sample.images)
 
 
-def _key(sample: Sample) -> bytes:
-    return hashlib.blake2b(repr(_conversation(sample)).encode(), digest_size=16).digest()
+def _key(conversation: Conversation) -> bytes:
+    return hashlib.blake2b(repr(conversation).encode(), digest_size=16).digest()
 
 
 class StepBatches:

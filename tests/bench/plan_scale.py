@@ -20,6 +20,8 @@ from pathlib import Path
 import yaml
 from loops.measure import load, table
 
+from lvlm.data.counts import MANY_SAMPLES
+from lvlm.data.readers import LARGE_BYTES
 from lvlm.languages import Language
 from lvlm.languages import table as all_languages
 
@@ -30,10 +32,12 @@ answering, in the script of its language: about 130 bytes. Questions never repea
 keeps every sample in its language. `parallel`: every file holds the same ids in its own language, as translated corpora
 do, and the mix picks one language for each id; a plan of n rows then has n / 100 samples and reads all n rows, for
 every file is checked as a whole. Each corpus is planned by processes of their own (tiny preset's tokenizer, text alone,
-one stage, one epoch); the second call finds the files in memory and nothing else, as plans keep none of what they read.
-CPU seconds count all threads; peak memory is the child's maximum resident set, of which about 0.9 GiB are the imported
+one stage, one epoch). The second call finds token counts of plans from {many:,} samples on, and the rows of data files
+from {large:,} bytes on, under the work folder, where the first has left them.
+CPU seconds count all threads; peak memory is the child's maximum resident set, of which about 0.8 GiB are the imported
 libraries. Wall seconds stretch with other work on the machine: {load} at the end."""
 
+"""The first of the table, which are Centurio's."""
 LETTERS = {
     "Latn": range(0x61, 0x7B),
     "Cyrl": range(0x430, 0x450),
@@ -77,7 +81,7 @@ def main() -> None:
                     print(f"{rows[-1]}  {size / 2**20:.0f} MiB of text, plan {cost.hash}", flush=True)
                 if calls[0].hash != calls[1].hash:
                     sys.exit(f"{shape}, {samples}: the second call printed another plan")
-    print("\n" + table(HEAD, rows) + "\n\n" + EXPLANATION.format(load=load()))
+    print("\n" + table(HEAD, rows) + "\n\n" + EXPLANATION.format(load=load(), many=MANY_SAMPLES, large=LARGE_BYTES))
 
 
 HEAD = ("corpus", "rows", "wall s", "CPU s", "CPU µs a row", "peak MiB")
@@ -94,11 +98,11 @@ def languages() -> dict[str, Language]:
 
 
 def write_corpus(folder: Path, samples: int, *, parallel: bool, suffix: str) -> int:
-    """A corpus folder with `samples` rows over 100 languages and a run config on it; its bytes."""
+    """A corpus folder with `samples` rows over the languages and a run config on it; its bytes."""
     codes = list(languages())
     split = folder / "instruct"
     split.mkdir(parents=True)
-    for index, (code, language) in enumerate(languages().items()):
+    for index, (code, language) in enumerate((code, languages()[code]) for code in codes):
         count = samples // len(codes) + (index < samples % len(codes) and not parallel)
         lines = _rows(language, count, prefix="row" if parallel else code)
         with open(split / f"{code}.{suffix}", "w", encoding="utf-8") as file:

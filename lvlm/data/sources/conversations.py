@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lvlm.data.readers import _objects, place
+from lvlm.data.objects import objects
+from lvlm.data.readers import place
 from lvlm.data.sources.record import Fields, Form, Record, Refused, optional_text, pictures, placed, text_id
 from lvlm.data.sources.tables import table_rows
 
@@ -17,7 +18,7 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 
 def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """The rows of a JSON list or a JSON Lines file, one at a time."""
-    for number, (row, _, line) in enumerate(_objects(path)):
+    for number, (row, _, line) in enumerate(objects(path)):
         yield place(path, number, line), row
 
 
