@@ -102,6 +102,7 @@ class StageTraining:
 
         loop = StageLoop(
             model=model,
+            batches=batches,
             stream_from=stream_from,
             config=stage.config,
             stage=stage.name,
@@ -110,7 +111,8 @@ class StageTraining:
             identity=stage.identity,
             compute=self.compute,
             reporter=self.reporter,
-            checkpoint_seconds=settings.checkpoint_every or 60.0,
+            memory={"packing": settings.packing, "gradient_checkpointing": settings.gradient_checkpointing},
+            checkpoint_seconds=settings.checkpoint_every,
             validate=None if validate is None else validation,
         )
         with self.phases(f"train/{stage.name}"):
@@ -125,6 +127,7 @@ class StageTraining:
         learning = sum(part.trainable for part in counts)
         return {
             "spent": {**vars(spent), "views": views, "trainable_parameters": learning},
+            "micro_batch_tokens": batches.token_budget,
             "features": "stored" if store else "computed",
             "features_reason": decision.reason,
         }

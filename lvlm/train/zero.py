@@ -3,6 +3,7 @@ Used through `lvlm.train.strategies`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -72,12 +73,25 @@ class Zero:
 
     def probe(self, batch: MicroBatch, images: Mapping[str, Tensor]) -> None:
         self.engine.set_gradient_accumulation_boundary(False)
-        self.engine.backward(self.engine(batch, images) * 0.0)  # its gradients cannot be taken back: they are zero
+        self.engine.backward(self.engine(batch, images))
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop the gradients of an unfinished step, as DeepSpeed does itself where they overflow."""
+        zero = self.engine.optimizer
+        zero.zero_grad()
+        if self.partitioned:
+            zero.grad_partitions_flat_buffer.zero_()
+            return
+        for kept in (zero.averaged_gradients, zero.all_grad_tensors):
+            kept.clear()
 
     def step(self, factor: float) -> tuple[float, float]:
         rate = set_lr(self._adamw, factor)
         self.engine.step()
-        return rate, float(self.engine.get_global_grad_norm() or 0.0)
+        # Stage 3 leaves an update out where a gradient is not finite, and its norm is then that of the step before.
+        norm = math.inf if self.engine.optimizer.overflow else self.engine.get_global_grad_norm()
+        return rate, float(norm)
 
     def state(self) -> dict[str, Any]:
         model = {name: self._kept(safe_get_full_fp32_param(parameter)) for name, parameter in self.learning.items()}
