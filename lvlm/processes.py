@@ -9,7 +9,6 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from lvlm.errors import InputError
 
@@ -56,14 +55,16 @@ def start(processes: int, arguments: Sequence[str]) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )
-    while (
-        status := _ended(lambda: elastic_launch(settings, sys.executable)("-m", "lvlm", *arguments))
-    ) == STARTS_AGAIN:
+
+    def launch() -> None:
+        elastic_launch(settings, sys.executable)("-m", "lvlm", *arguments)
+
+    while (status := _ended(launch)) == STARTS_AGAIN:
         pass
     return status
 
 
-def _ended(launch: Callable[[], Any]) -> int:
+def _ended(launch: Callable[[], None]) -> int:
     """The exit status of one launch of the processes."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -145,7 +145,8 @@ class StageTraining:
         self, stage: Stage, tower: TowerFeatures, batches: StepBatches, later: Sequence[Path]
     ) -> CacheDecision:
         """Whether the features are kept, and if so, the store filled. The setting `on` keeps them wherever they find
-        room, `auto` where a measurement says that it pays too. A resumed stage keeps its first decision."""
+        room, `auto` where a measurement says that it pays too. A resumed stage keeps its first decision, unless that
+        lacked room."""
         setting, decided = self.config.compute.feature_cache, stage.folder / DECISION_FILE
         uses = list(batches.images())
         if not uses or setting == "off":
@@ -153,7 +154,13 @@ class StageTraining:
         decision: CacheDecision | None = None
         if self.compute.accelerator.is_main_process:
             store = self.store(tower)
-            decision = _read_decision(decided, setting)
+            asked = {
+                "feature_cache": setting,
+                "loader_workers": self.config.compute.loader_workers,
+                "store": store.key,
+                "uses": len(uses) + len(later),
+            }
+            decision = _read_decision(decided, asked)
             if decision is None:
                 images = list(dict.fromkeys([*uses, *later]))
                 if setting == "auto":
@@ -168,7 +175,9 @@ class StageTraining:
                 else:
                     lack = store.lack(images)
                     decision = CacheDecision(
-                        not lack, f"feature cache {'off: ' + lack if lack else 'on: compute.feature_cache is on'}"
+                        not lack,
+                        f"feature cache {'off: ' + lack if lack else 'on: compute.feature_cache is on'}",
+                        lack=lack,
                     )
             if decision.on:
                 images = list(dict.fromkeys(uses))
@@ -176,8 +185,11 @@ class StageTraining:
                     with self.reporter.bar("image features", len(images)):
                         store.add(images, on_progress=self._feature_progress)
                 except NoRoom as full:
-                    decision = CacheDecision(False, f"feature cache off: {full}")
-            write_json(decided, {"setting": setting, "on": decision.on, "reason": decision.reason})
+                    decision = CacheDecision(False, f"feature cache off: {full}", lack=str(full))
+            if decision.lack:
+                decided.unlink(missing_ok=True)
+            else:
+                write_json(decided, {"asked": asked, "on": decision.on, "reason": decision.reason})
         (decision,) = broadcast_object_list([decision])
         assert decision is not None
         self.reporter.say(f"{stage.name}: {decision.reason}")
@@ -188,12 +200,12 @@ class StageTraining:
         self.reporter.tell("features", done=done, total=total)
 
 
-def _read_decision(path: Path, setting: str) -> CacheDecision | None:
-    """What was decided for this setting before."""
+def _read_decision(path: Path, asked: Mapping[str, Any]) -> CacheDecision | None:
+    """What was decided before on the same grounds."""
     if not path.exists():
         return None
     known = json.loads(path.read_text(encoding="utf-8"))
-    return CacheDecision(known["on"], known["reason"]) if known.get("setting") == setting else None
+    return CacheDecision(known["on"], known["reason"]) if known.get("asked") == asked else None
 
 
 def _save(folder: Path, model: Lvlm, processor: Any) -> None:
