@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +36,7 @@ from lvlm.train.compute import compute
 from lvlm.train.loop import StageLoop
 from lvlm.train.stages import Stage
 from lvlm.train.strategies import StepLoss, share_work
-from tests.processes import together
+from tests.processes import free_port, together
 from tests.test_out_of_memory import with_room_for
 from tests.tiny import tiny_world
 from tests.train_world import run_config, write_corpus
@@ -56,10 +57,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("processes") / "noise")
 
 
-def config_of(corpus: Path, strategy: str, **changes: Any) -> RunConfig:
-    """Both stages without dropout, several micro-batches of unequal number a step; the tower learns in the second."""
+def config_of(corpus: Path, strategy: str, fields: Mapping[str, Any] | None = None, **changes: Any) -> RunConfig:
+    """Both stages without dropout, several micro-batches of unequal number a step; the tower learns in the second.
+    `changes` are compute settings, `fields` those of `run_config`."""
     compute = {"device": "cpu", "threads": 1, "micro_batch_tokens": 150, "feature_cache": "off", "strategy": strategy}
-    apart = {name: changes.pop(name) for name in list(changes) if name == "pretrain" or "__" in name}
     settings: dict[str, Any] = {
         "compute": compute | changes,
         "instruct__steps": STEPS["instruct"],
@@ -67,7 +68,7 @@ def config_of(corpus: Path, strategy: str, **changes: Any) -> RunConfig:
         "instruct__train": {"tower": "full", "adapter": "full", "llm": "lora"},
         "instruct__lora": {"r": 4, "alpha": 8, "dropout": 0.0},
     }
-    return run_config(corpus, **settings | apart)
+    return run_config(corpus, **settings | dict(fields or {}))
 
 
 def curve(folder: Path) -> list[float]:
@@ -188,7 +189,7 @@ def test_where_one_process_has_no_room_all_of_them_get_smaller_micro_batches(
 ) -> None:
     """Copies halve and go on; what DeepSpeed divides ends, and goes on when it is started again."""
     larger = {"pretrain": None, "instruct__batch_samples": 8, "instruct__steps": 3}
-    config = config_of(corpus, strategy, micro_batch_tokens=400, checkpoint_every=1e-6, **larger)
+    config = config_of(corpus, strategy, larger, micro_batch_tokens=400, checkpoint_every=1e-6)
     trained(config, tmp_path / "roomy", processes=1)
 
     def with_little_room_in_one() -> None:
@@ -208,7 +209,7 @@ def test_where_one_process_has_no_room_all_of_them_get_smaller_micro_batches(
 
 
 def test_a_probe_that_is_not_finite_leaves_no_trace(corpus: Path, strategy: str, tmp_path: Path) -> None:
-    config = config_of(corpus, strategy, pretrain=None, instruct__steps=3)
+    config = config_of(corpus, strategy, {"pretrain": None, "instruct__steps": 3})
     compute_loss = StepLoss.forward
 
     def with_nan_in_the_probe() -> None:
@@ -364,6 +365,36 @@ def test_the_command_starts_its_processes_and_ends_as_they_do(corpus: Path, tmp_
     failed = command("model.llm=/nowhere/llm")
     assert failed.returncode == 2 and failed.stderr.count("error: The language model '/nowhere/llm'") == 1
     assert "Traceback" not in failed.stderr
+
+
+LAUNCHERS = {
+    "torchrun": ("torchrun --standalone --nproc-per-node 2 -m", "ddp"),
+    "accelerate": ("accelerate launch --use_deepspeed --zero_stage 2 --num_processes 2 --num_machines 1 -m", "zero2"),
+    "deepspeed": ("deepspeed --num_accelerators 2 --master_port {port} --module", "ddp"),
+}
+"""Launcher -> its command line in front of `lvlm`, and the strategy that runs with `compute.strategy=auto`."""
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_launcher_starts_processes_that_find_each_other(corpus: Path, tmp_path: Path, launcher: str) -> None:
+    line, strategy = LAUNCHERS[launcher]
+    config = config_of(corpus, "auto", {"pretrain__steps": 2, "evaluate": {}}).model_copy(update={"instruct": None})
+    (tmp_path / "run.yaml").write_text(to_yaml(config), encoding="utf-8")
+    words = [
+        *line.format(port=free_port()).split(),
+        "lvlm",
+        "train",
+        tmp_path / "run.yaml",
+        "--home",
+        tmp_path / "home",
+    ]
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": programs, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (record,) = (tmp_path / "home" / "runs").glob("*/record.json")
+    provenance = json.loads(record.read_text())["provenance"]
+    assert (provenance["processes"], provenance["strategy"]) == (2, strategy)
 
 
 def test_another_number_of_processes_than_the_launcher_started_is_an_error(
