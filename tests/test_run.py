@@ -390,6 +390,17 @@ def test_the_record_says_why_features_were_kept_or_not(
     assert bool(list((tmp_path / "home").glob("features/*/*/*.npy"))) == (kept == "stored")
 
 
+def test_rows_are_packed_in_bf16_too(corpus: Path, tmp_path: Path) -> None:
+    compute = {"device": "cpu", "threads": 1, "feature_cache": "off", "precision": "bf16"}
+    losses = []
+    for packing in (False, True):
+        config = run_config(corpus, instruct=None, evaluate={}, compute=compute | {"packing": packing})
+        run(config, tmp_path / str(packing), home=tmp_path / f"home-{packing}")
+        rows = (tmp_path / str(packing) / "curve.jsonl").read_text().splitlines()
+        losses.append([json.loads(row)["loss"] for row in rows])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
 def test_what_goes_on_decides_anew_about_features_for_which_there_was_no_room(corpus: Path, tmp_path: Path) -> None:
     """And keeps every other decision, for as long as it was asked the same."""
 

@@ -68,7 +68,8 @@ class StageTraining:
             )
             model.to(accelerator.device)
             if settings.packing:
-                check_isolation(model)
+                with self.compute.autocast():
+                    check_isolation(model)
         self.reporter.say(f"{stage.name}: what learns\n" + "\n".join(describe(counts)))
         self.reporter.say("\n".join(plan.table()))
         stage.folder.mkdir(parents=True, exist_ok=True)
