@@ -3,7 +3,6 @@ Used through `lvlm.train.strategies`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -77,7 +76,8 @@ class Zero:
         self._forget()
 
     def _forget(self) -> None:
-        """Drop the gradients of an unfinished step, as DeepSpeed does itself where they overflow."""
+        """Drop the gradients of an unfinished step, which DeepSpeed would add to those of the next: times zero they
+        would stay NaN."""
         zero = self.engine.optimizer
         zero.zero_grad()
         if self.partitioned:
@@ -89,9 +89,7 @@ class Zero:
     def step(self, factor: float) -> tuple[float, float]:
         rate = set_lr(self._adamw, factor)
         self.engine.step()
-        # Stage 3 leaves an update out where a gradient is not finite, and its norm is then that of the step before.
-        norm = math.inf if self.engine.optimizer.overflow else self.engine.get_global_grad_norm()
-        return rate, float(norm)
+        return rate, float(self.engine.get_global_grad_norm() or 0.0)
 
     def state(self) -> dict[str, Any]:
         model = {name: self._kept(safe_get_full_fp32_param(parameter)) for name, parameter in self.learning.items()}
