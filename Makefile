@@ -20,6 +20,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 study: setup
 	@$(BIN)/python -m lvlm data shapes runs/data/shapes
 	@test $(STUDY) != tiling || $(BIN)/python -m lvlm data reading runs/data/reading
+	@test $(STUDY) != hundred_languages || { $(BIN)/python -m lvlm data emoji runs/data/emoji && { \
+		$(BIN)/python -m lvlm backbones --corpus runs/data/emoji --out runs/backbones/emoji --parts vit & \
+		$(BIN)/python -m lvlm backbones --corpus runs/data/emoji --out runs/backbones/emoji --parts lm && wait $$!; }; }
 	@status=0; $(BIN)/python -m sweeps launch $(STUDY) --workers $(WORKERS) --budget $(BUDGET) || status=$$?; \
 	if test $$status != 2 && test -e "$${LVLM_HOME:-runs}/studies/$(STUDY)/results.parquet"; then \
 		{ $(BIN)/python -m ablations report $(STUDY) && $(BIN)/python -m sweeps attach $(STUDY); } || status=$$?; \
@@ -37,7 +40,7 @@ ui: setup
 	@$(BIN)/python -m sweeps ui
 
 bench: setup
-	@for file in throughput overhead memory startup; do $(BIN)/python tests/bench/$$file.py || exit 1; done
+	@for file in throughput overhead memory startup rendering decoding; do $(BIN)/python tests/bench/$$file.py || exit 1; done
 	@test ! -e runs/studies/drivers/results.parquet || $(BIN)/python tests/bench/sharing.py
 
 clean:

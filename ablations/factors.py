@@ -12,7 +12,7 @@ from typing import Any
 
 from lvlm.config import RunConfig, check_path, make_config, set_value
 from lvlm.errors import InputError
-from lvlm.languages import GROUPS
+from lvlm.languages import GROUP_FORMS, group_languages, is_group
 
 Level = str | int | float | bool | None
 """One value of a factor.
@@ -77,10 +77,10 @@ class Factor:
             raise InputError(
                 f"factor '{self.name}': level {level!r} would be read as {read!r} in '{self.path}'; write it so."
             )
-        if self.path.endswith(".languages") and isinstance(level, str) and level not in GROUPS:
-            raise InputError(
-                f"factor '{self.name}': {level!r} is not a language group; groups are: {', '.join(GROUPS)}."
-            )
+        if self.path.endswith(".languages") and isinstance(level, str):
+            if not is_group(level):
+                raise InputError(f"factor '{self.name}': {level!r} is not a language group; groups are: {GROUP_FORMS}.")
+            group_languages(level, ())
 
 
 def with_values(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from lvlm.errors import InputError, nearest
 from lvlm.languages import TIERS, table
-from lvlm.records import METRICS
+from lvlm.records import METRICS, TASKS
 
 GROUP_ORDER = ("en", *TIERS, "multilingual")
 DERIVED = {"right_elsewhere": ("score_any_language", "score")}
 """`right_elsewhere`: points of answers that are right, but only in another language than the asked one."""
-TASKS = ("caption", "vqa", "reading")
 SUMMARISED = ("score", "score_any_language", "fidelity")
 """The metrics that a run record sums up by tier; of single tasks it has the score in English and elsewhere."""
 

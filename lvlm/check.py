@@ -129,5 +129,20 @@ def setting_notes(config: RunConfig) -> list[str]:
     return notes
 
 
+def refusal_notes(config: RunConfig, corpora: Mapping[str, Corpus]) -> list[str]:
+    """How many samples of each stage lack a translation into some languages, and so stay in another."""
+    notes = []
+    for name, stage in config.stages().items():
+        for use in stage.mix.corpora:
+            corpus = corpora[use.path]
+            refused = {code: len(corpus.refused(use.split, code)) for code in corpus.languages_of(use.split)}
+            if counts := ", ".join(f"{code} {count:,}" for code, count in refused.items() if count):
+                notes.append(
+                    f"{name}: translations of {corpus.name}/{use.split} that were refused: {counts}; where the mix "
+                    "gives such a sample to such a language, it takes the first of the mix that has it"
+                )
+    return notes
+
+
 def _validates(config: RunConfig) -> bool:
     return any(stage.validate_every for stage in config.stages().values())

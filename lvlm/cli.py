@@ -1,6 +1,4 @@
-"""`python -m lvlm`: train, plan, from-trident, evaluate, generate, export, data, backbones. Imports what is heavy only
-when a command needs it.
-"""
+"""`python -m lvlm`: its commands. Imports what is heavy only when a command needs it."""
 
 from __future__ import annotations
 
@@ -15,10 +13,14 @@ from typing import TYPE_CHECKING
 
 from lvlm.commands import HOME_HELP, CommandLine, add_overrides
 from lvlm.config import RunConfig, fingerprint, load_config, make_settings
+from lvlm.data.benchmarks import command as benchmark
+from lvlm.data.sources import command as corpus
+from lvlm.data.worlds import command as worlds
 from lvlm.errors import InputError
 from lvlm.processes import process_count, process_index, start
 from lvlm.records import CONFIG_FILE
 from lvlm.settings import EvaluateConfig, ModelConfig
+from lvlm.translate import command as translate
 
 if TYPE_CHECKING:
     from lvlm.model.export import Form
@@ -70,11 +72,14 @@ def _command_line() -> CommandLine:
     )
     evaluate.add_argument("checkpoint", type=Path, help="a model folder, or the folder of a finished run")
     evaluate.add_argument("--tasks", nargs="+", help="only these tasks (caption, vqa, reading, ...)")
-    evaluate.add_argument("--languages", nargs="+", help="codes, or one group (en, T5, T5-T3, all)")
+    evaluate.add_argument(
+        "--languages", nargs="+", help="codes, or one group (en, T5, T5-T3, L100, all, script:Arab, family:Turkic)"
+    )
     evaluate.add_argument(
         "--corpus", nargs="+", metavar="FOLDER[:SPLIT]", help="corpora to score on (default: those of the run)"
     )
     evaluate.add_argument("--items", type=int, help="at most this many items per task and language")
+    evaluate.add_argument("--by", nargs="+", default=[], help="print means by these, too: task, tier, script, family")
     evaluate.add_argument("--out", type=Path, help="folder for scores.parquet and predictions.parquet")
 
     generate = command(
@@ -107,27 +112,25 @@ def _command_line() -> CommandLine:
         help="lvlm: read with this package installed; llava: stock LLaVA, for vLLM and others (no tiles, adapter mlp)",
     )
 
-    data = command("data", _data, "Write a built-in corpus as JSON and images.", "data shapes runs/data/shapes")
-    data.add_argument(
-        "name",
-        choices=("shapes", "reading"),
-        help="shapes: captions and dialogues about scenes; reading: words in scenes",
-    )
-    data.add_argument("folder", type=Path)
-    data.add_argument("--seed", type=int, default=0)
-    data.add_argument("--train", type=int, help="training images (shapes) or training images per language (reading)")
-    data.add_argument("--languages", nargs="+", help="codes (default: all that the world speaks)")
-
+    worlds.add_options(command("data", worlds.run, worlds.TEXT, worlds.EXAMPLE))
+    corpus.add_options(command("corpus", corpus.run, corpus.TEXT, corpus.EXAMPLE))
+    translate.add_options(command("translate", _translate, translate.TEXT, translate.EXAMPLE))
+    benchmark.add_options(command("benchmark", benchmark.run, benchmark.TEXT, benchmark.EXAMPLE))
     backbones = command(
         "backbones",
         _backbones,
-        "Train the tiny backbones (hours) and write their card.",
+        "Train the tiny backbones (hours) and write their card, or those of an emoji corpus.",
         "backbones --out assets --draws 0",
     )
-    backbones.add_argument("--out", type=Path, default=Path(__file__).parent / "assets")
-    backbones.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     backbones.add_argument(
-        "--parts", nargs="+", default=["lm", "clean", "vit", "card"], choices=("lm", "clean", "vit", "card")
+        "--corpus", type=Path, help="an emoji corpus: backbones that have read its names and seen its pictures"
+    )
+    backbones.add_argument(
+        "--out", type=Path, help="default: the package's own folder; with --corpus HOME/backbones/emoji"
+    )
+    backbones.add_argument("--draws", type=int, nargs="+", help="default: 0 1 2 3 4; with --corpus 0")
+    backbones.add_argument(
+        "--parts", nargs="+", choices=("lm", "clean", "vit", "card"), help="default: all; with --corpus lm vit"
     )
     backbones.add_argument(
         "--scale", type=float, default=1.0, help="train this share of the full length, to try the script out"
@@ -193,7 +196,7 @@ def _train(options: argparse.Namespace) -> int | None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from lvlm.check import check_evaluation, check_learns, open_corpora, setting_notes
+    from lvlm.check import check_evaluation, check_learns, open_corpora, refusal_notes, setting_notes
     from lvlm.data.plan import build_plan
     from lvlm.model.assembly import load_processor
     from lvlm.run import default_home
@@ -212,7 +215,7 @@ def _plan(options: argparse.Namespace) -> None:
         print("\n".join(plan.table()) + "\n")
     images = check_evaluation(config, corpora, home=home)
     print(f"evaluation: {len(images):,} images, all sound")
-    for note in setting_notes(config):
+    for note in [*setting_notes(config), *refusal_notes(config, corpora)]:
         print(f"note: {note}")
 
 
@@ -274,10 +277,12 @@ def _ready(
 def _evaluate(options: argparse.Namespace) -> None:
     from lvlm.check import check_items, open_used
     from lvlm.evaluate import evaluate
-    from lvlm.evaluate.tiers import left_out, summarise
+    from lvlm.evaluate.tiers import check_grouping, grouped, left_out, summarise
     from lvlm.run import default_home
     from lvlm.train.progress import Reporter
 
+    for by in options.by:
+        check_grouping(by)
     recorded = _recorded(options.checkpoint)
     changes = recorded.evaluate.model_dump() if recorded else {}
     if options.corpus:
@@ -315,6 +320,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         )
     for name, value in summarise(scores).items():
         print(f"{name:32s} {value:6.1f}")
+    for by in options.by:
+        for row in grouped(scores, by).itertuples():
+            print(f"score by {by}: {row.group:20s} {row.value:6.1f}  ({row.pairs} pairs of task and language)")
     for note in [*scores.attrs["notes"], *left_out(scores)]:
         print(f"note: {note}")
     if options.out:
@@ -356,35 +364,43 @@ def _export(options: argparse.Namespace) -> None:
     with quiet_transformers():
         exported = export(path, options.folder, form=form, model=model_config, seed=recorded.seed if recorded else 0)
     print(f"largest difference of a logit, read back from the files: {exported.difference:.1e} (limit {LIMIT:.0e})")
-    if exported.torchvision is not None:
+    if exported.pillow is not None:
         print(
-            f"note: with torchvision's resize, which transformers takes by default, it is {exported.torchvision:.1e}; "
-            'AutoProcessor.from_pretrained(..., backend="pil") makes the pixels of the training'
+            f'note: with AutoProcessor.from_pretrained(..., backend="pil") it is {exported.pillow:.1e}; the default, '
+            "torchvision, makes the pixels of the training"
         )
         print(f"written: {options.folder} (LlavaForConditionalGeneration and LlavaProcessor of transformers read it)")
     else:
         print(f"written: {options.folder} (import lvlm, then AutoModelForCausalLM.from_pretrained reads it)")
 
 
-def _data(options: argparse.Namespace) -> None:
-    from lvlm.data.worlds.writer import is_written, write_world
+def _translate(options: argparse.Namespace) -> None:
+    from lvlm.run import quiet_transformers
 
-    own = (options.seed, options.train, options.languages) == (0, None, None)
-    if own and is_written(options.name, options.folder):
-        return print(f"already there: {options.folder}")
-    folder = write_world(
-        options.name, options.folder, seed=options.seed, train=options.train, languages=options.languages
-    )
-    print(f"written: {folder}")
+    with quiet_transformers():
+        translate.run(options)
 
 
 def _backbones(options: argparse.Namespace) -> None:
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    if options.corpus is not None:
+        from lvlm.backbones.emoji import build_emoji
+        from lvlm.run import default_home
+
+        if options.parts is not None and "card" in options.parts:
+            raise InputError("--parts card belongs to the shipped backbones; with --corpus each draw has its own card.")
+        out = options.out or default_home() / "backbones" / "emoji"
+        parts = options.parts or ["lm", "vit"]
+        return build_emoji(options.corpus, out, draws=options.draws or [0], parts=parts, scale=options.scale, say=say)
+
     from lvlm.backbones.build import build
 
     build(
-        options.out,
-        draws=options.draws,
-        parts=options.parts,
+        options.out or Path(__file__).parent / "assets",
+        draws=options.draws or [0, 1, 2, 3, 4],
+        parts=options.parts or ["lm", "clean", "vit", "card"],
         scale=options.scale,
-        say=lambda text: print(text, flush=True),
+        say=say,
     )

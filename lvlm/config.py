@@ -174,7 +174,8 @@ def set_value(data: dict[str, Any], path: str, value: Any) -> None:
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
-    """Dotted name -> value for every field, as recorded in MLflow. Lists are kept as JSON text."""
+    """Dotted name -> value for every field, as recorded in MLflow; settings of an allocation only where it has them.
+    Lists are kept as JSON text."""
 
     def walk(value: Any, prefix: str) -> Iterable[tuple[str, Any]]:
         if isinstance(value, dict):

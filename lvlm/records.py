@@ -17,20 +17,30 @@ PLAN_FILE = "plan.json"
 SCORES_FILE = "scores.parquet"  # task, language, metric, value, n
 PREDICTIONS_FILE = "predictions.parquet"  # one row per item
 CURVE_FILE = "curve.jsonl"  # one JSON object per logged step: stage, step, samples, and numbers
-TRAINER_VERSION = 4
+TRAINER_VERSION = 5
 """Raised when a change to the trainer changes its numbers, so that old stages and cells are not taken for new ones."""
 RECORD_FILE = "record.json"  # written last: its presence says that the run is finished
 
 SCORE_COLUMNS = ("task", "language", "metric", "value", "n")
+NAMED_METRICS = ("exact", "normalised", "relaxed", "cider")
+"""What else an answer is compared by, beside `score`: rows of the scores and columns of the predictions, in percent.
+Equal as Centurio's code has it; equal in nothing but words; right in a longer answer, a letter or another choice told
+apart from the words around it; CIDEr x 100."""
 PREDICTION_COLUMNS = (
     "task", "language", "item", "source", "prompt", "answer", "prediction",
-    "score", "score_any_language", "answer_language",
+    "score", "score_any_language", "answer_language", *NAMED_METRICS,
 )  # fmt: skip
-METRICS = ("score", "score_any_language", "fidelity", "undetermined", "majority")
-"""`score`, `score_any_language`, `fidelity`, `undetermined` (share of answers whose language cannot be told) and
-`majority` (the score of the most frequent gold answer): percent, always apart. `score_any_language` is NaN for items
-that are not translated.
+METRICS = ("score", "score_any_language", "fidelity", "undetermined", "majority", "random", *NAMED_METRICS)
+"""`score`, `score_any_language`, `fidelity`, `undetermined` (share of answers whose language cannot be told),
+`majority` (the score of the most frequent gold answer) and `random` (the expected score of a choice at random, where
+there are choices): percent, always apart. `score_any_language` is NaN for items that are not translated. A task has
+those that say something of it.
 """
+TASKS = (
+    "caption", "vqa", "reading", "naming", "choice", "pair", "xm3600", "maxm", "xgqa", "xvnli", "marvl", "vgr", "vlod",
+    "mtvqa", "smpqa_ground", "smpqa_read", "m3exam", "xmmmu", "bin_mc", "cvqa", "mme", "mmmu",
+)  # fmt: skip
+"""What can be scored, in the order of every table: the tasks of the worlds, then those of the benchmarks."""
 
 
 @dataclass

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lvlm.check import check_evaluation, check_learns, open_corpora, setting_notes, tuning
+from lvlm.check import check_evaluation, check_learns, open_corpora, refusal_notes, setting_notes, tuning
 from lvlm.config import FREE_COMPUTE, LABELS, MASKS_DEPEND_ON, RunConfig, fingerprint, load_config, to_yaml
 from lvlm.errors import InputError
 from lvlm.processes import process_count
@@ -355,7 +355,7 @@ class _Run:
                 temporary = self.folder / f".{name}.{os.getpid()}.tmp"
                 frame.to_parquet(temporary, index=False)
                 os.replace(temporary, self.folder / name)
-        notes = [*notes, *setting_notes(self.config)]
+        notes = [*notes, *setting_notes(self.config), *refusal_notes(self.config, self.corpora)]
         hashes = {name: plan.hash for name, plan in plans.items()}
         seconds = self.phases.summary()
         return RunRecord(

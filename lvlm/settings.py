@@ -5,7 +5,15 @@ from __future__ import annotations
 from itertools import product
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Part = Literal["frozen", "lora", "full"]
@@ -22,9 +30,17 @@ def _norwegian(value: Any) -> Any:
     return "no" if value is False else value
 
 
+def _norwegian_key(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {"no" if code is False else code: amount for code, amount in value.items()}
+
+
 Codes = Annotated[tuple[str, ...], BeforeValidator(_norwegian)]
 """Languages by their codes. YAML reads a bare `no`, the code of Norwegian, as a truth value."""
 GroupOrCodes = Annotated[str | tuple[str, ...], BeforeValidator(_norwegian)]
+Amounts = Annotated[dict[str, Annotated[float, Field(gt=0)]], BeforeValidator(_norwegian_key)]
+"""A number for each language."""
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 Label = Annotated[str, Field(pattern=r"^\w([\w .:-]{0,98}\w)?$")]
@@ -48,11 +64,12 @@ class ModelConfig(Settings):
     """Which tower, adapter and LLM, and how an image becomes tokens."""
 
     tower: str = "tiny-vit"
-    """`tiny-vit` (draw `seed % n` of the n shipped), `tiny-vit/3` (that draw), or a folder or name that timm
-    knows.
+    """`tiny-vit` (draw `seed % n` of the n shipped), `tiny-vit/3` (that draw), a folder, a folder of draws named 0,
+    1, ..., or a name that timm knows.
     """
     llm: str = "tiny-lm"
-    """`tiny-lm`, `tiny-lm/3`, `tiny-lm-clean` (never answers in another language), or a local folder or hub name."""
+    """`tiny-lm`, `tiny-lm/3`, `tiny-lm-clean` (never answers in another language), a local folder, a
+    folder of draws named 0, 1, ..., or a hub name."""
     adapter: Literal["mlp", "multiscale-pool", "window-pool", "window-shuffle", "multiscale-shuffle", "resampler"] = (
         "multiscale-pool"
     )
@@ -122,9 +139,27 @@ class CorpusUse(Settings):
     those that are not translatable: the others are divided by `MixConfig.languages`."""
     samples: Annotated[int, Field(ge=1)] | None = None
     """How many sample ids, drawn once in an order that only the corpus determines; None is all."""
+    samples_per_language: Annotated[int, Field(ge=1)] | None = None
+    """For a mix, and a corpus that is not translatable: so many samples of each language, the same ones and more where
+    the number is larger."""
     images: str | None = None
     """The folder that image paths start from, where images lie apart from the corpus; None is where
     `lvlm.data.corpus.open_corpus` looks."""
+
+    @model_validator(mode="after")
+    def _one_number_of_samples(self) -> Self:
+        if self.samples is not None and self.samples_per_language is not None:
+            raise ValueError("give samples or samples_per_language, not both")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _unset_number_is_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A config without it keeps the fingerprint that it had before it existed.
+        return {name: value for name, value in dump(self).items() if (name, value) != ("samples_per_language", None)}
+
+
+ALLOCATION_SETTINGS = {"temperature": "temperature", "sizes": "temperature", "weights": "weights"}
+"""Settings that one allocation alone has, and needs."""
 
 
 class MixConfig(Settings):
@@ -134,11 +169,37 @@ class MixConfig(Settings):
 
     corpora: tuple[CorpusUse, ...]
     languages: GroupOrCodes = "all"
-    """A group (`en`, `T5`, `T5-T4`, `T5-T3`, `T5-T2`, `all`) or codes. Groups always include English."""
+    """A group (`en`, `T5`, `T5-T4`, `T5-T3`, `T5-T2`, `L100`, `all`, `script:Arab`, `family:Turkic`) or codes. Groups
+    always include English."""
     english_share: Share | None = None
     """Share of the translatable samples that stay English; None is 0.5 where there are other languages."""
-    allocation: Literal["uniform", "inverse_tier"] = "uniform"
-    """How the rest is divided: equally, or in proportion to 1/tier (Centurio, appendix D.2)."""
+    allocation: Literal["uniform", "inverse_tier", "inverse_exp_tier", "temperature", "weights"] = "uniform"
+    """How the rest is divided: equally, in proportion to 1/tier or exp(-tier) (Centurio, appendix D.2, Stratified-1 and
+    -2), to size^(1/temperature), or to `weights`."""
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    """For `temperature`: 1 follows `sizes`, more flattens them."""
+    sizes: Amounts | None = None
+    """For `temperature`: how much text there is of each language, in any unit, such as tokens of the LLM's own training
+    data. It must be given, for the files of a translatable corpus all have the same samples; it may name more languages
+    than the mix has."""
+    weights: Amounts | None = None
+    """For `weights`: one for each language of the mix but English."""
+
+    @model_validator(mode="after")
+    def _the_allocation_has_its_settings(self) -> Self:
+        for name, allocation in ALLOCATION_SETTINGS.items():
+            if getattr(self, name) is None and self.allocation == allocation:
+                raise ValueError(f"allocation '{allocation}' needs {name}; give it, or choose another allocation")
+            if getattr(self, name) is not None and self.allocation != allocation:
+                raise ValueError(f"{name} is a setting of allocation '{allocation}', not of '{self.allocation}'")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _unset_settings_are_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A config that has none of them keeps the fingerprint that it had before they existed.
+        return {
+            name: value for name, value in dump(self).items() if value is not None or name not in ALLOCATION_SETTINGS
+        }
 
 
 class TrainedParts(Settings):
@@ -236,6 +297,12 @@ class EvaluateConfig(Settings):
     """Scored while training where `validate_every` is set; splits with permission `tune`."""
     tune_items: Annotated[int, Field(ge=1)] = 32
     max_new_tokens: Annotated[int, Field(ge=1)] = 96
+
+    @model_validator(mode="after")
+    def _samples_count_per_language_here(self) -> Self:
+        if any(use.samples_per_language is not None for use in (*self.corpora, *self.tune_corpora)):
+            raise ValueError("samples_per_language is for a mix; in an evaluation 'samples' counts per language")
+        return self
 
 
 class ComputeConfig(Settings):

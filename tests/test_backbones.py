@@ -14,7 +14,7 @@ import torch
 import lvlm
 from lvlm.backbones import build as backbones_build
 from lvlm.backbones import glyphs, vision
-from lvlm.backbones.build import CLEAN, DRAWS, _finished, _progress, build, read_card
+from lvlm.backbones.build import CLEAN, DRAWS, build, finished, progress_of, read_card
 from lvlm.backbones.lm import IGNORED_WEIGHT, encode
 from lvlm.backbones.text import ANSWER_MIX, NO_MIX, TextWorld
 from lvlm.backbones.tokenizer import ASSISTANT, END, IMAGE, PAD, USER, train_tokenizer
@@ -102,12 +102,12 @@ def test_the_build_makes_loadable_backbones_and_resumes(tmp_path: Path) -> None:
 
 def test_two_builds_do_not_write_into_one_folder(tmp_path: Path) -> None:
     target = tmp_path / "tiny-lm-0"
-    with _finished(target) as first:
+    with finished(target) as first:
         (first / "weights").write_text("first")
         child = os.fork()
         if not child:
             try:
-                with _finished(target) as second:
+                with finished(target) as second:
                     (second / "weights").write_text("second")
                 os._exit(0)
             finally:
@@ -121,7 +121,7 @@ def test_two_builds_do_not_write_into_one_folder(tmp_path: Path) -> None:
 def test_a_build_says_a_line_now_and_then_of_the_stem_too(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, said = [0.0], list[str]()
     monkeypatch.setattr(backbones_build, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    report = _progress("tiny-vit-0", said.append, stem_steps=400)
+    report = progress_of("tiny-vit-0", said.append, stem_steps=400)
     for step in range(0, 400, 100):
         clock[0] += 20
         report({"stem letter": 2.0, "stem shape": 0.5, "stem step": step})

@@ -114,7 +114,7 @@ def test_options_and_overrides_stand_in_any_order(corpus: Path, tmp_path: Path, 
 
 
 BAD_RUNS: dict[str, tuple[list[str], str]] = {
-    "no such preset": (["tinny"], "Presets are: centurio_aya, centurio_phi35"),
+    "no such preset": (["tinny"], "Presets are: centurio_aya, centurio_ocr, centurio_phi35"),
     "broken override": (["tiny", "instruct.mix.languages=[en"], "override 'instruct.mix.languages=[en'"),
     "unknown field": (["tiny", "instruct.mix.langauges=en"], "instruct.mix.languages"),
     "no value": (["tiny", "seed"], "not understood: seed"),
@@ -161,11 +161,12 @@ def test_a_number_of_items_below_one_is_refused(finished: Path, capsys: Any, ite
     assert "'items'" in fails(capsys, "evaluate", finished, "--items", items)
 
 
-def test_evaluate_scores_what_the_run_scored(finished: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_evaluate_scores_what_the_run_scored(finished: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     import pandas as pd
 
     monkeypatch.setenv("LVLM_HOME", str(tmp_path))
-    cli.main(["evaluate", str(finished), "--out", str(tmp_path / "out")])
+    cli.main(["evaluate", str(finished), "--by", "script", "--out", str(tmp_path / "out")])
+    assert "score by script: Latn" in capsys.readouterr().out
     for name in ("scores.parquet", "predictions.parquet"):
         pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / name), pd.read_parquet(finished / name))
     cli.main(["evaluate", str(finished), "--items", "2", "--languages", "de", "--out", str(tmp_path / "two")])
@@ -279,6 +280,7 @@ def test_what_cannot_be_used_is_refused(finished: Path, corpus: Path, tmp_path: 
     assert "no empty folder" in fails(capsys, "export", finished, corpus)
     assert (tmp_path / "file").read_text() == "kept"
     assert "is a file" in fails(capsys, "evaluate", finished, "--out", tmp_path / "file")
+    assert "not by 'colour'" in fails(capsys, "evaluate", finished, "--by", "script", "colour")
     assert "neither a model folder" in fails(capsys, "evaluate", tmp_path, "--corpus", f"{corpus}:test")
     assert "cannot be used for 'report'" in fails(capsys, "evaluate", finished, "--corpus", f"{corpus}:train")
     assert "does not exist" in fails(capsys, "generate", finished, tmp_path / "no.png", "What?")

@@ -80,15 +80,21 @@ def base(corpus: Corpus, changes: dict[str, Any]) -> RunConfig:
 Changes = dict[str, Any]
 
 
+BY_SIZE: Changes = {"mix.allocation": "temperature", "mix.sizes": {"de": 8, "sw": 1}}
+
+
 def of_stage(name: str) -> dict[str, tuple[str, Changes]]:
     def one(kind: str, field: str, value: Any, **others: Any) -> tuple[str, tuple[str, Changes]]:
-        return f"{name}.{field}", (kind, {f"{name}.{field}": value, **{f"{name}.{k}": v for k, v in others.items()}})
+        return f"{name}.{field}", (kind, {**{f"{name}.{k}": v for k, v in others.items()}, f"{name}.{field}": value})
 
     return dict([
         one("plan", "mix.corpora", "half"),
         one("plan", "mix.languages", ["en", "de"]),
         one("plan", "mix.english_share", 0.25),
         one("plan", "mix.allocation", "inverse_tier"),
+        one("plan", "mix.temperature", 5, **BY_SIZE),
+        one("plan", "mix.sizes", {"de": 1, "sw": 8}, **(BY_SIZE | {"mix.temperature": 1})),
+        one("plan", "mix.weights", {"de": 1, "sw": 8}, **{"mix.allocation": "weights"}),
         one("weights", "train.tower", "frozen"),
         one("weights", "train.adapter", "frozen"),
         one("weights", "train.llm", "full"),
@@ -162,6 +168,15 @@ NEEDS: dict[str, Changes] = {
     "model.pool": {"model.adapter": "window-pool", "model.pool": 1},
     "model.shuffle": {"model.adapter": "window-shuffle", "model.shuffle": 1},
     "model.queries": {"model.adapter": "resampler"},
+    **{
+        f"{name}.mix.{field}": {f"{name}.{key}": value for key, value in changes.items()}
+        for name in ("pretrain", "instruct")
+        for field, changes in {
+            "temperature": {**BY_SIZE, "mix.temperature": 1},
+            "sizes": {**BY_SIZE, "mix.temperature": 1},
+            "weights": {"mix.allocation": "weights", "mix.weights": {"de": 8, "sw": 1}},
+        }.items()
+    },
 }
 """What a field is compared with, where that is not the base config because it takes another field."""
 
@@ -344,7 +359,11 @@ def test_another_value_changes_something(
         return
     stage = field.partition(".")[0] if "." in field else "instruct"
     if field in NEEDS:
-        assert modelled(config) != modelled(base(corpus, NEEDS[field])), field
+        outcomes = {
+            planned(one, stage, corpus) if kind == "plan" else modelled(one)
+            for one in (config, base(corpus, NEEDS[field]))
+        }
+        assert len(outcomes) == 2, field
         return
     if kind in ("model", "quantised"):
         outcome: Any = modelled(config)

@@ -55,7 +55,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 image = Image.open(sys.argv[1])
 for folder in sys.argv[2:]:
     model = LlavaForConditionalGeneration.from_pretrained(folder)
-    processor = AutoProcessor.from_pretrained(folder, backend="pil")
+    processor = AutoProcessor.from_pretrained(folder, backend="torchvision")
     question = "<image_placeholder>\\nWas ist das?"
     text = processor.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
     inputs = processor(text=[text], images=[image], return_tensors="pt")
@@ -125,7 +125,7 @@ def test_stock_classes_answer_as_ours_without_this_package(plain, tmp_path):
     tiny_image(3).save(tmp_path / "image.png")
     for name, (_, _, kind) in TIMM.items():
         done = export(plain / name, tmp_path / name, form="llava")
-        assert done.difference <= LIMIT and done.torchvision is not None
+        assert done.difference <= LIMIT and done.pillow is not None
         config = json.loads((tmp_path / name / "config.json").read_text())
         vision = config["vision_config"]
         assert config["architectures"] == ["LlavaForConditionalGeneration"] and config["model_type"] == "llava"
@@ -223,7 +223,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("auto", [AutoModelForCausalLM, AutoModelForImageTextToText])
 def test_our_auto_classes_read_an_export(trained, tmp_path, form, auto):
     done = export(trained, tmp_path / "out", form=form)
-    assert done.difference <= LIMIT and done.torchvision is None
+    assert done.difference <= LIMIT and done.pillow is None
     model, processor = load(trained)
     read = auto.from_pretrained(tmp_path / "out").eval(), AutoProcessor.from_pretrained(tmp_path / "out")
     assert difference(answers(*read), answers(model, processor)) == done.difference
@@ -271,10 +271,10 @@ def test_a_snapshot_is_exported_with_its_model_config(tmp_path):
 def test_an_export_that_is_another_model_is_refused_and_leaves_nothing(plain, tmp_path, form, monkeypatch):
     whole = module._write
 
-    def wrong(model, *args):
+    def wrong(model, *args, **settings):
         with torch.no_grad():
             model.multi_modal_projector.adapter.linear_2.bias[0] += 0.01
-        whole(model, *args)
+        whole(model, *args, **settings)
 
     monkeypatch.setattr(module, "_write", wrong)
     with pytest.raises(InputError, match=r"a logit differs by .*, and 1e-04 is the limit\. Nothing was written"):
@@ -290,7 +290,7 @@ def test_an_export_that_is_another_model_is_refused_and_leaves_nothing(plain, tm
 def test_the_command_prints_the_difference(plain, trained, tmp_path, capsys):
     assert cli.main(["export", str(plain / "siglip"), str(tmp_path / "llava"), "--as", "llava"]) == 0
     shown = capsys.readouterr().out
-    assert "largest difference of a logit" in shown and "torchvision" in shown and "limit 1e-04" in shown
+    assert "largest difference of a logit" in shown and "pil" in shown and "limit 1e-04" in shown
     assert isinstance(LlavaForConditionalGeneration.from_pretrained(tmp_path / "llava"), LlavaForConditionalGeneration)
     assert cli.main(["export", str(trained), str(tmp_path / "kept"), "--adapters"]) == 0
     assert (tmp_path / "kept" / "lora").is_dir() and "limit 1e-04" in capsys.readouterr().out

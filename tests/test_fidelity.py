@@ -94,7 +94,9 @@ def test_every_script_of_the_language_table_has_a_rule() -> None:
     # One letter per script; a script without a rule would leave its languages undetermined for ever.
     letters = dict(
         Latn="a", Arab="ع", Cyrl="ж", Grek="ω", Hebr="ש", Geor="ქ", Deva="क", Beng="ক", Taml="க", Telu="క", Thai="ก",
-        Laoo="ກ", Ethi="ሀ", Guru="ਕ", Tibt="ཀ", Khmr="ក", Mymr="က", Hang="가", Jpan="ひ", Hant="漢",
+        Laoo="ກ", Ethi="ሀ", Guru="ਕ", Tibt="ཀ", Khmr="ក", Mymr="က", Hang="가", Jpan="ひ", Hant="漢", Hans="汉",
+        Armn="ա", Gujr="ક", Knda="ಕ", Mlym="ക", Orya="କ", Sinh="ක", Tfng="ⴰ", Cher="Ꭰ", Cakm="\U00011107",
+        Olck="ᱚ", Thaa="ހ",
     )  # fmt: skip
     for code, row in table().items():
         letter = letters[row.script]
@@ -126,5 +128,11 @@ def test_fidelity_of_nothing_determined_is_nan() -> None:
 
 
 def test_an_unknown_language_is_an_error() -> None:
-    with pytest.raises(InputError, match="'nb'"):
-        LanguageDetector.fit({"nb": ["ja"]})
+    with pytest.raises(InputError, match="'zz'"):
+        LanguageDetector.fit({"zz": ["ja"]})
+
+
+def test_texts_under_any_code_of_a_language_are_its_own() -> None:
+    detector = LanguageDetector.fit({"nb": ["gul stjerne"], "nn": ["gul stjerne", "raud"]})
+    assert detector.languages == ("en", "no")
+    assert detector.detect("gul") == detector.detect("raud") == "no"

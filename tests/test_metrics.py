@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from lvlm.errors import InputError
-from lvlm.evaluate.metrics import AttributeReader, majority, normalise, normalised, token_f1, words
+from lvlm.evaluate.metrics import AttributeReader, equal, majority, normalise, token_f1, words
 
 
 @pytest.mark.parametrize(
@@ -57,13 +57,13 @@ def test_normalise_is_idempotent() -> None:
 
 
 def test_a_short_answer_is_right_as_a_whole_or_not_at_all() -> None:
-    assert normalised("red.", ["blue", "Red"]) == 100.0
-    assert normalised("dark red", ["red"]) == 0.0
+    assert equal("red.", ["blue", "Red"]) == 100.0
+    assert equal("dark red", ["red"]) == 0.0
 
 
 def test_an_empty_prediction_is_never_right() -> None:
-    assert normalised("", ["", "red"]) == 0.0
-    assert normalised("\u200f", [""]) == 0.0
+    assert equal("", ["", "red"]) == 0.0
+    assert equal("\u200f", [""]) == 0.0
 
 
 def test_words_lose_their_punctuation_and_spaceless_scripts_are_split() -> None:

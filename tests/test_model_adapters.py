@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from lvlm.errors import InputError
 from lvlm.model.adapters import KINDS, Resampler, build_adapter, initialise_adapter
-from lvlm.model.tiling import ImageTransform, open_image, pixels, views
+from lvlm.model.tiling import INTERPOLATIONS, ImageTransform, open_image, pixels, views
 from tests.tiny import tiny_image
 
 TRANSFORM = ImageTransform(image_size=6, mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.2), interpolation="bicubic", tiles=2)
@@ -213,12 +213,24 @@ def test_views_are_global_then_crops_row_by_row():
     for index, colour in enumerate(colours):
         image.paste(colour, (6 * (index % 2), 6 * (index // 2), 6 * (index % 2) + 6, 6 * (index // 2) + 6))
     parts = views(image, replace(TRANSFORM, interpolation="nearest"))
-    assert len(parts) == 5 and all(part.size == (6, 6) for part in parts)
-    assert [part.getpixel((3, 3)) for part in parts[1:]] == colours
+    assert parts.shape == (5, 3, 6, 6) and parts.dtype == torch.uint8
+    assert [tuple(part[:, 3, 3].tolist()) for part in parts[1:]] == colours
     values = pixels(image, TRANSFORM)
     assert values.shape == (5, 3, 6, 6) and values.dtype == torch.float32
     expected = (1 - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.5, 0.25, 0.2])
     torch.testing.assert_close(values[4, :, 3, 3], expected)
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_pixels_are_those_of_pillow_to_one_step_in_255(interpolation):
+    transform = replace(TRANSFORM, image_size=64, tiles=1, interpolation=interpolation)
+    for seed, size in enumerate(((320, 241), (50, 47), (64, 64), (1, 400))):
+        image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+        expected = np.asarray(image.resize((64, 64), INTERPOLATIONS[interpolation])).astype(int)
+        found = views(image, transform)[0].permute(1, 2, 0).numpy().astype(int)
+        assert np.abs(found - expected).max() <= 1, size
+        if size == (64, 64):
+            assert (found == np.asarray(image)).all()
 
 
 def test_every_kind_of_image_becomes_the_same_pixels(tmp_path):

@@ -13,7 +13,7 @@ from lvlm.config import make_config
 from lvlm.errors import InputError
 from lvlm.model.assembly import assemble
 from lvlm.model.checkpoints import load
-from lvlm.model.lora import FusedLoraLinear, lora_layers
+from lvlm.model.lora import SummableLora, lora_layers
 from lvlm.model.parts import prepare_training, set_train_mode
 from lvlm.model.weights import matrices, quantised_layers
 from lvlm.run import run
@@ -278,7 +278,7 @@ def test_lora_trains_on_a_quantised_llm_and_comes_back_to_the_bit(quantised, tmp
         parameter.numel() for parameter in tiny_world_llm(64)
     ), "two weights in a byte are counted as two"
     assert len(lora_layers(model.language_model)) == 14
-    assert not any(isinstance(layer, FusedLoraLinear) for layer in lora_layers(model.language_model).values())
+    assert not any(isinstance(layer, SummableLora) for layer in lora_layers(model.language_model).values())
     before = [layer.weight.data.clone() for layer in layers.values()]
     batch = batch_for(model, processor)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)

@@ -8,10 +8,9 @@ from itertools import product
 import pytest
 import torch
 from peft import LoraConfig
-from peft.tuners.lora import Linear as PeftLinear
 
 from lvlm.errors import InputError
-from lvlm.model.lora import FusedLoraLinear, add_lora, inject_lora, linear_names, lora_layers, summed_lora
+from lvlm.model.lora import inject_lora, linear_names, lora_layers
 from lvlm.model.parts import describe, prepare_training
 from lvlm.settings import LoraSettings, MixConfig, StageConfig, TrainedParts
 from tests.tiny import make_llm, tiny_image, tiny_world
@@ -216,75 +215,3 @@ def test_a_frozen_tower_computes_no_gradient():
     assert len(lora_layers(model.vision_tower)) == len(linear_names(model.vision_tower)) - 2 * len(
         lora_layers(model.vision_tower)
     )
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(7, 6), (2, 5, 6)])
-def test_fused_lora_gives_the_output_and_gradients_of_peft(bias, shape):
-    results = []
-    for fused in (True, False):
-        torch.manual_seed(0)
-        part = torch.nn.Sequential(torch.nn.Linear(6, 4, bias=bias)).double()
-        add_lora(part, r=3, alpha=5, dropout=0.0, seed=0)
-        part.double()
-        layer = part[0]
-        assert isinstance(layer, FusedLoraLinear)
-        torch.nn.init.normal_(layer.lora_B["default"].weight)
-        layer.base_layer.requires_grad_(False)
-        x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-        assert layer._fusible(x, layer.base_layer)
-        y = layer(x) if fused else PeftLinear.forward(layer, x)
-        y.square().sum().backward()
-        results.append([y, x.grad, layer.lora_A["default"].weight.grad, layer.lora_B["default"].weight.grad])
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-
-
-def test_lora_is_not_fused_where_that_would_change_what_is_computed():
-    part = torch.nn.Sequential(torch.nn.Linear(6, 4))
-    add_lora(part, r=3, alpha=5, dropout=0.5, seed=0)
-    layer, x = part[0], torch.randn(2, 6)
-    layer.base_layer.requires_grad_(False)
-    assert not layer._fusible(x, layer.base_layer)  # dropout acts
-    layer.eval()
-    assert layer._fusible(x, layer.base_layer)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not layer._fusible(x, layer.base_layer)
-    layer.base_layer.requires_grad_(True)
-    assert not layer._fusible(x, layer.base_layer)  # its gradient is not computed
-    layer.base_layer.requires_grad_(False)
-    layer.merge()
-    assert not layer._fusible(x, layer.base_layer)
-
-
-def test_summed_lora_computes_the_same_and_leaves_the_weights_alone(monkeypatch):
-    model, processor = tiny_world().assemble()
-    prepare_training(model, stage(llm="lora"), seed=0)
-    train(model, processor)
-    batch = batch_for(model, processor)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.eval()
-    with torch.inference_mode():
-        expected = model(**batch).logits
-        with summed_lora(model):
-            calls = []
-            monkeypatch.setattr(FusedLoraLinear, "_fusible", lambda *_: calls.append(1))
-            found = model(**batch).logits
-            assert not calls, "the sum stands for the three products"
-            assert model.state_dict().keys() == before.keys()
-            monkeypatch.undo()
-        assert torch.equal(model(**batch).logits, expected)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-@pytest.mark.parametrize("why", ["large", "half precision"])
-def test_lora_is_not_summed_where_that_costs_memory_or_bits(monkeypatch, why):
-    model, _ = tiny_world().assemble()
-    prepare_training(model, stage(llm="lora"), seed=0)
-    if why == "large":
-        monkeypatch.setattr("lvlm.model.lora.SUM_BYTES", 1000)
-    else:
-        model.to(torch.bfloat16)
-    with summed_lora(model):
-        assert all(layer.summed is None for layer in lora_layers(model).values())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from lvlm.data import progress
 from lvlm.data.corpus import Sample, open_corpus
@@ -134,6 +135,32 @@ def test_number_of_samples_of_a_corpus(toy: Path, reading: Path) -> None:
     plan = make_plan(reading, uses=[{**use, "languages": ["de"], "samples": 4}])
     assert Counter(entry.language for entry in plan.order) == {"de": 4}
     assert len(make_plan(reading, uses=[{**use, "samples": 11}]).order) == 11
+
+
+def test_a_corpus_that_stays_in_its_languages_is_counted_by_language(tmp_path: Path) -> None:
+    folder = make_corpus(tmp_path, ("en", "de", "ar", "th"), name="pages", rows=9, translatable=False)
+    use = {"path": str(folder), "split": "instruct"}
+
+    def drawn(*uses: dict[str, Any]) -> dict[str, set[str]]:
+        ids: dict[str, set[str]] = {}
+        for entry in make_plan(folder, uses=[{**use, **more} for more in uses]).order:
+            ids.setdefault(entry.language, set()).add(entry.id)
+        return ids
+
+    latin_down = drawn(
+        {"languages": ["en", "de"], "samples_per_language": 2}, {"languages": ["ar", "th"], "samples_per_language": 8}
+    )
+    assert {code: len(ids) for code, ids in latin_down.items()} == {"en": 2, "de": 2, "ar": 8, "th": 8}
+    uniform = drawn({"samples_per_language": 5})
+    assert all(len(ids) == 5 for ids in uniform.values())
+    assert latin_down["de"] < uniform["de"] and uniform["th"] < latin_down["th"], "more takes the same ones and others"
+    for uses, message in (
+        ([{"samples_per_language": 10}], "has 9"),
+        ([{"languages": ["de"]}, {"languages": ["de", "en"]}], "twice for 'de'"),
+        ([{"samples_per_language": 2, "samples": 2}], "not both"),
+    ):
+        with pytest.raises((InputError, ValidationError), match=message):
+            drawn(*uses)  # type: ignore[arg-type]
 
 
 def test_only_the_files_of_the_mix_are_read(toy: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lvlm import cli
+from lvlm.languages import language
 from lvlm.model.checkpoints import parts
 from lvlm.model.lvlm import Lvlm
 from lvlm.model.parts import prepare_training
@@ -34,7 +35,7 @@ def built(name: str) -> Lvlm:
 
 
 def test_the_presets_are_these() -> None:
-    assert PRESETS == ["centurio_aya", "centurio_phi35", "centurio_qwen", "tiny", "viscpm_chat"]
+    assert PRESETS == ["centurio_aya", "centurio_ocr", "centurio_phi35", "centurio_qwen", "tiny", "viscpm_chat"]
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
@@ -50,6 +51,7 @@ def test_a_preset_says_what_it_is_and_takes_any_override(name: str) -> None:
 
 SIZES = {
     "centurio_phi35": (12_982_272, 729, 3.8e9),
+    "centurio_ocr": (12_982_272, 729, 3.8e9),
     "centurio_qwen": (21_109_760, 729, 7.6e9),
     "centurio_aya": (26_222_592, 729, 8.0e9),
     "viscpm_chat": (None, 64, 8.8e9),
@@ -141,10 +143,22 @@ def test_centurio_is_trained_as_it_was(name: str) -> None:
     config = cli.read_run(name, [])
     assert config.model.template == "centurio" and centurio_template(built(name).config.text_config)
     rates = {stage: (s.optim.lr, s.optim.tower_lr) for stage, s in config.stages().items()}
-    if name == "centurio_phi35":
-        assert rates == dict.fromkeys(("pretrain", "instruct"), (1e-4, None)) and config.model.tiles == 1
+    if name in ("centurio_phi35", "centurio_ocr"):
+        tower = 1e-6 if name == "centurio_ocr" else None
+        assert rates == dict.fromkeys(("pretrain", "instruct"), (1e-4, tower)) and config.model.tiles == 1
     else:
         assert rates == {"pretrain": (5e-5, 1e-6), "instruct": (3e-5, 1e-6)} and config.model.tiles == 2
     for stage in config.stages().values():
         assert (stage.batch_samples, stage.epochs, stage.optim.warmup, stage.optim.schedule) == (32, 1, 0.03, "cosine")
         assert (stage.mix.languages, stage.mix.english_share, stage.max_text_tokens) == ("all", 0.5, 1024)
+
+
+def test_the_preset_of_text_in_images_counts_pages_as_the_paper_does() -> None:
+    config = cli.read_run("centurio_ocr", [])
+    for name, (others, latin) in {"pretrain": (10_000, 2_500), "instruct": (1_000, 250)}.items():
+        uses = [use for use in config.stages()[name].mix.corpora if use.path == "data/pages"]
+        assert [(len(use.languages or ()), use.samples_per_language) for use in uses] == [(32, others), (67, latin)]
+        languages = [language(code) for use in uses for code in use.languages or ()]
+        assert len({row.code for row in languages}) == 99
+        assert {row.script == "Latn" for row in languages[:32]} == {False}
+        assert {row.script for row in languages[32:]} == {"Latn"}

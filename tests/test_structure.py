@@ -29,6 +29,7 @@ ORDER = [
     "model",
     "evaluate",
     "train",
+    "translate",
     "provenance",
     "check",
     "run",
@@ -126,7 +127,7 @@ def test_constraints_cover_every_dependency() -> None:
 def test_what_the_packages_import_is_declared() -> None:
     tops = {name.split(".")[0] for path in modules() for name in imports(path)}
     declared = {name.lower() for name in project("dev", "quantised")}
-    others = {"PIL": "pillow", "yaml": "pyyaml"}
+    others = {"PIL": "pillow", "yaml": "pyyaml", "fontTools": "fonttools"}
     third_party = tops - set(sys.stdlib_module_names) - set(PACKAGES)
     assert not {others.get(name, name) for name in third_party} - declared
 
@@ -142,7 +143,7 @@ def test_conda_environment_says_the_same() -> None:
 
 COMMANDS = [
     "lvlm", "lvlm train", "lvlm evaluate", "lvlm generate", "lvlm export", "lvlm data", "lvlm plan", "lvlm backbones",
-    "lvlm from-trident",
+    "lvlm from-trident", "lvlm corpus", "lvlm benchmark", "lvlm translate",
     "sweeps", "sweeps launch", "sweeps plan", "sweeps worker", "sweeps status", "sweeps export", "sweeps ui",
     "sweeps new",
     "ablations", "ablations report", "ablations list",

@@ -35,7 +35,7 @@ def declare(**changes):
 
 
 def test_the_shipped_studies_load_and_the_drivers_fit_a_lunch_break():
-    assert list_studies() == ("drivers", "english_share", "number_of_languages", "tiling")
+    assert list_studies() == ("drivers", "english_share", "hundred_languages", "number_of_languages", "tiling")
     drivers = load_study("drivers")
     assert 18 <= len(drivers.cells("default")) <= 24
     assert len(drivers.cells("full")) == len(drivers.arms("full")) * 5

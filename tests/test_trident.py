@@ -14,7 +14,9 @@ import pytest
 
 from lvlm import cli
 from lvlm.config import RunConfig, check_path, load_config, to_yaml
+from lvlm.data.benchmarks import BENCHMARKS
 from lvlm.errors import InputError
+from lvlm.records import TASKS
 from lvlm.trident import Translation, from_trident
 from lvlm.trident.fields import DERIVED, SCORED, TRAINED
 from lvlm.trident.keys import EXPERIMENTS, FIXED, REFUSED, TABLE
@@ -112,11 +114,12 @@ def test_the_evaluation_line() -> None:
     assert not config.stages() and config.tags == ("eval", "maxm")
     assert config.model.checkpoint == f"{SAVED}.ckpt/checkpoint/mp_rank_00_model_states.pt"
     (use,) = config.evaluate.corpora
-    assert (use.path, use.split, use.images) == ("/p/data/jsons/maxm", "test", "/p/data/images/maxm")
-    assert flat(config, "evaluate.tasks", "evaluate.max_new_tokens") == [("vqa",), 10]
+    assert (use.path, use.split, use.images) == ("runs/data/maxm", "test", "/p/data/images/maxm")
+    assert flat(config, "evaluate.tasks", "evaluate.max_new_tokens") == [("maxm",), 10]
     assert flat(config.compute, "loader_workers", "evaluate_batch") == [16, 2]
     assert found.command == 'python -m lvlm train RUN.yaml --folder "$output"'
-    assert "maxm_*_test.json there as test/<language>.json (iw is he here)" in notes and "corpus.yaml" in notes
+    assert "lvlm benchmark maxm /p/data/jsons/maxm runs/data/maxm --images /p/data/images/maxm" in notes
+    assert "--first 512" in " ".join(scored(experiment="mblipv2_test_xm3600").notes)
     assert scored("module.model.load_4bit=True", "trainer.devices=2").command.startswith("torchrun --nproc-per-node 2 ")
 
 
@@ -165,7 +168,7 @@ def test_every_experiment_gives_a_config(name: str) -> None:
         tower = flat(config, f"{stage}.train.tower", f"{stage}.optim.tower_lr")
         assert tower == (["full", 1e-5] if name == "mblipv2_train_vit" else ["frozen", None])
         return
-    assert benchmark is not None
+    assert benchmark is not None and benchmark.name in BENCHMARKS and set(benchmark.tasks) <= set(TASKS)
     config = scored(f"{benchmark.images}=/images", experiment=name).config
     assert config.evaluate.corpora[0].images == "/images" and config.evaluate.tasks == benchmark.tasks
     if benchmark.beside:
@@ -313,7 +316,7 @@ def test_the_page_shows_the_table() -> None:
     rows = [[code(key.name), code(key.field) or "no meaning", code(key.default), on[key.on], key.says] for key in TABLE]
     rows += [[code(name), code(str(value)), why] for name, (value, why) in FIXED.items()]
     rows += [
-        [code(name), f"stage `{entry.stage}`" if entry.stage else f"evaluation of `{entry.benchmark.folder}`"]  # type: ignore[union-attr]
+        [code(name), f"stage `{entry.stage}`" if entry.stage else f"evaluation of `{entry.benchmark.name}`"]  # type: ignore[union-attr]
         for name, entry in EXPERIMENTS.items()
     ]
     rows += [[code(name), f"none: {why}"] for name, why in REFUSED.items()]

@@ -86,7 +86,7 @@ def _tokenizer(folder: Path, say: Say) -> PreTrainedTokenizerFast:
         rng = np.random.default_rng(20_250_112)
         documents = TextWorld().documents(rng, count=TOKENIZER_DOCUMENTS)
         texts = [text for _, turns in documents for turn in turns for text in turn]
-        with _finished(target) as unfinished:
+        with finished(target) as unfinished:
             train_tokenizer(texts).save_pretrained(str(unfinished))
     return PreTrainedTokenizerFast.from_pretrained(str(target))  # type: ignore[no-any-return]
 
@@ -109,7 +109,7 @@ def _language_model(
         "seed": seed, "answer_mix": mix, "recipe": dataclasses.asdict(recipe), "documents": text_world_settings(),
         "tokenizer": vocabulary,
     }  # fmt: skip
-    if _is_made(target, making):
+    if is_made(target, making):
         return say(f"{target.name}: already there")
     model = train_lm(
         tokenizer,
@@ -117,14 +117,14 @@ def _language_model(
         recipe=recipe,
         seed=seed,
         compiled=compiled,
-        on_progress=_progress(target.name, say),
+        on_progress=progress_of(target.name, say),
     )
-    with _finished(target) as unfinished:
+    with finished(target) as unfinished:
         model.half().save_pretrained(unfinished)
         write_json(unfinished / TRAINING_FILE, making)
 
 
-def _is_made(target: Path, making: Mapping[str, Any]) -> bool:
+def is_made(target: Path, making: Mapping[str, Any]) -> bool:
     """Whether a draw is there; one of another making is an error, as draws of one set differ in their seed only."""
     if not target.exists():
         return False
@@ -145,11 +145,11 @@ def _tower(target: Path, *, seed: int, say: Say, scale: float, compiled: bool) -
     }
     recipe = dataclasses.replace(recipe, **shorter)
     making = {"seed": seed, "recipe": dataclasses.asdict(recipe)}
-    if _is_made(target, making):
+    if is_made(target, making):
         return say(f"{target.name}: already there")
-    progress = _progress(target.name, say, stem_steps=recipe.stem_steps)
+    progress = progress_of(target.name, say, stem_steps=recipe.stem_steps)
     tower = train_vit(recipe=recipe, seed=seed, compiled=compiled, on_progress=progress)
-    with _finished(target) as unfinished:
+    with finished(target) as unfinished:
         save_file(
             {name: value.half().contiguous() for name, value in tower.state_dict().items()},
             unfinished / "model.safetensors",
@@ -162,7 +162,7 @@ def _tower(target: Path, *, seed: int, say: Say, scale: float, compiled: bool) -
         write_json(unfinished / TRAINING_FILE, making)
 
 
-class _finished:
+class finished:
     """A folder that appears under its name only when everything in it is written."""
 
     def __init__(self, target: Path) -> None:
@@ -181,7 +181,7 @@ class _finished:
             shutil.rmtree(self.unfinished, ignore_errors=True)
 
 
-def _progress(name: str, say: Say, *, stem_steps: int = 0) -> Callable[[dict[str, float]], None]:
+def progress_of(name: str, say: Say, *, stem_steps: int = 0) -> Callable[[dict[str, float]], None]:
     """Says a line every `LINE_SECONDS`, of the stem of a tower as well, which is trained before the rest."""
     last = time.monotonic()
 

@@ -7,7 +7,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,10 +15,17 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from lvlm.backbones.text import TextWorld, Turns
+from lvlm.backbones.text import Turns
 from lvlm.backbones.tokenizer import ASSISTANT, END, USER
 
 IGNORED_WEIGHT = 0.03  # loss weight of tokens that are not an answer: reading the prompt is worth a little
+
+
+class TextSource(Protocol):
+    """What a language model reads: `TextWorld`, `EmojiText`."""
+
+    def documents(self, rng: np.random.Generator, *, count: int) -> Iterator[tuple[str, Turns]]:
+        """Yield `count` documents as (language of the requests, turns)."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,10 @@ def stream(seed: int, purpose: str) -> int:
     return int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1)[0])
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, documents: Sequence[Turns]) -> list[Document]:
-    """Documents as the chat template renders them; answers and their end weigh 1, all else `IGNORED_WEIGHT`."""
+def encode(
+    tokenizer: PreTrainedTokenizerFast, documents: Sequence[Turns], *, request_weight: float = IGNORED_WEIGHT
+) -> list[Document]:
+    """Documents as the chat template renders them; answers and their end weigh 1, all else `request_weight`."""
     flat = [text for turns in documents for turn in turns for text in turn]
     pieces = iter(tokenizer.backend_tokenizer.encode_batch(flat, add_special_tokens=False))
     user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
@@ -82,7 +91,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, documents: Sequence[Turns]) -> li
             question = [user, *next(pieces).ids, end, assistant]
             answer = [*next(pieces).ids, end]
             ids += question + answer
-            weights += [IGNORED_WEIGHT] * len(question) + [1.0] * len(answer)
+            weights += [request_weight] * len(question) + [1.0] * len(answer)
         encoded.append(Document(np.array(ids, dtype=np.int64), np.array(weights, dtype=np.float32)))
     return encoded
 
@@ -112,15 +121,17 @@ def batches(
 def train_lm(
     tokenizer: PreTrainedTokenizerFast,
     *,
-    world: TextWorld,
+    world: TextSource,
     recipe: LmRecipe,
     seed: int,
     on_progress: Callable[[dict[str, float]], None] | None = None,
     compiled: bool = True,
+    request_weight: float = IGNORED_WEIGHT,
 ) -> Qwen2ForCausalLM:
     """Train one draw: its seed sets the initial weights, the documents and their order.
 
-    `compiled` needs a C++ compiler and pays from about a minute of training on.
+    `compiled` needs a C++ compiler and pays from about a minute of training on; so does a `request_weight` of 0 where
+    the vocabulary is large, as requests then need no logits.
     """
     model = new_model(tokenizer, recipe=recipe, seed=seed)
     model.train()
@@ -142,7 +153,10 @@ def train_lm(
     while step < steps:  # documents are drawn in portions, so that memory stays small
         portion = [turns for _, turns in world.documents(text_rng, count=min(20_480, (steps - step) * recipe.batch))]
         for ids, weights in batches(
-            encode(tokenizer, portion), order_rng, size=recipe.batch, pad=tokenizer.pad_token_id
+            encode(tokenizer, portion, request_weight=request_weight),
+            order_rng,
+            size=recipe.batch,
+            pad=tokenizer.pad_token_id,
         ):
             loss: Any = loss_of(model, ids, weights)
             loss.backward()

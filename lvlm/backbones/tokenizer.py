@@ -25,11 +25,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int = VOCABULARY) -> PreTrainedTokenizerFast:
     """A BPE tokenizer whose merges follow `texts`; a character that they lack falls back to its UTF-8 bytes."""
     tokenizer = _bare(BPE())
     bytes_needed = [f"<0x{value:02X}>" for value in range(256)]
-    trainer = BpeTrainer(vocab_size=VOCABULARY - len(bytes_needed), special_tokens=list(SPECIAL), show_progress=False)
+    trainer = BpeTrainer(
+        vocab_size=vocabulary_size - len(bytes_needed), special_tokens=list(SPECIAL), show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     learned = json.loads(tokenizer.to_str())["model"]
     vocabulary: dict[str, int] = dict(learned["vocab"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +21,16 @@ from lvlm.data.checks import IMAGE_PLACEHOLDER
 from lvlm.data.images import ImageFolder
 from lvlm.data.readers import Item, Rows, Sample, read_rows
 from lvlm.errors import InputError, nearest
-from lvlm.languages import in_table_order
+from lvlm.languages import find, in_table_order
+from lvlm.languages import language as known_language
 from lvlm.settings import Codes
 
 __all__ = ["CORPUS_FILE", "IMAGE_PLACEHOLDER", "Corpus", "Item", "Permission", "Sample", "open_corpus"]
 
 CORPUS_FILE = "corpus.yaml"
+REFUSED_FOLDER = "refused"
+"""Beside the splits: per split and language, which ids its file leaves out, as their translation was refused."""
+BUILT_IN = ("shapes", "reading", "plots", "pages", "emoji")
 
 Permission = Literal["train", "tune", "report"]
 """What a split may be used for: learning, choosing settings while training, or reported scores."""
@@ -44,7 +49,8 @@ class SplitEntry(_Strict):
 
 
 class CorpusEntry(_Strict):
-    """The keys of corpus.yaml."""
+    """The keys of corpus.yaml. Languages stand there and in the names of files under any of their codes; a row that
+    names its language writes it as its file does."""
 
     name: str
     languages: Codes
@@ -72,6 +78,7 @@ class Corpus:
         self._rows: dict[tuple[str, str], Rows] = {}
         self._items: dict[tuple[str, str], list[Item]] = {}
         self._attributes: dict[str, dict[str, str]] | None = None
+        self._refused: dict[tuple[str, str], frozenset[str]] = {}
 
     def __repr__(self) -> str:
         about = f"{len(self.languages)} languages, translatable={self.translatable}, splits={self.splits}"
@@ -110,10 +117,14 @@ class Corpus:
         return self._items[split, language]
 
     def ids(self, split: str, language: str | None = None) -> tuple[str, ...]:
-        """The ids of a language. None: those shared by all languages of a translatable corpus, else of all its
-        languages in a row."""
+        """The ids of a language. None: those of all languages, which a translatable corpus has once and another in a
+        row."""
         if language is None and self.translatable:
-            language = self._reference(split)
+            likely = (self._reference(split), *self.languages_of(split))
+            language = next((code for code in likely if not self.refused(split, code)), None)
+            if language is None:
+                ids = dict.fromkeys(name for code in self.languages_of(split) for name in self.rows(split, code).ids)
+                return tuple(ids)
         if language is None:
             return tuple(name for code in self.languages_of(split) for name in self.ids(split, code))
         rows = self.rows(split, language)
@@ -133,11 +144,33 @@ class Corpus:
             if self._file:
                 rows = read_rows(self._file, language=None, source=self.name)
             else:
-                rows = read_rows(self._language_file(split, language), language=language, source=self.name)
+                file = self._language_file(split, language)
+                rows = read_rows(file, language=file.stem, source=self.name)
+            rows = _in_own_codes(rows)
             if self.translatable and language != (reference := self._reference(split)):
-                _same_ids(self.rows(split, reference), rows)
+                _same_ids(
+                    self.rows(split, reference), rows, self.refused(split, reference), self.refused(split, language)
+                )
             self._rows[split, language] = rows
         return self._rows[split, language]
+
+    def refused(self, split: str, language: str) -> frozenset[str]:
+        """The ids of a translatable corpus whose translation into this language was refused, so that its file lacks
+        them."""
+        if (split, language) not in self._refused:
+            path = self.folder / REFUSED_FOLDER / split / f"{language}.jsonl"
+            ids = frozenset[str]()
+            if self.translatable and path.exists():
+                try:
+                    with open(path, encoding="utf-8") as file:
+                        ids = frozenset(str(json.loads(line)["id"]) for line in file)
+                except (ValueError, KeyError, TypeError) as error:
+                    raise InputError(
+                        f"{path} must have one JSON object a line with the field 'id', as `python -m lvlm translate` "
+                        "writes it. Put it back, or translate this language anew."
+                    ) from error
+            self._refused[split, language] = ids
+        return self._refused[split, language]
 
     def attributes(self, language: str) -> dict[str, str]:
         """Surface form -> attribute id of a language (empty where the corpus has none)."""
@@ -223,9 +256,14 @@ class Corpus:
         return next((code for code in languages if (split, code) in self._rows), languages[0])
 
     def _language_file(self, split: str, language: str) -> Path:
-        found = [
-            path for suffix in ("jsonl", "json") if (path := self.folder / split / f"{language}.{suffix}").exists()
-        ]
+        spelt = {
+            known_language(code).code: code for code in self._entry.splits[split].languages or self._entry.languages
+        }
+        folder = self.folder / split
+        found = [path for suffix in ("jsonl", "json") if (path := folder / f"{spelt[language]}.{suffix}").exists()]
+        if not found:
+            files = [path for path in sorted(folder.glob("*.json*")) if path.suffix in (".jsonl", ".json")]
+            found = [path for path in files if (one := find(path.stem)) and one.language.code == language]
         if len(found) == 1:
             return found[0]
         if found:
@@ -256,14 +294,27 @@ class Corpus:
             raise InputError(
                 f"{path} must map a language to its surface forms, as in {{'en': {{'red': 'colour:red'}}}}."
             )
-        in_table_order(data)
-        return data
+        result: dict[str, dict[str, str]] = {}
+        for code, forms in data.items():
+            result.setdefault(known_language(code).code, {}).update(forms)
+        return result
 
 
-def _same_ids(reference: Rows, rows: Rows) -> None:
+def _in_own_codes(rows: Rows) -> Rows:
+    """Rows whose languages stand under the table's codes, whatever the file calls them."""
+    codes = [known_language(code).code for code in rows.languages]
+    own = tuple(dict.fromkeys(codes))
+    if own == rows.languages:
+        return rows
+    numbers = np.array([own.index(code) for code in codes], dtype=rows.language_codes.dtype)
+    return replace(rows, languages=own, language_codes=numbers[rows.language_codes])
+
+
+def _same_ids(reference: Rows, rows: Rows, refused_there: frozenset[str], refused: frozenset[str]) -> None:
+    """Raise unless both files hold the same ids, but for those whose translation was refused there or here."""
     if reference.ids == rows.ids:
         return
-    expected = set(reference.ids)
+    expected = set(reference.ids) | refused_there
     for row, name in enumerate(rows.ids):
         if name not in expected:
             raise InputError(
@@ -271,9 +322,9 @@ def _same_ids(reference: Rows, rows: Rows) -> None:
                 "translatable corpus share "
                 "their ids; mend the id, or set translatable: false in corpus.yaml."
             )
-    if len(rows) != len(reference):
-        own = set(rows.ids)
-        row = next(row for row, name in enumerate(reference.ids) if name not in own)
+    own = set(rows.ids) | refused
+    row = next((row for row, name in enumerate(reference.ids) if name not in own), -1)
+    if row >= 0:
         raise InputError(
             f"{rows.path}, field 'id': the id '{reference.ids[row]}' is missing, which is in {reference.where(row)}. "
             "The language files of a translatable corpus share their ids; add the row, or set translatable: false in "
@@ -296,8 +347,8 @@ def open_corpus(folder: str | Path, *, images: str | Path | None = None) -> Corp
         what = f"holds no {CORPUS_FILE}" if folder.exists() else "does not exist"
         raise InputError(
             f"The corpus {folder} {what} (looked for from {Path.cwd()}). A corpus is a folder with a {CORPUS_FILE}, or "
-            f"a JSON file; `python -m lvlm data {'reading' if folder.name == 'reading' else 'shapes'} {folder}` writes "
-            "a built-in one."
+            f"a JSON file; `python -m lvlm data {folder.name if folder.name in BUILT_IN else 'shapes'} {folder}` "
+            "writes a built-in one."
         )
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -307,13 +358,13 @@ def open_corpus(folder: str | Path, *, images: str | Path | None = None) -> Corp
         raise InputError(f"{path} must be a mapping with the keys {', '.join(CorpusEntry.model_fields)}.")
     try:
         entry = CorpusEntry.model_validate(data)
+        _check_languages(entry.languages, "languages")
         for name, split in entry.splits.items():
             _check_languages(split.languages or (), f"splits.{name}.languages")
-            if extra := set(split.languages or ()) - set(entry.languages):
+            if extra := set(in_table_order(split.languages or ())) - set(in_table_order(entry.languages)):
                 raise InputError(
                     f"field 'splits.{name}.languages': {', '.join(sorted(extra))} not in field 'languages'."
                 )
-        _check_languages(entry.languages, "languages")
     except ValidationError as error:
         raise InputError(f"{path}: {'; '.join(map(_fault, error.errors()))}.") from error
     except InputError as error:
@@ -335,12 +386,16 @@ def _open_file(file: Path, images: Path | None) -> Corpus:
 
 
 def _check_languages(codes: Sequence[str], name: str) -> None:
-    try:
-        unique = in_table_order(codes)
-    except InputError as error:
-        raise InputError(f"field '{name}': {error}") from error
-    if len(unique) != len(codes):
-        raise InputError(f"field '{name}': a language is listed twice.")
+    first: dict[str, str] = {}
+    for code in codes:
+        try:
+            own = known_language(code).code
+        except InputError as error:
+            raise InputError(f"field '{name}': {error}") from error
+        if own in first:
+            what = f"'{first[own]}' and '{code}' are one language, {own}" if first[own] != code else f"'{code}'"
+            raise InputError(f"field '{name}': a language is listed twice: {what}.")
+        first[own] = code
 
 
 def _fault(item: Any) -> str:

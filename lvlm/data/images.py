@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from lvlm.data.progress import shown
 from lvlm.errors import InputError
@@ -118,6 +118,15 @@ def _check(path: Path) -> tuple[str, State]:
     try:
         stat = path.stat()
         content = path.read_bytes()
+    except OSError as error:
+        return str(error), (0, 0, "")
+    fault, _ = content_fault(content)
+    return fault, (0, 0, "") if fault else (stat.st_size, stat.st_mtime_ns, _digest(content))
+
+
+def content_fault(content: bytes) -> tuple[str, str]:
+    """Why the content of an image file cannot become RGB pixels (an empty text if it can), and its format's name."""
+    try:
         with Image.open(io.BytesIO(content)) as image:
             image.draft("RGB", (32, 32))  # JPEG: all entropy-coded data is read, the costly transform shrinks
             image.load()
@@ -126,9 +135,11 @@ def _check(path: Path) -> tuple[str, State]:
                 raise ValueError("floating-point pixels, whose range is unknown; save it as 8-bit or 16-bit PNG")
             if not image.mode.startswith("I"):  # these are scaled, all others converted
                 image.crop((0, 0, 1, 1)).convert("RGB")
+            return "", image.format or ""
+    except UnidentifiedImageError:
+        return "not an image of any known format", ""
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return str(error).partition("\n")[0] or type(error).__name__, (0, 0, "")
-    return "", (stat.st_size, stat.st_mtime_ns, _digest(content))
+        return str(error).partition("\n")[0] or type(error).__name__, ""
 
 
 def _digest(content: bytes) -> str:

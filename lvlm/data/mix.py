@@ -10,7 +10,8 @@ positions of every language handed to the new one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -20,10 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from lvlm.errors import InputError
-from lvlm.languages import GROUPS, group_languages, in_table_order, language
+from lvlm.languages import NO_TIER, find, group_languages, in_table_order, is_group, language
 from lvlm.settings import MixConfig
 
-Allocation = Literal["uniform", "inverse_tier"]
+Rule = Literal["uniform", "inverse_tier", "inverse_exp_tier"]
+Allocation = Rule | Mapping[str, float]
+"""A rule that needs nothing but the table, or a weight for each language beside English."""
 
 _BY_LANGUAGE, _BY_LEVEL, _OFFSET = 0.382, 0.4252, 0.8162
 """Phases of the thinning, spread over languages and levels; of some thousand tried, among those with the smallest
@@ -42,7 +45,7 @@ class LanguageMix:
     def of(cls, config: MixConfig, available: Sequence[str], *, corpus: str) -> LanguageMix:
         """The mix of a config on a corpus that has the `available` languages."""
         if isinstance(config.languages, str):
-            if config.languages not in GROUPS and config.languages in available:
+            if not is_group(config.languages) and find(config.languages):
                 raise InputError(
                     f"The mix's 'languages' is the code '{config.languages}'; write a list, [{config.languages}], or a "
                     "group."
@@ -60,7 +63,50 @@ class LanguageMix:
                 f"The mix's 'allocation' is {config.allocation} but English is its only language, so that there is "
                 "nothing to divide. Leave it out, or add other languages."
             )
-        return cls(languages, resolve_share(config.english_share, languages), config.allocation)
+        share = resolve_share(config.english_share, languages)
+        return cls(languages, share, _allocation(config, [code for code in languages if code != "en"], corpus))
+
+
+def _allocation(config: MixConfig, others: Sequence[str], corpus: str) -> Allocation:
+    """The allocation of a config over these languages; raises where a weight or a size is missing or idle."""
+    if config.allocation == "weights":
+        assert config.weights is not None
+        weights = _by_code(config.weights, "weights")
+        if idle := [code for code in weights if code not in others]:
+            raise InputError(
+                f"The mix's 'weights' name {', '.join(idle)}, which would change nothing in corpus '{corpus}': the mix "
+                f"divides {', '.join(others)}, and English has its 'english_share'. Leave them out there."
+            )
+        _all_given(weights, others, "weights")
+        return weights
+    if config.allocation == "temperature":
+        assert config.sizes is not None and config.temperature is not None
+        sizes = _by_code(config.sizes, "sizes")
+        _all_given(sizes, others, "sizes")
+        largest = math.log(max(sizes.values()))
+        weights = {code: math.exp((math.log(size) - largest) / config.temperature) for code, size in sizes.items()}
+        if lost := [code for code in others if not weights[code]]:
+            raise InputError(
+                f"The mix's 'temperature' is {config.temperature}, so low that {', '.join(lost)} would get nothing. "
+                "Raise it, or leave these languages out."
+            )
+        return {code: weights[code] for code in others}
+    return config.allocation
+
+
+def _by_code(amounts: Mapping[str, float], field: str) -> dict[str, float]:
+    own = {language(code).code: amount for code, amount in amounts.items()}
+    if len(own) < len(amounts):
+        raise InputError(f"The mix's '{field}' give a language twice, under two of its codes: {', '.join(amounts)}.")
+    return own
+
+
+def _all_given(amounts: Mapping[str, float], others: Sequence[str], field: str) -> None:
+    if missing := [code for code in others if code not in amounts]:
+        raise InputError(
+            f"The mix's '{field}' lack {', '.join(missing)}. Give one for each language of the mix but English, or set "
+            "mix.languages to those that have one."
+        )
 
 
 def resolve_share(english_share: float | None, languages: Sequence[str]) -> float:
@@ -105,11 +151,12 @@ def assign_languages(
     - With the same share, languages added behind the others (in table order: T5, T4, ...) only take ids over for
     themselves.
     - Both hold strictly, at every share and number of languages. Their price: another language differs from its quota
-    by up to 2 ids with
-      5 other languages, 4 with 24, 8 with all 99 of the table (measured, whatever N; a test holds these figures),
-      instead of by less than 1.
+    by up to 2 ids with 5 other languages, 4 with 24 (5 under `inverse_exp_tier`), 8 with Centurio's 99, and with
+    weights of its own by up to 3, 10 and 14 (measured, whatever N; a test holds these figures), instead of by less
+    than 1.
 
-    `allocation`: `uniform`, or `inverse_tier` with weights 1/tier (Centurio, arXiv 2501.05122, appendix D.2).
+    `allocation`: `uniform`, `inverse_tier` with weights 1/tier or `inverse_exp_tier` with exp(-tier) (Centurio, arXiv
+    2501.05122, appendix D.2), or a weight for each language beside English.
     """
     codes, chosen = language_codes(ids, languages=languages, english_share=english_share, allocation=allocation)
     return {name: chosen[code] for name, code in zip(ids, codes.tolist(), strict=True)}
@@ -150,7 +197,17 @@ def hash_order(ids: Sequence[str], *, salt: str) -> npt.NDArray[np.int64]:
 
 
 def _weights(languages: Sequence[str], allocation: Allocation) -> tuple[float, ...]:
-    return tuple(1.0 if allocation == "uniform" else 1 / int(language(code).tier[1:]) for code in languages)
+    if not isinstance(allocation, str):
+        return tuple(allocation[code] for code in languages)
+    if allocation == "uniform":
+        return (1.0,) * len(languages)
+    if without := [code for code in languages if language(code).tier == NO_TIER]:
+        raise InputError(
+            f"The mix's 'allocation' is {allocation}, but {', '.join(without)} have no tier, as they are not among "
+            "Centurio's 100 languages. Leave them out, or give weights (allocation: weights)."
+        )
+    tiers = [int(language(code).tier[1:]) for code in languages]
+    return tuple(1 / tier if allocation == "inverse_tier" else math.exp(-tier) for tier in tiers)
 
 
 @lru_cache(maxsize=16)

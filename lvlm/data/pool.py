@@ -71,12 +71,7 @@ def gather(mix: MixConfig, corpora: Mapping[str, Corpus]) -> tuple[Pool, dict[st
     it needs."""
     if not mix.corpora:
         raise InputError("The mix's field 'corpora' is empty: name at least one corpus and split to train on.")
-    keys = [(corpora[use.path].name, use.split) for use in mix.corpora]
-    if twice := next((key for key in keys if keys.count(key) > 1), None):
-        raise InputError(
-            f"The mix's field 'corpora' names corpus '{twice[0]}', split '{twice[1]}' twice. Use it once, with more "
-            "samples."
-        )
+    _check_used_once(mix, corpora)
     if mix.english_share is not None and not any(corpora[use.path].translatable for use in mix.corpora):
         raise InputError(
             f"The mix's 'english_share' is {mix.english_share}, but none of its corpora is translatable: every sample "
@@ -113,6 +108,24 @@ def gather(mix: MixConfig, corpora: Mapping[str, Corpus]) -> tuple[Pool, dict[st
     return Pool(tuple(parts), part[places], row[places]), shares
 
 
+def _check_used_once(mix: MixConfig, corpora: Mapping[str, Corpus]) -> None:
+    """Raise for a sample that two uses would draw: only of a corpus that stays in its languages may a split be used
+    several times, for different languages."""
+    used: set[tuple[str, str, str]] = set()
+    for use in mix.corpora:
+        corpus = corpora[use.path]
+        whole = corpus.translatable or use.languages is None
+        codes = corpus.languages_of(use.split) if whole else in_table_order(use.languages or ())
+        for code in codes:
+            if (key := (corpus.name, use.split, code)) in used:
+                raise InputError(
+                    f"The mix's field 'corpora' names corpus '{corpus.name}', split '{use.split}' twice"
+                    + ("" if corpus.translatable else f" for '{code}'")
+                    + ". Use it once, with more samples."
+                )
+            used.add(key)
+
+
 def _translated(
     mix: MixConfig, use: CorpusUse, corpus: Corpus
 ) -> tuple[list[tuple[str, npt.NDArray[np.int64]]], float]:
@@ -122,13 +135,20 @@ def _translated(
             "the mix. "
             "Leave them out there, and set mix.languages."
         )
+    if use.samples_per_language is not None:
+        raise InputError(
+            f"The mix gives 'samples_per_language' for corpus '{corpus.name}', which is translatable: how many samples "
+            "a language gets follows from the mix. Give 'samples' there, and mix.english_share and mix.allocation."
+        )
     asked = LanguageMix.of(mix, corpus.languages_of(use.split), corpus=corpus.name)
-    ids = corpus.train_rows(use.split, asked.languages[0]).ids
+    first = asked.languages[0]
+    ids = corpus.ids(use.split) if corpus.refused(use.split, first) else corpus.train_rows(use.split, first).ids
     drawn = _draw_use(use, corpus, ids)
     pool_ids = [ids[index] for index in drawn]
     codes, languages = language_codes(
         pool_ids, languages=asked.languages, english_share=asked.english_share, allocation=asked.allocation
     )  # fmt: skip
+    _keep_what_was_refused(codes, languages, pool_ids, use, corpus)
     result = []
     for number, code in enumerate(languages):
         own = np.flatnonzero(codes == number)
@@ -144,6 +164,25 @@ def _translated(
     return result, asked.english_share
 
 
+def _keep_what_was_refused(
+    codes: npt.NDArray[np.int64], languages: Sequence[str], ids: Sequence[str], use: CorpusUse, corpus: Corpus
+) -> None:
+    """Change `codes` where a sample's translation into its language was refused: it takes the first language of the mix
+    that has it, which is English where the mix has English."""
+    refused = [corpus.refused(use.split, code) for code in languages]
+    for number in range(len(languages)):
+        for at in np.flatnonzero(codes == number).tolist() if refused[number] else ():
+            if ids[at] in refused[number]:
+                other = next((place for place, names in enumerate(refused) if ids[at] not in names), None)
+                if other is None:
+                    raise InputError(
+                        f"Corpus '{corpus.name}', split '{use.split}', id '{ids[at]}': its translation was refused in "
+                        f"every language of the mix ({', '.join(languages)}). Add a language that has it, such as that "
+                        "of the original."
+                    )
+                codes[at] = other
+
+
 def _untranslated(use: CorpusUse, corpus: Corpus) -> list[tuple[str, npt.NDArray[np.int64]]]:
     languages = in_table_order(use.languages) if use.languages is not None else corpus.languages_of(use.split)
     if not languages:
@@ -152,6 +191,8 @@ def _untranslated(use: CorpusUse, corpus: Corpus) -> list[tuple[str, npt.NDArray
         )
     rows = {code: corpus.train_rows(use.split, code) for code in languages}
     numbers = {code: corpus.row_numbers(use.split, code) for code in languages}
+    if use.samples_per_language is not None:
+        return [(code, numbers[code][_draw_of_language(use, corpus, rows[code], numbers[code])]) for code in languages]
     names = [f"{rows[code].ids[row]}\0{code}" for code in languages for row in numbers[code]]
     drawn = np.zeros(len(names), dtype=bool)
     drawn[_draw_use(use, corpus, names)] = True
@@ -162,6 +203,19 @@ def _untranslated(use: CorpusUse, corpus: Corpus) -> list[tuple[str, npt.NDArray
         if own.any():
             result.append((code, numbers[code][own]))
     return result
+
+
+def _draw_of_language(
+    use: CorpusUse, corpus: Corpus, rows: Rows, numbers: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """The places of the `use.samples_per_language` first rows of a language in an order that only the ids determine."""
+    wanted = use.samples_per_language
+    if wanted is not None and wanted > len(numbers):
+        raise InputError(
+            f"The mix asks for samples_per_language={wanted} of corpus '{corpus.name}', split '{use.split}', but "
+            f"{rows.path.name} has {len(numbers)}. Lower the number, or leave it out for all."
+        )
+    return np.sort(hash_order([rows.ids[row] for row in numbers.tolist()], salt="samples")[:wanted])
 
 
 def _draw_use(use: CorpusUse, corpus: Corpus, names: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lvlm.languages import TIERS, language, table
+from lvlm.languages import NO_TIER, TIERS, language, table
 
 
 @dataclass(slots=True)
@@ -72,7 +72,9 @@ def lines(tallies: Sequence[Tally]) -> list[str]:
         result += ["", f"{title}: {names}"]
         rank = {code: index for index, code in enumerate(table())}
         part.sort(key=lambda tally: (rank[tally.language], tally.corpus, tally.source))
-        result += _block("tier", add_up(part, lambda tally: language(tally.language).tier), order=("en", *TIERS))
+        result += _block(
+            "tier", add_up(part, lambda tally: language(tally.language).tier), order=("en", *TIERS, NO_TIER)
+        )
         result += _block("language", add_up(part, lambda tally: tally.language))
         result += _block("source", add_up(part, lambda tally: tally.source))
     return result[1:]

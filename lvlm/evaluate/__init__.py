@@ -12,14 +12,16 @@ import pandas as pd
 from lvlm.data.corpus import IMAGE_PLACEHOLDER, Corpus, Permission
 from lvlm.evaluate.fidelity import LanguageDetector, fidelity, undetermined
 from lvlm.evaluate.items import Asked, asked_items
-from lvlm.evaluate.metrics import majority
-from lvlm.evaluate.tasks import TASKS, scorer_of
-from lvlm.records import METRICS, PREDICTION_COLUMNS, SCORE_COLUMNS
+from lvlm.evaluate.metrics import majority, normalise
+from lvlm.evaluate.tasks import MEASURES, TASKS, scorer_of
+from lvlm.records import METRICS, NAMED_METRICS, PREDICTION_COLUMNS, SCORE_COLUMNS
 from lvlm.settings import EvaluateConfig
 
 if TYPE_CHECKING:
     from lvlm.evaluate.generate import ImageFeatures
 
+CONSTANT, FEW = 0.95, 10
+"""From this share of equal answers on, in rows of at least so many items, answers count as constant."""
 TRAINING_ROWS = 500
 """Training rows per language and split from which the detector learns the words of an untranslatable corpus."""
 
@@ -124,7 +126,7 @@ def score_answers(
     notes: dict[str, None] = {}
     for entry, answer in zip(asked, answers, strict=True):
         item, scorer = entry.item, scorer_of(entry.corpus, entry.split)
-        notes |= dict.fromkeys(scorer.notes(item.task))
+        notes |= dict.fromkeys(scorer.notes(item.task, item.language))
         rows.append(
             {
                 "task": item.task,
@@ -137,11 +139,12 @@ def score_answers(
                 "score": scorer.score(item, answer),
                 "score_any_language": scorer.score_any_language(item, answer),
                 "answer_language": detector.detect(answer),
+                **scorer.beside(item, answer),
             }
         )
     predictions = pd.DataFrame(rows, columns=list(PREDICTION_COLUMNS))
     scores = pd.DataFrame(_score_rows(asked, rows), columns=list(SCORE_COLUMNS))
-    scores.attrs["notes"] = list(notes)
+    scores.attrs["notes"] = [*notes, *constant_answers(predictions)]
     return scores, predictions
 
 
@@ -151,22 +154,44 @@ def _score_rows(asked: Sequence[Asked], rows: Sequence[Mapping[str, Any]]) -> li
         members.setdefault(entry.row, []).append(place)
     result = []
     for (task, language), places in members.items():
-        constant = majority([asked[place].item.answers for place in places])
+        items = [asked[place].item for place in places]
+        scorers = [scorer_of(asked[place].corpus, asked[place].split) for place in places]
+        constant = majority([item.answers for item in items])
         detected = [rows[place]["answer_language"] for place in places]
+        pairs = list(zip(scorers, items, strict=True))
         values = {
             "score": _mean([rows[place]["score"] for place in places]),
             "score_any_language": _mean([rows[place]["score_any_language"] for place in places]),
             "fidelity": fidelity(detected, [language] * len(places)),
             "undetermined": undetermined(detected),
-            "majority": _mean(
-                [
-                    scorer_of(asked[place].corpus, asked[place].split).score(asked[place].item, constant)
-                    for place in places
-                ]
-            ),
+            "majority": _mean([scorer.score(item, constant) for scorer, item in pairs]),
+            "random": _mean([scorer.random(item) for scorer, item in pairs]),
+            **{metric: _mean([rows[place][metric] for place in places]) for metric in NAMED_METRICS},
         }
-        result += [(task, language, metric, *values[metric]) for metric in METRICS]
+        absent = set(NAMED_METRICS) - {metric for scorer in scorers for metric in scorer.named(task)}
+        if not MEASURES[task].in_language:
+            absent |= {"score_any_language", "fidelity", "undetermined"}
+        if not values["random"][1]:
+            absent.add("random")
+        result += [(task, language, metric, *values[metric]) for metric in METRICS if metric not in absent]
     return result
+
+
+def constant_answers(predictions: pd.DataFrame) -> list[str]:
+    """One line for every (task, language) where nearly all answers are one and the same though the gold answers are
+    not: its score is that of a constant, and shows nothing learnt. Rows of fewer than `FEW` items say nothing."""
+    notes = []
+    for (task, language), rows in predictions.groupby(["task", "language"], sort=False):
+        answers = rows["prediction"].map(normalise).value_counts()
+        golds = rows["answer"].value_counts()
+        if len(rows) < FEW or answers.iloc[0] < CONSTANT * len(rows) or golds.iloc[0] >= CONSTANT * len(rows):
+            continue
+        said = rows["prediction"][rows["prediction"].map(normalise) == answers.index[0]].iloc[0]
+        notes.append(
+            f"{task} in {language}: {answers.iloc[0]} of {len(rows)} answers are {said[:60]!r}, whatever is asked; "
+            "its score is that of a constant"
+        )
+    return notes
 
 
 def _mean(values: Sequence[float]) -> tuple[float, int]:

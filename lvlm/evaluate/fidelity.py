@@ -17,7 +17,9 @@ _SCRIPTS = {
     "GEORGIAN": ("Geor",), "DEVANAGARI": ("Deva",), "BENGALI": ("Beng",), "TAMIL": ("Taml",), "TELUGU": ("Telu",),
     "THAI": ("Thai",), "LAO": ("Laoo",), "ETHIOPIC": ("Ethi",), "GURMUKHI": ("Guru",), "TIBETAN": ("Tibt",),
     "KHMER": ("Khmr",), "MYANMAR": ("Mymr",), "HANGUL": ("Hang",), "HIRAGANA": ("Jpan",), "KATAKANA": ("Jpan",),
-    "CJK": ("Hant", "Jpan"),
+    "ARMENIAN": ("Armn",), "GUJARATI": ("Gujr",), "KANNADA": ("Knda",), "MALAYALAM": ("Mlym",), "ORIYA": ("Orya",),
+    "SINHALA": ("Sinh",), "TIFINAGH": ("Tfng",), "CHEROKEE": ("Cher",), "CHAKMA": ("Cakm",), "OL": ("Olck",),
+    "THAANA": ("Thaa",), "CJK": ("Hant", "Hans", "Jpan"),
 }  # fmt: skip
 """First word of a character's Unicode name -> the scripts of the language table that write with it."""
 
@@ -47,12 +49,15 @@ class LanguageDetector:
     @classmethod
     def fit(cls, texts: Mapping[str, Iterable[str]]) -> LanguageDetector:
         """Learn word -> languages from `{language: texts}`; an unknown language code is an error."""
-        codes = in_table_order([*texts, "en"])
+        own: dict[str, set[str]] = {"en": set()}
+        for name, some in texts.items():
+            own.setdefault(language(name).code, set()).update(some)
+        codes = in_table_order(own)
         vocabulary: dict[str, set[str]] = {}
         by_script: dict[str, set[str]] = {}
         for code in codes:
             by_script.setdefault(language(code).script, set()).add(code)
-            for word in {word for text in set(texts.get(code, ())) for word in words(text) if _has_letter(word)}:
+            for word in {word for text in own[code] for word in words(text) if _has_letter(word)}:
                 vocabulary.setdefault(word, set()).add(code)
         return cls(
             languages=codes,

@@ -11,7 +11,7 @@ from lvlm.data.corpus import Corpus, Item, Permission
 from lvlm.data.mix import hash_order
 from lvlm.errors import InputError
 from lvlm.evaluate.tasks import TASKS
-from lvlm.languages import GROUPS, group_languages, in_table_order
+from lvlm.languages import group_languages, in_table_order, is_group
 from lvlm.settings import CorpusUse, EvaluateConfig
 
 
@@ -59,9 +59,9 @@ def asked_items(config: EvaluateConfig, corpora: Mapping[str, Corpus], *, permis
 
 def _languages(config: EvaluateConfig, corpora: Sequence[Corpus]) -> tuple[str, ...]:
     available = in_table_order(code for corpus in corpora for code in corpus.languages)
-    if isinstance(config.languages, str) and config.languages in GROUPS:
+    if isinstance(config.languages, str) and is_group(config.languages):
         return group_languages(config.languages, available)
-    wanted = in_table_order(_by_code(config))
+    wanted = _by_code(config)
     if missing := [code for code in wanted if code not in available]:
         raise InputError(
             f"evaluate.languages names {', '.join(missing)}, which no corpus of the evaluation has. "
@@ -73,13 +73,14 @@ def _languages(config: EvaluateConfig, corpora: Sequence[Corpus]) -> tuple[str, 
 def _of_use(use: CorpusUse, corpus: Corpus, languages: Sequence[str]) -> Iterator[Asked]:
     """The items of one corpus, language by language, in an order that only their ids determine."""
     here = corpus.languages_of(use.split)
-    if missing := [code for code in use.languages or () if code not in here]:
+    wanted = here if use.languages is None else in_table_order(use.languages)
+    if missing := [code for code in wanted if code not in here]:
         raise InputError(
             f"The evaluation asks for {', '.join(missing)} in corpus '{corpus.name}', split '{use.split}', "
             f"which has: {', '.join(here)}."
         )
     for code in here:
-        if code not in languages or (use.languages is not None and code not in use.languages):
+        if code not in languages or code not in wanted:
             continue
         items = corpus.items(use.split, code)
         for place in hash_order([item.id for item in items], salt="samples")[: use.samples]:
@@ -126,5 +127,5 @@ def _check_found(config: EvaluateConfig, result: Sequence[Asked]) -> None:
 def _by_code(config: EvaluateConfig) -> tuple[str, ...]:
     """The languages that are asked for by their codes; none where it is a group."""
     if not isinstance(config.languages, str):
-        return config.languages
-    return () if config.languages in GROUPS else (config.languages,)
+        return in_table_order(config.languages)
+    return () if is_group(config.languages) else in_table_order([config.languages])

@@ -17,6 +17,17 @@ RIGHT, WRONG = 100.0, 0.0
 BIDI_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Invisible marks that steer the direction of text; a model that writes them or not has given the same answer."""
 
+ARTICLES = {
+    code: frozenset(articles.split())
+    for code, articles in {
+        "en": "a an the", "de": "der die das den dem des ein eine einen einem einer eines", "nl": "de het een",
+        "fr": "le la les un une des du", "es": "el la los las un una unos unas", "it": "il lo la i gli le un uno una",
+        "pt": "o a os as um uma uns umas", "ca": "el la els les un una uns unes", "ro": "un o niște", "sv": "en ett",
+        "da": "en et", "no": "en ei et", "el": "ο η το οι τα ένας μία μια ένα", "hu": "a az egy", "af": "die n",
+    }.items()
+}  # fmt: skip
+"""Language -> its articles that stand as words of their own before a noun."""
+
 _TRANSLATION = {ord(mark): None for mark in BIDI_CONTROLS} | {0x2212: "-"}  # the mathematical minus is a minus
 _SPACELESS = re.compile("([\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff])")
 
@@ -54,10 +65,45 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(word for word in stripped if any(character.isalnum() for character in word))
 
 
-def normalised(prediction: str, golds: Sequence[str]) -> float:
+def equal(prediction: str, golds: Sequence[str]) -> float:
     """Equal after `normalise` to any gold answer: the score of short answers, the same for all scripts. Percent."""
     answer = normalise(prediction)
     return RIGHT if answer and any(answer == normalise(gold) for gold in golds) else WRONG
+
+
+def exact(prediction: str, golds: Sequence[str]) -> float:
+    """Equal to any gold answer but for case and outer space: exact match as Centurio's code has it, to lay scores over
+    published ones. Punctuation and Unicode forms count. Percent."""
+    answer = prediction.strip().lower()
+    return RIGHT if any(answer == gold.lower().strip() for gold in golds) else WRONG
+
+
+@lru_cache(maxsize=1 << 16)
+def plain(text: str, language: str) -> str:
+    """What is left of a short answer when nothing but its words counts: `words`, digits of every script as ASCII ones,
+    without an article of the language, or an English one, at the front. Text without words stays as `normalise` has
+    it."""
+    said = list(words(text)) or [normalise(text)]
+    if len(said) > 1 and said[0] in ARTICLES["en"] | ARTICLES.get(language, frozenset()):
+        said = said[1:]
+    return "".join(str(unicodedata.digit(c)) if c.isdecimal() else c for c in " ".join(said))
+
+
+def normalised(prediction: str, golds: Sequence[str], language: str) -> float:
+    """Equal to any gold answer as `plain` has them. Percent."""
+    answer = plain(prediction, language)
+    return RIGHT if answer and any(answer == plain(gold, language) for gold in golds) else WRONG
+
+
+def relaxed(prediction: str, golds: Sequence[str], language: str) -> float:
+    """The words of the prediction begin or end with those of any gold answer: Centurio's relaxed match over whole
+    words, so that `a` is not found in `sofa`. Percent."""
+    said = plain(prediction, language).split()
+    for gold in golds:
+        wanted = plain(gold, language).split()
+        if wanted and wanted in (said[: len(wanted)], said[-len(wanted) :]):
+            return RIGHT
+    return WRONG
 
 
 def multiset_f1(said: Counter[str], wanted: Counter[str]) -> float:

@@ -1,17 +1,68 @@
-"""What an answer is worth: `caption` by attributes, `vqa` and `reading` by equality, in the asked language and in any.
+"""What an answer is worth: the metric that is a task's score, and those beside it, in the asked language and in any.
 Called by `lvlm.evaluate`; torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 from lvlm.data.corpus import Corpus, Item
 from lvlm.errors import InputError
-from lvlm.evaluate.metrics import AttributeReader, best, normalised, token_f1
+from lvlm.evaluate.choices import chosen_letter, chosen_word, options
+from lvlm.evaluate.cider import Cider
+from lvlm.evaluate.metrics import (
+    RIGHT,
+    WRONG,
+    AttributeReader,
+    best,
+    equal,
+    exact,
+    normalise,
+    normalised,
+    relaxed,
+    token_f1,
+)
+from lvlm.evaluate.segments import segmentation
+from lvlm.languages import language
+from lvlm.records import NAMED_METRICS, TASKS
 
-TASKS = ("caption", "vqa", "reading")
-"""In the order of every table."""
+__all__ = ["MEASURES", "TASKS", "Measure", "Scorer", "scorer_of"]
+
+SHORT = ("exact", "normalised", "relaxed")
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How a task is scored. Those of the benchmarks are Centurio's (arXiv 2501.05122, appendix), whose relaxed match of
+    a letter is here the letter that the answer chooses."""
+
+    score: Literal["attributes", "equal", "exact", "relaxed", "cider"]
+    choices: tuple[str, ...] = ()
+    """The words or letters that every item asks to choose from; options that a prompt lists are found in it."""
+    in_language: bool = True
+    """Whether the answer is in the language of the question, and not a letter or a word of English in all of them."""
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The metrics beside the score; of captions only where attributes do not score them."""
+        return SHORT if self.score in ("equal", "exact", "relaxed") else ("cider",)
+
+
+YES_NO = Measure("exact", ("yes", "no"), in_language=False)
+LETTER = Measure("relaxed", in_language=False)
+MEASURES: Mapping[str, Measure] = {
+    "caption": Measure("attributes"),
+    **dict.fromkeys(("vqa", "reading", "naming", "choice", "pair"), Measure("equal")),
+    "xm3600": Measure("cider"),
+    **dict.fromkeys(("maxm", "mtvqa", "smpqa_read"), Measure("exact")),
+    "xgqa": Measure("exact", in_language=False),
+    "xvnli": Measure("exact", ("yes", "no", "maybe"), in_language=False),
+    **dict.fromkeys(("marvl", "vgr", "smpqa_ground", "mme"), YES_NO),
+    "vlod": Measure("relaxed", ("A", "B", "C", "D", "E"), in_language=False),
+    **dict.fromkeys(("m3exam", "xmmmu", "bin_mc", "cvqa", "mmmu"), LETTER),
+}
 
 
 class Scorer:
@@ -19,6 +70,7 @@ class Scorer:
 
     def __init__(self, corpus: Corpus, split: str) -> None:
         self.corpus = corpus
+        self.split = split
         self.languages = corpus.languages_of(split)
         self.readers = {
             code: AttributeReader.of(attributes, where=f"The attributes of corpus '{corpus.name}', language '{code}'")
@@ -34,34 +86,99 @@ class Scorer:
         if corpus.translatable:
             for code in self.languages:
                 self._translations[code] = {item.id: item.answers for item in corpus.items(split, code)}
+        self._cider: dict[tuple[str, str], Cider] = {}
 
-    def notes(self, task: str) -> Iterator[str]:
-        """What a reader of this task's scores must know, beyond the names of the metrics."""
+    def notes(self, task: str, code: str) -> Iterator[str]:
+        """What a reader of this task's scores in a language must know, beyond the names of the metrics."""
         if task == "caption" and not self.readers:
             yield f"caption of {self.corpus.name}: word F1 against the best gold caption, for want of attributes"
-        if not self.corpus.translatable:
+        if not self.corpus.translatable and MEASURES[task].in_language:
             yield (
                 f"score_any_language of {task} leaves out {self.corpus.name}: it is not translated, so that its items "
                 "have gold answers in one language only"
             )
+        if "cider" in self.named(task) and (how := segmentation(code)):
+            yield f"cider in {language(code).name}: words are found {how}"
+
+    def named(self, task: str) -> tuple[str, ...]:
+        """The metrics beside the score."""
+        return () if task == "caption" and self.readers else MEASURES[task].named
 
     def score(self, item: Item, prediction: str) -> float:
         """Against the gold answers in the asked language; NaN when a gold caption names no attribute."""
-        return self._compare(item.task, item.language, prediction, item.answers)
+        return self._compare(item, item.language, prediction, item.answers)
 
     def score_any_language(self, item: Item, prediction: str) -> float:
-        """The best score against the gold answers of the item in any language; NaN where nothing is translated."""
-        if not self.corpus.translatable:
+        """The best score against the gold answers of the item in any language; NaN where nothing is translated, and
+        where the answer is in no language of its own."""
+        if not self.corpus.translatable or not MEASURES[item.task].in_language:
             return float("nan")
         own = self.score(item, prediction)
         others = {code: golds[item.id] for code, golds in self._translations.items() if code != item.language}
-        return best([own, *(self._compare(item.task, code, prediction, golds) for code, golds in others.items())])
+        return best([own, *(self._compare(item, code, prediction, golds) for code, golds in others.items())])
 
-    def _compare(self, task: str, language: str, prediction: str, golds: Sequence[str]) -> float:
-        if task != "caption":
-            return normalised(prediction, golds)
-        reader = self.readers.get(language)
-        return reader.f1(prediction, golds) if reader else token_f1(prediction, golds)
+    def beside(self, item: Item, prediction: str) -> dict[str, float]:
+        """Every metric beside the score; NaN for those that the task does not have."""
+        named = self.named(item.task)
+        return {
+            metric: self._by(metric, item, item.language, prediction, item.answers) if metric in named else float("nan")
+            for metric in NAMED_METRICS
+        }
+
+    def random(self, item: Item) -> float:
+        """The expected score of an answer drawn from the item's choices; NaN where they are not known."""
+        known = _choices(item)
+        return sum(self.score(item, choice) for choice in known) / len(known) if known else float("nan")
+
+    def _compare(self, item: Item, code: str, prediction: str, golds: Sequence[str]) -> float:
+        return self._by(MEASURES[item.task].score, item, code, prediction, golds)
+
+    def _by(self, metric: str, item: Item, code: str, prediction: str, golds: Sequence[str]) -> float:
+        """A metric of an answer, against gold answers in the language `code`."""
+        match metric:
+            case "attributes":
+                reader = self.readers.get(code)
+                return reader.f1(prediction, golds) if reader else token_f1(prediction, golds)
+            case "cider":
+                return self._cider_of(item.task, code).score(item.id, prediction)
+            case "equal":
+                return equal(prediction, golds)
+            case "exact":
+                return exact(prediction, golds)
+            case "normalised":
+                return normalised(prediction, golds, code)
+            case _:
+                return _relaxed(item, code, prediction, golds)
+
+    def _cider_of(self, task: str, code: str) -> Cider:
+        """CIDEr with the document frequencies of all items of the split, asked or not."""
+        if (task, code) not in self._cider:
+            golds = {item.id: item.answers for item in self.corpus.items(self.split, code) if item.task == task}
+            self._cider[task, code] = Cider(golds, code)
+        return self._cider[task, code]
+
+
+def _choices(item: Item) -> tuple[str, ...]:
+    """What an item asks to choose from: letters that its prompt lists, or what its task always asks for."""
+    listed = tuple(options(item.prompt))
+    return listed if listed and all(_letter(gold) in listed for gold in item.answers) else MEASURES[item.task].choices
+
+
+def _letter(gold: str) -> str:
+    return gold.strip().upper()
+
+
+def _relaxed(item: Item, code: str, prediction: str, golds: Sequence[str]) -> float:
+    """Whether an answer chooses a gold one; where nothing is to be chosen, whether it begins or ends with one."""
+    known = _choices(item)
+    if not known:
+        return relaxed(prediction, golds, code)
+    if all(len(choice) == 1 for choice in known):
+        texts = options(item.prompt)
+        letter = chosen_letter(prediction, {choice: texts.get(choice, "") for choice in known}, code)
+        return RIGHT if letter in [_letter(gold) for gold in golds] else WRONG
+    word = chosen_word(prediction, known)
+    return RIGHT if word in [normalise(gold) for gold in golds] else WRONG
 
 
 @lru_cache(maxsize=16)

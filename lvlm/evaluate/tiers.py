@@ -8,9 +8,11 @@ from collections.abc import Mapping
 import pandas as pd
 
 from lvlm.errors import InputError
-from lvlm.languages import TIERS, language
+from lvlm.languages import TIERS, Language, language
 
 SUMMARISED = ("score", "score_any_language", "fidelity")
+GROUPINGS = ("task", *(name for name in Language.__dataclass_fields__ if name in ("tier", "script", "family")))
+"""What scores are averaged over beside the tiers of `summarise`."""
 
 
 def summarise(scores: pd.DataFrame, *, tiers: Mapping[str, str] | None = None) -> dict[str, float]:
@@ -36,6 +38,34 @@ def summarise(scores: pd.DataFrame, *, tiers: Mapping[str, str] | None = None) -
     for task in dict.fromkeys(score["task"]):
         summary |= _means(score[score["task"] == task], task, groups=("en",))
     return summary
+
+
+def grouped(scores: pd.DataFrame, by: str, *, metric: str = "score") -> pd.DataFrame:
+    """Means of a metric by what the language table says of a language (`tier`, `script`, ...) or by `task`.
+
+    Columns group, value (percent), pairs, in the order in which groups first appear. The rule is that of `summarise`:
+    the unweighted mean over the (task, language) pairs that have a value, English apart as the group `en`.
+    """
+    check_grouping(by)
+    if scores.duplicated(["task", "language", "metric"]).any():
+        raise InputError("The scores hold a metric of a task in a language twice. Keep one.")
+    known = scores[(scores["metric"] == metric) & scores["value"].notna()]
+    names = [_group(task, code, by) for task, code in zip(known["task"], known["language"], strict=True)]
+    means = known.assign(group=names).groupby("group", sort=False)["value"].agg(["mean", "size"]).reset_index()
+    means.columns = ["group", "value", "pairs"]
+    return means
+
+
+def check_grouping(by: str) -> None:
+    """Raise unless scores can be grouped by this."""
+    if by not in GROUPINGS:
+        raise InputError(f"Scores are grouped by {', '.join(GROUPINGS)}, not by '{by}'.")
+
+
+def _group(task: str, code: str, by: str) -> str:
+    if code == "en":
+        return "en" if by != "task" else f"{task} in en"
+    return task if by == "task" else str(getattr(language(code), by))
 
 
 def left_out(scores: pd.DataFrame) -> list[str]:

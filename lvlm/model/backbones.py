@@ -28,7 +28,7 @@ def resolve(name: str, *, seed: int) -> str:
     """The folder or hub name behind `tiny-lm`, `tiny-vit/3`, `tiny-lm-clean`, a path, or a hub name.
 
     A shipped name without a draw takes draw `seed % n` of the n shipped, so that a seed is a block: data order,
-    initialisation and backbones.
+    initialisation and backbones. So does a folder that holds draws, named 0, 1, ...
     """
     family, _, draw = name.partition("/")
     if family in ("tiny-lm", "tiny-vit"):
@@ -41,17 +41,33 @@ def resolve(name: str, *, seed: int) -> str:
     elif name == "tiny-lm-clean":
         folder = assets() / name
     else:
-        return name
+        return _local_draw(name, seed)
     if not (folder / "config.json").exists():
         raise InputError(f"The shipped backbone '{name}' is not installed: {folder} holds no config.json.")
     return str(folder)
 
 
+def _local_draw(name: str, seed: int) -> str:
+    folder = Path(name)
+    drawn = 0
+    while not (folder / "config.json").exists() and (folder / str(drawn) / "config.json").exists():
+        drawn += 1
+    if drawn:
+        return str(folder / str(seed % drawn))
+    if "backbones" in folder.parts and not folder.exists():
+        raise InputError(
+            f"There is no backbone at {name} (looked for from {Path.cwd()}). Those of the emoji world are built on "
+            "demand: `python -m lvlm backbones --corpus runs/data/emoji --out runs/backbones/emoji`."
+        )
+    return name
+
+
 def tokenizer_source(llm: str) -> str:
-    """Where the tokenizer of a resolved LLM lies; the shipped LLMs share one."""
+    """Where the tokenizer of a resolved LLM lies; draws share one, which lies beside them."""
     folder = Path(llm)
-    if folder.is_dir() and folder.parent == assets() and not (folder / "tokenizer.json").exists():
-        return str(assets() / TOKENIZER)
+    shared = folder.parent / TOKENIZER
+    if folder.is_dir() and shared.is_dir() and not (folder / "tokenizer.json").exists():
+        return str(shared)
     return llm
 
 

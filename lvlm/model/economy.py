@@ -1,18 +1,21 @@
-"""What training need not compute or keep: passes over memory in a frozen RMSNorm, the last block's MLP where no output
+"""What training need not compute or keep: passes over memory in a frozen RMSNorm, the last block where no output
 is read, activations that can be computed again. None changes a number beyond rounding. Called by `lvlm.model.parts` and
 `lvlm.model.lvlm`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from copy import copy
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 class FusedRmsNorm(Function):
@@ -79,29 +82,88 @@ def _fused(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 @contextmanager
-def last_mlp_only_at(llm: Any, positions: Tensor | None) -> Iterator[None]:
-    """Inside, the MLP of the LLM's last block runs at `positions` alone, flat into (batch * tokens).
+def last_block_only_at(llm: Any, positions: Tensor | None) -> Iterator[None]:
+    """Inside, the LLM's last block asks, and works on the answers, at `positions` alone, flat into (batch * tokens).
 
-    Everywhere else the block's output then lacks its MLP: right where no one reads it, since nothing after the last
-    MLP mixes positions. An LLM that keeps its blocks elsewhere, or that computes the last one a second time for the
-    backward pass, runs whole.
+    Everywhere else its output is not that of the block: right where no one reads it, since nothing after the last
+    attention mixes positions. Keys and values are those of all tokens. An LLM that keeps its blocks elsewhere, or that
+    computes the last one a second time for the backward pass, runs whole; a GPU keeps its causal kernel, which is worth
+    more.
     """
-    block = _last_block(llm)
-    mlp: Any = getattr(block, "mlp", None)
-    if positions is None or mlp is None or getattr(block, "gradient_checkpointing", False):
+    block: Any = _last_block(llm)
+    if positions is None or not hasattr(block, "mlp") or getattr(block, "gradient_checkpointing", False):
         yield
         return
-    whole = mlp.forward
+    parts, attention = [block.mlp], getattr(block, "self_attn", None)
+    config = getattr(attention, "config", None)
+    with ExitStack() as stack:
+        if getattr(config, "_attn_implementation", None) == "sdpa" and positions.device.type == "cpu":
+            parts += [getattr(attention, name) for name in ("q_proj", "o_proj") if hasattr(attention, name)]
+            stack.enter_context(_asks_at(attention, positions))
+        for part in parts:
+            stack.enter_context(_works_at(part, positions))
+        yield
+
+
+@contextmanager
+def _works_at(part: Any, positions: Tensor) -> Iterator[None]:
+    """Inside, a part that maps each token by itself runs at `positions` and gives zeros elsewhere."""
+    whole = part.forward
 
     def forward(x: Tensor) -> Tensor:
         read: Tensor = whole(x.flatten(0, 1).index_select(0, positions)[None])[0]
-        return read.new_zeros(x.shape[0] * x.shape[1], x.shape[2]).index_copy(0, positions, read).view_as(x)
+        everywhere = read.new_zeros(x.shape[0] * x.shape[1], read.shape[-1]).index_copy(0, positions, read)
+        return everywhere.view(*x.shape[:2], -1)
 
-    mlp.forward = forward
+    part.forward = forward
     try:
         yield
     finally:
-        del mlp.forward
+        del part.forward
+
+
+@contextmanager
+def _asks_at(attention: Any, positions: Tensor) -> Iterator[None]:
+    """Inside, an attention layer of transformers has queries at `positions` alone."""
+    config = attention.config
+    attention.config = copy(config)
+    attention.config._attn_implementation = READ_ONLY
+    attention.read_at = positions
+    try:
+        yield
+    finally:
+        attention.config = config
+        del attention.read_at
+
+
+READ_ONLY = "lvlm_read_only"
+"""The name under which transformers finds `_read_only_attention`."""
+
+
+def _read_only_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """Causal attention for the queries at `module.read_at`, and zeros for the others: query (batch, heads, tokens,
+    width) -> (batch, tokens, heads, width)."""
+    batch, heads, tokens, width = query.shape
+    row, column = module.read_at // tokens, module.read_at % tokens
+    counts = torch.bincount(row, minlength=batch)
+    rank = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
+    asked = torch.zeros(batch, max(1, int(counts.max())), dtype=torch.long).index_put((row, rank), column)
+    places = asked[:, None, :, None]
+    mask = torch.arange(tokens) <= places
+    if attention_mask is not None:
+        mask = attention_mask.expand(batch, -1, -1, -1).gather(
+            2, places.expand(-1, attention_mask.shape[1], -1, tokens)
+        )
+    some, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](
+        module, query.gather(2, places.expand(-1, heads, -1, width)), key, value, mask, is_causal=False, **options
+    )
+    everywhere = some.new_zeros(batch * tokens, heads, some.shape[-1]).index_copy(0, module.read_at, some[row, rank])
+    return everywhere.view(batch, tokens, heads, -1), None
+
+
+AttentionInterface.register(READ_ONLY, _read_only_attention)
 
 
 def _last_block(llm: Any) -> nn.Module | None:
@@ -112,7 +174,7 @@ def _last_block(llm: Any) -> nn.Module | None:
 def checkpoint_blocks(llm: Any, on: bool) -> None:
     """Let the blocks of an LLM be computed again in the backward pass, or let them keep their activations, in place.
 
-    The last block keeps its own: `last_mlp_only_at` then spares the same work, and dropout draws the same masks, with
+    The last block keeps its own: `last_block_only_at` then spares the same work, and dropout draws the same masks, with
     and without. It acts in blocks in training mode alone; see `train_mode`.
     """
     if not on:

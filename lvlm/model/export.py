@@ -43,8 +43,8 @@ class Exported:
 
     folder: Path
     difference: float
-    torchvision: float | None = None
-    """The same with torchvision's resize, which transformers takes by default in the place of Pillow's; for `llava`."""
+    pillow: float | None = None
+    """The same with Pillow's resize in the place of torchvision's, which is transformers' default; for `llava`."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,13 @@ def _write(model: Lvlm, processor: LvlmProcessor, folder: Path, form: Form, *, d
 
 
 def _differences(folder: Path, form: Form, expected: list[Answered], *, attn: str) -> tuple[float, float | None]:
-    """Largest difference of a logit from those that are expected; and, for `llava`, the same with torchvision."""
+    """Largest difference of a logit from those that are expected; and, for `llava`, the same with Pillow."""
     kind: Any = LlavaForConditionalGeneration if form == "llava" else AutoModelForCausalLM
     model = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, attn_implementation=attn).eval()
     if form != "llava":
         return difference(answers(model, AutoProcessor.from_pretrained(folder)), expected), None
-    exact, default = (AutoProcessor.from_pretrained(folder, backend=name) for name in ("pil", "torchvision"))
-    return difference(answers(model, exact), expected), difference(answers(model, default), expected)
+    exact, pillow = (AutoProcessor.from_pretrained(folder, backend=name) for name in ("torchvision", "pil"))
+    return difference(answers(model, exact), expected), difference(answers(model, pillow), expected)
 
 
 @torch.no_grad()

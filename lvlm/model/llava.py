@@ -49,7 +49,7 @@ FLATTEN = """\
 
 
 def llava_processor(model: Lvlm, processor: LvlmProcessor) -> LlavaProcessor:
-    """The stock processor that makes the same ids and, with Pillow as its backend, the same pixels."""
+    """The stock processor that makes the same ids and, with torchvision as its backend, the same pixels."""
     tower, transform = _stock(model), processor.image_transform
     side = {"height": transform.image_size, "width": transform.image_size}
     images = CLIPImageProcessor(

@@ -15,7 +15,7 @@ from lvlm.errors import InputError
 from lvlm.model.adapters import Projector, build_adapter
 from lvlm.model.attention import check_family, suited
 from lvlm.model.config import LvlmConfig
-from lvlm.model.economy import last_mlp_only_at
+from lvlm.model.economy import last_block_only_at
 from lvlm.model.register import register_model
 from lvlm.model.tower import VisionTower, build_tower
 from lvlm.model.weights import halve, keep_scales
@@ -137,8 +137,8 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             raise InputError(
                 f"pixel_values hold {len(pixel_values)} views, which is no multiple of the {views} views of one image."
             )
-        learns = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+        learns = torch.is_grad_enabled() and any(part.requires_grad for part in self.vision_tower.parameters())
+        with torch.set_grad_enabled(learns):
             features: Tensor = self.vision_tower(pixel_values.to(next(self.vision_tower.parameters()).dtype))
         return features.reshape(-1, views, *features.shape[1:])
 
@@ -192,7 +192,7 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         embeddings = self.embed(inputs.pop("input_ids"), **images)
         if inputs.get("position_ids") is None:
             inputs["position_ids"] = _positions(inputs.get("attention_mask"), embeddings)
-        with last_mlp_only_at(self.language_model, read_at):
+        with last_block_only_at(self.language_model, read_at):
             outputs = self.language_model.base_model(inputs_embeds=embeddings, use_cache=False, **inputs)
         hidden: Tensor = outputs[0]
         return hidden

@@ -85,7 +85,7 @@ class TowerFeatures:
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         settings = {"tower": config.tower, "tiles": config.tiles, "layer": config.feature_layer}
         compute = {"precision": self.precision, "device": self.device.type}
-        return fingerprint({"weights": digest.hexdigest(), "format": 1, **compute, **settings})
+        return fingerprint({"weights": digest.hexdigest(), "format": 2, **compute, **settings})
 
 
 class FeatureStore:

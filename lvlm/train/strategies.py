@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lvlm.errors import InputError
+from lvlm.model.lora import sum_lora
 from lvlm.model.weights import quantised_layers
 from lvlm.settings import StageConfig
 from lvlm.train.batches import MicroBatch
@@ -98,8 +99,10 @@ class WholeCopies:
         self.optimizer = build_optimizer(model, config.optim)
         self.learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.loss = StepLoss(model, autocast)
+        self._let_go: Callable[[], None] | None = None
 
     def backward(self, batch: MicroBatch, images: Mapping[str, Tensor]) -> Tensor:
+        self._let_go = self._let_go or sum_lora(self.model)
         loss: Tensor = self.loss(batch, images)
         if loss.requires_grad:  # a batch of text alone reaches nothing where only the adapter learns
             self.accelerator.backward(loss)
@@ -111,6 +114,7 @@ class WholeCopies:
         norm = nn.utils.clip_grad_norm_(self.learning, self.clip)
         self.optimizer.step()
         self.forget()
+        self._changed()
         return rate, float(norm)
 
     def probe(self, batch: MicroBatch, images: Mapping[str, Tensor]) -> None:
@@ -119,7 +123,8 @@ class WholeCopies:
 
     def forget(self) -> None:
         """Drop the gradients of an unfinished step."""
-        self.model.zero_grad(set_to_none=True)
+        for parameter in self.learning:  # not `zero_grad`, which walks through the whole model to find them
+            parameter.grad = None
 
     def state(self) -> dict[str, Any]:
         return {"model": changing_state(self.model), "optimizer": self.optimizer.state_dict()}
@@ -129,13 +134,20 @@ class WholeCopies:
             for name, tensor in changing_state(self.model).items():
                 tensor.copy_(state["model"][name])
         self.optimizer.load_state_dict(state["optimizer"])
+        self._changed()
 
     @contextmanager
     def whole(self) -> Iterator[None]:
         yield
 
     def finish(self) -> None:
-        pass
+        self._changed()
+
+    def _changed(self) -> None:
+        """The weights are no longer those that LoRA was summed from."""
+        if self._let_go is not None:
+            self._let_go()
+        self._let_go = None
 
 
 def share_work(model: Lvlm, config: StageConfig, compute: Compute) -> Strategy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os.path
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
@@ -206,18 +207,12 @@ def _scored_corpora(line: Line) -> list[dict[str, Any]]:
     for key in TABLE:
         if key.name.endswith("_image_root") and key.name != benchmark.images:
             line.unused[key.name] = "another benchmark's images"
-    codes = f" ({benchmark.codes} here)" if benchmark.codes else ""
-    line.notes.append(
-        f"{folder} has to be a corpus folder. Centurio's files name no language in their rows, so put "
-        f"{benchmark.files} there as test/<language>.json{codes}, and beside them a corpus.yaml: {{name: "
-        f"{benchmark.folder}, languages: [en, ...], translatable: {str(benchmark.translatable).lower()}, splits: "
-        "{test: {permission: report}}}."
-    )
-    if "vqa" in benchmark.tasks:
-        line.notes.append("An answer has to equal a gold one as there, but case, Unicode form and punctuation apart.")
+    corpus, first = f"runs/data/{benchmark.name}", f" --first {benchmark.first}" if benchmark.first else ""
+    command = f"benchmark {benchmark.name} {shlex.quote(folder)} {corpus} --images {shlex.quote(root)}{first}"
+    line.notes.append(f"{corpus} is a corpus that this writes: python -m lvlm {command}")
     if benchmark.differs:
-        line.notes.append(f"{benchmark.folder}: {benchmark.differs}.")
-    return [{"path": folder, "split": "test", "images": root}]
+        line.notes.append(f"{benchmark.name}: {benchmark.differs}.")
+    return [{"path": corpus, "split": "test", "images": root}]
 
 
 def _benchmark(line: Line) -> Benchmark:
@@ -249,7 +244,6 @@ TRAINED: dict[str, Derive] = {
 SCORED: dict[str, Derive] = {
     "evaluate.corpora": _scored_corpora,
     "evaluate.tasks": lambda line: _benchmark(line).tasks,
-    "evaluate.items": lambda line: _benchmark(line).items,
     "evaluate.max_new_tokens": lambda line: _benchmark(line).max_new_tokens,
 }
 """Our field -> how it follows from several overrides, from one another or from the experiment; of the stages alone, and

@@ -2,6 +2,7 @@
 `transformers.Trainer` and, where trl is installed, under its `SFTTrainer`, each with its best batches.
 
 python tests/bench/throughput.py [--samples 320] [--rounds 3]        about eight minutes on two free cores
+python tests/bench/throughput.py --vocabulary 151936                 the same with a head as large as that of Qwen 2.5
 
 Fails, with exit status 1, where the losses of a step differ by more than 1e-3 of those of the fastest stock loop.
 """
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from loops import stock
+from loops.llm import write_llm
 from loops.measure import load, table
 from loops.ours import Arm, Measured
 from loops.tower import write_tower
@@ -49,6 +51,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="one on a machine where others compute (default: 2)")
+    parser.add_argument("--vocabulary", type=int, help="rows of the LM's head (default: its own, 1,500)")
     parser.add_argument("--shapes", type=Path, default=Path("runs/data/shapes"), help="written if it is missing")
     options = parser.parse_args()
     if not (options.shapes / "corpus.yaml").exists():
@@ -61,7 +64,10 @@ def main() -> None:
 def compare(scratch: Path, options: argparse.Namespace) -> None:
     """Run the loops in turn and print the table."""
     samples, rounds, threads = options.samples, options.rounds, options.threads
-    arm = Arm.make(shapes=options.shapes, tower=str(write_tower(scratch / "tower")), samples=samples, threads=threads)
+    arm = Arm.make(
+        shapes=options.shapes, tower=str(write_tower(scratch / "tower")), samples=samples, threads=threads,
+        llm=str(write_llm(scratch / "llm", options.vocabulary)) if options.vocabulary else "tiny-lm/0",
+    )  # fmt: skip
     stage = arm.config.instruct
     assert stage is not None
     fed = arm.samples()

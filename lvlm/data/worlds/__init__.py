@@ -1,3 +1,4 @@
-"""The built-in world: scenes of coloured shapes, what 16 languages say about them, and words to read.
+"""The built-in world: scenes of coloured shapes, what 16 languages say about them, words to read, plots
+and pages of text.
 Called by `python -m lvlm data NAME DIR` and by the script that trains the small backbones; nothing here imports torch.
 """

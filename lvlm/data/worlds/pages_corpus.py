@@ -1,0 +1,198 @@
+"""Writes the corpus `pages`: text of each language on backgrounds, to be read whole or line by line.
+Called by `python -m lvlm data pages DIR`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import regex
+
+from lvlm.data.worlds.at_hand import POOLS, Written, written_languages
+from lvlm.data.worlds.folder import (
+    Row,
+    check_numbers,
+    json_line,
+    made,
+    new_pool,
+    open_rows,
+    progress,
+    save_png,
+    stream,
+    write_corpus_file,
+    write_text,
+    written_whole,
+)
+from lvlm.data.worlds.pages import SPACELESS, Page, draw_page
+from lvlm.data.worlds.plots_corpus import SOURCES_FILE, SPLITS
+from lvlm.data.worlds.textures import photographs
+from lvlm.data.worlds.typefaces import Typeface, face_for, typefaces
+from lvlm.data.worlds.words import Pool, given_lists, pool_of
+from lvlm.errors import InputError
+from lvlm.languages import language as language_row
+
+VERSION = 1
+"""Of what is written; raised when the same seed, sizes and sources give other files than before."""
+OWN_SIZES = {"train_pages": 300, "tune_pages": 20, "test_pages": 100}
+"""Pages per language."""
+MOST_LINES = 5
+MOST_WORDS = 20
+FEWEST_PARAGRAPHS = 5
+READ_TEXT = "Read the text in the image."
+READ_LINE = "Read line {number} of the text in the image."
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What the pages of a language say: words in random order, or pieces of the user's text, in parts between which a
+    line may break."""
+
+    code: str
+    faces: tuple[Typeface, ...]
+    pools: dict[Pool, tuple[str, ...]]
+    running: bool
+    """Each entry is a paragraph, not a word."""
+    record: dict[str, object]
+
+    @property
+    def joiner(self) -> str:
+        return "" if language_row(self.code).script in SPACELESS else " "
+
+    def parts(self, pool: Pool, rng: np.random.Generator) -> list[str]:
+        """Enough parts for one page."""
+        source = self.pools[pool]
+        if not self.running:
+            return [source[place] for place in rng.integers(len(source), size=int(rng.integers(1, MOST_WORDS + 1)))]
+        paragraph = source[int(rng.integers(len(source)))]
+        parts = regex.findall(r"\X", paragraph) if not self.joiner else paragraph.split()
+        return list(parts[: MOST_WORDS * (1 if self.joiner else 4)])
+
+
+def write_pages(
+    folder: Path | str,
+    *,
+    seed: int,
+    train_pages: int = OWN_SIZES["train_pages"],
+    tune_pages: int = OWN_SIZES["tune_pages"],
+    test_pages: int = OWN_SIZES["test_pages"],
+    languages: Sequence[str] | None = None,
+    words: Path | None = None,
+    text: Path | None = None,
+    photos: Path | None = None,
+) -> tuple[Path, dict[str, str]]:
+    """Write the corpus into a new `folder`; return it, and why languages of an asked group are not in it.
+
+    Words (paragraphs of `text`) of one split occur in no other. A line break of the page is one in the answer.
+    """
+    sizes = {"train_pages": train_pages, "tune_pages": tune_pages, "test_pages": test_pages}
+    check_numbers(seed, sizes)
+    if photos is not None:
+        photographs(photos)
+    found, missing = _texts(languages, words, text)
+    codes = [texts.code for texts in found]
+    with (
+        written_whole(Path(folder), version=VERSION) as partial,
+        progress("pages", sum(sizes.values()) * len(found)) as advance,
+    ):
+        for pool, count in zip(POOLS, sizes.values(), strict=True):
+            pictures = new_pool(partial, pool)
+            with ExitStack() as files:
+                rows = open_rows(files, partial / SPLITS[pool], codes)
+                for texts in found:
+                    for index in range(count):
+                        rng = stream(seed, f"pages/{pool}/{texts.code}", index)
+                        lines = int(rng.integers(1, MOST_LINES + 1))
+                        page = draw_page(
+                            texts.parts(pool, rng), texts.faces, rng, lines=lines, joiner=texts.joiner, photos=photos
+                        )
+                        save_png(page.image, pictures / f"{texts.code}-{index:05d}.png")
+                        for row in _rows(page, pool, texts.code, index, rng):
+                            rows[texts.code].write(json_line(row))
+                        advance()
+        sources = {texts.code: texts.record for texts in found}
+        write_text(partial / SOURCES_FILE, json.dumps(sources, ensure_ascii=False, indent=1) + "\n")
+        write_corpus_file(
+            partial,
+            name="pages",
+            languages=codes,
+            translatable=False,
+            splits={"instruct": "train", "tune": "tune", "test": "report"},
+            seed=seed,
+            note=made("pages", VERSION, seed, sizes),
+        )
+    return Path(folder), missing
+
+
+def _rows(page: Page, pool: Pool, code: str, index: int, rng: np.random.Generator) -> Iterator[Row]:
+    """To train on, every second page of several lines asks for one of them; held out, each asks for the text and, with
+    several lines, for one."""
+    number = int(rng.integers(len(page.lines)))
+    whole = (READ_TEXT, "\n".join(page.lines), "text")
+    line = (READ_LINE.format(number=number + 1), page.lines[number], "line")
+    asked = [whole] if len(page.lines) == 1 else [whole, line]
+    image = f"{pool}/{code}-{index:05d}.png"
+    if pool == "train":
+        asked = asked[index % len(asked) :][:1]
+    for prompt, gold, source in asked:
+        answer: Row = {"label": [gold]} if pool == "train" else {"label": [""], "text_label": gold}
+        yield {
+            "id": f"pages-{pool}-{code}-{index:05d}" + ("" if pool == "train" else f"-{source}"),
+            "context": [prompt],
+            **answer,
+            "image_id": [image] if pool == "train" else image,
+            "language": code,
+            "task": "reading",
+            "source": source,
+        }
+
+
+def _texts(
+    languages: Sequence[str] | None, words: Path | None, text: Path | None
+) -> tuple[list[Texts], dict[str, str]]:
+    if text is None:
+        found, missing = written_languages(languages, words, rarer=False)
+        return [_of_words(language) for language in found], missing
+    if words is not None:
+        raise InputError("--words and --text both say what the pages read. Give one of them.")
+    files = given_lists(text)
+    if languages is not None and (lacking := [code for code in languages if code not in files]):
+        raise InputError(f"--text {text} holds no file for {', '.join(lacking)}. It has: {', '.join(files)}.")
+    codes = list(files) if languages is None else [code for code in files if code in languages]
+    return [_of_text(code, files[code]) for code in codes], {}
+
+
+def _of_words(language: Written) -> Texts:
+    return Texts(language.code, typefaces(language.code), language.pools, False, language.record())
+
+
+def _of_text(code: str, file: Path) -> Texts:
+    """The paragraphs of a file, one a line, of which a font has all glyphs."""
+    try:
+        paragraphs = [" ".join(line.split()) for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
+    unique = list(dict.fromkeys(filter(None, paragraphs)))
+    if not unique:
+        raise InputError(f"{file} holds no text. Give one paragraph a line (100 are enough).")
+    face, can = face_for(unique, code)
+    pools: dict[Pool, tuple[str, ...]] = {
+        pool: tuple(paragraph for paragraph in can if pool_of(paragraph) == pool) for pool in POOLS
+    }
+    if few := [pool for pool in POOLS if len(pools[pool]) < FEWEST_PARAGRAPHS]:
+        raise InputError(
+            f"{file} leaves fewer than {FEWEST_PARAGRAPHS} paragraphs for {', '.join(few)}: {len(can)} of its lines "
+            "can be written with the fonts here. Give a longer text, one paragraph a line (100 are enough)."
+        )
+    record: dict[str, object] = {
+        "text": file.name,
+        "paragraphs": len(unique),
+        "without glyphs": len(unique) - len(can),
+        **{str(pool): len(own) for pool, own in pools.items()},
+        "font": str(face),
+    }
+    return Texts(code, typefaces(code), pools, True, record)

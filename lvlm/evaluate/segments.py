@@ -1,0 +1,38 @@
+"""The words of a caption, in scripts that write spaces between them and in those that do not. Called by `cider`."""
+
+from __future__ import annotations
+
+import re
+
+import icu4py
+from icu4py.breakers import WordBreaker
+
+from lvlm.evaluate.metrics import normalise, words
+from lvlm.languages import language
+
+SPACELESS = frozenset({"Jpan", "Hans", "Hant", "Thai", "Laoo", "Khmr", "Mymr"})
+"""Scripts written without spaces between words: zh, ja, th, lo, km and my."""
+
+_CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|re|ve|ll|d|m))\b")
+_INNER_SPACE = re.compile(r"(?<=[^\x00-\u02ff])\s+(?=[^\x00-\u02ff])")
+
+
+def segment(text: str, code: str) -> tuple[str, ...]:
+    """The words of a text in the language `code`, in small letters and without punctuation.
+
+    Where words are separated by spaces, English `'s` and `n't` are words of their own, as in the Penn Treebank, whose
+    tokenizer the reference implementation of CIDEr runs on every language. Where they are not, ICU's dictionaries
+    divide them; spaces that somebody has put between words count for nothing there.
+    """
+    if language(code).script not in SPACELESS:
+        return words(_CLITIC.sub(r" \1", text.replace("’", "'").lower()))
+    joined = _INNER_SPACE.sub("", text)
+    parts = WordBreaker(joined, code)
+    return tuple(word for part in parts if any(map(str.isalnum, word := normalise(part))))
+
+
+def segmentation(code: str) -> str | None:
+    """How words are found in a language without spaces, for a note beside its scores; None where spaces tell."""
+    if language(code).script not in SPACELESS:
+        return None
+    return f"by the dictionaries of ICU {icu4py.icu_version}"

@@ -1,0 +1,1 @@
+"""Machine translation of a corpus into further languages. Called by `python -m lvlm translate`."""

@@ -1,0 +1,1 @@
+"""Small files in the forms that others distribute."""
