@@ -8,8 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from lvlm.errors import InputError
-from lvlm.processes import AFTER_THE_FIRST, process_index
+from lvlm.errors import InputError, StartAgain
+from lvlm.processes import AFTER_THE_FIRST, STARTS_AGAIN, process_index
 
 HOME_HELP = "work folder (default: the environment variable LVLM_HOME, else ./runs)"
 Command = Callable[[argparse.Namespace], int | None]
@@ -41,7 +41,8 @@ class CommandLine:
         return sub
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
-        """0 or what the command returns; 2 with one paragraph on standard error for bad input, 130 after Ctrl-C."""
+        """0 or what the command returns; 2 with one paragraph on standard error for bad input, `STARTS_AGAIN` where the
+        same command is to be started again, 130 after Ctrl-C."""
         options = self._parse(argv)
         try:
             return options.command(options) or 0
@@ -49,7 +50,7 @@ class CommandLine:
             if process_index() > 0:
                 time.sleep(AFTER_THE_FIRST)
             print(f"error: {error}", file=sys.stderr)
-            return 2
+            return STARTS_AGAIN if isinstance(error, StartAgain) else 2
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             return 130

@@ -11,6 +11,11 @@ class Diverged(InputError):
     """Training whose loss or gradients are no longer finite: a fault of its settings, and of none of its files."""
 
 
+class StartAgain(InputError):
+    """Work that several processes could not go on with, and that goes on from its checkpoint where the same command is
+    started again."""
+
+
 def nearest(name: str, known: list[str]) -> str:
     """The known names closest to `name`, as text for an error message."""
     import difflib

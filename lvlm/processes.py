@@ -8,13 +8,15 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lvlm.errors import InputError
 
 AFTER_THE_FIRST = 5.0
 """Seconds by which a process other than the first holds back its error: most often all have the same, and the launcher
 ends the others when one ends."""
+STARTS_AGAIN = 75
+"""The exit status of a process whose command goes on where it is started again (EX_TEMPFAIL of sysexits.h)."""
 
 
 def process_index() -> int:
@@ -31,11 +33,10 @@ def start(processes: int, arguments: Sequence[str]) -> int:
     """Run `python -m lvlm` with `arguments` in so many processes; the exit status of the one that failed first, or 0,
     or 128 and the number of the signal that ended this one.
 
-    A process that ends with an error ends the others. Raises `KeyboardInterrupt` after Ctrl-C.
+    A process that ends with an error ends the others; where it is `STARTS_AGAIN`, all are started again. Raises
+    `KeyboardInterrupt` after Ctrl-C.
     """
     import torch
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
@@ -54,9 +55,25 @@ def start(processes: int, arguments: Sequence[str]) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )
-    try:
+
+    def launch() -> None:
         elastic_launch(settings, sys.executable)("-m", "lvlm", *arguments)
+
+    while (status := _ended(launch)) == STARTS_AGAIN:
+        pass
+    return status
+
+
+def _ended(launch: Callable[[], None]) -> int:
+    """The exit status of one launch of the processes."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        launch()
     except ChildFailedError as error:
+        if any(failure.exitcode == STARTS_AGAIN for failure in error.failures.values()):
+            return STARTS_AGAIN
         status: int = error.get_first_failure()[1].exitcode
         return status if status > 0 else 1
     except SignalException as stopped:  # the processes have been ended

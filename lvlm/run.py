@@ -407,6 +407,7 @@ class _Run:
                 "seconds": seconds,
                 "stages_trained_here": [name for name, result in self.results.items() if result["trained_here"]],
                 "features": {name: result["features"] for name, result in self.results.items()},
+                "micro_batch_tokens": {name: result.get("micro_batch_tokens") for name, result in self.results.items()},
                 "features_reason": {name: result.get("features_reason") for name, result in self.results.items()},
             },
             notes=[*notes, *scores.attrs.get("notes", []), *left_out(scores)],

@@ -330,4 +330,5 @@ class ComputeConfig(Settings):
     """Most disk that kept features may take under the work folder, in GiB; None adds at most half of what is free."""
     evaluate_batch: Annotated[int, Field(ge=1)] = 64
     checkpoint_every: Annotated[float, Field(gt=0)] | None = None
-    """Seconds between checkpoints of an unfinished stage; None is one minute."""
+    """Seconds between checkpoints of an unfinished stage; None is one minute, or longer where saving one takes more
+    than 3 % of the time."""

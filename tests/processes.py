@@ -10,12 +10,18 @@ from collections.abc import Callable
 from accelerate.state import PartialState
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
 def together(work: Callable[[], object], processes: int) -> list[int]:
     """The exit statuses of `work` in forked processes, which find torch loaded and end without running pytest's own
     code; negative for a signal."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     children = []
     for rank in range(processes):
         child = os.fork()

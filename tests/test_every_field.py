@@ -222,8 +222,8 @@ def trained(config: RunConfig, name: str, corpus: Corpus, folder: Path) -> dict[
             )
 
         StageLoop(
-            model=model, stream_from=stream_from, config=stage, stage=name, seed=config.seed, folder=folder,
-            identity={}, compute=machinery, reporter=Reporter(silent=True),
+            model=model, batches=batches, stream_from=stream_from, config=stage, stage=name, seed=config.seed,
+            folder=folder, identity={}, compute=machinery, reporter=Reporter(silent=True),
             validate=lambda: validations.append(1) or {},  # type: ignore[func-returns-value]
         ).run()  # fmt: skip
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]

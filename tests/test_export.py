@@ -238,6 +238,16 @@ def test_our_auto_classes_read_an_export(trained, tmp_path, form, auto):
             assert torch.equal(wrapped(input_ids=ids).logits, model.language_model(input_ids=ids).logits)
 
 
+@pytest.mark.parametrize(("name", "dtype"), [("siglip", torch.bfloat16), ("dinov2", torch.float32)])
+def test_16_bits_stay_in_stock_llava_unless_they_would_round_a_product(plain, tmp_path, name, dtype):
+    """DINOv2 scales its branches, and stock towers have those scales in their weights."""
+    model, processor = load(plain / name)
+    saved(tmp_path / "half", model.bfloat16(), processor)
+    assert export(tmp_path / "half", tmp_path / "llava", form="llava").difference <= LIMIT
+    state = load_file(tmp_path / "llava" / "model.safetensors")
+    assert {value.dtype for value in state.values()} == {dtype}
+
+
 def test_16_bits_stay_unless_lora_is_merged(trained, tmp_path):
     model, processor = load(trained)
     saved(tmp_path / "half", model.bfloat16(), processor)
@@ -261,10 +271,10 @@ def test_a_snapshot_is_exported_with_its_model_config(tmp_path):
 def test_an_export_that_is_another_model_is_refused_and_leaves_nothing(plain, tmp_path, form, monkeypatch):
     whole = module._write
 
-    def wrong(model, *args):
+    def wrong(model, *args, **settings):
         with torch.no_grad():
             model.multi_modal_projector.adapter.linear_2.bias[0] += 0.01
-        whole(model, *args)
+        whole(model, *args, **settings)
 
     monkeypatch.setattr(module, "_write", wrong)
     with pytest.raises(InputError, match=r"a logit differs by .*, and 1e-04 is the limit\. Nothing was written"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from lvlm.errors import InputError
 from lvlm.model.assembly import assemble
@@ -117,6 +118,8 @@ def test_eager_and_sdpa_attention_agree(family, folder, tmp_path):
     if family == "gemma2":
         with pytest.raises(InputError, match=r"no sdpa attention"):
             load(tmp_path, attn="sdpa")
+        with pytest.raises(InputError, match=r"no sdpa attention"):
+            AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="sdpa")
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -7,9 +7,10 @@ from itertools import product
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from lvlm.errors import InputError
-from lvlm.model.lora import linear_names, lora_layers
+from lvlm.model.lora import inject_lora, linear_names, lora_layers
 from lvlm.model.parts import describe, prepare_training
 from lvlm.settings import LoraSettings, MixConfig, StageConfig, TrainedParts
 from tests.tiny import make_llm, tiny_image, tiny_world
@@ -115,6 +116,19 @@ def test_a_second_stage_continues_the_same_lora():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(InputError, match="already has a LoRA"):
         prepare_training(model, stage(llm="lora", r=8), seed=0)
+
+
+@pytest.mark.parametrize(
+    "special", [{"use_rslora": True}, {"alpha_pattern": {"q_proj": 64}}, {"rank_pattern": {"q_proj": 2}}]
+)
+def test_a_lora_of_peft_with_other_scales_does_not_pass_for_a_plain_one(special):
+    """Its r, alpha and dropout are those of the stage, and what it computes is not."""
+    model, _ = tiny_world().assemble()
+    plain, llm = stage(llm="lora"), model.language_model
+    settings = {"r": plain.lora.r, "lora_alpha": plain.lora.alpha, "lora_dropout": plain.lora.dropout}
+    inject_lora(llm, LoraConfig(target_modules=linear_names(llm), **settings, **special))
+    with pytest.raises(InputError, match=f"already has a LoRA with .*{next(iter(special))}="):
+        prepare_training(model, plain, seed=0)
 
 
 def test_an_earlier_lora_is_merged_and_another_one_drawn():

@@ -14,6 +14,7 @@ from torch import Tensor
 from lvlm.errors import Diverged, InputError
 from lvlm.run import run
 from lvlm.train.batches import MicroBatch
+from lvlm.train.budgets import TokenBudgets
 from lvlm.train.strategies import StepLoss
 from tests.train_world import run_config, write_corpus
 
@@ -65,6 +66,52 @@ def test_smaller_micro_batches_learn_the_same(
     assert max(sizes[-6:]) <= 120 < max(sizes)
     said = capfd.readouterr()
     assert "out of memory; micro-batches have at most" in said.out + said.err
+
+
+@pytest.mark.parametrize("checkpoint_every", [1e-6, 1000.0])  # one before the memory was short, and one after it
+def test_a_run_that_goes_on_divides_every_step_as_it_was_divided(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint_every: float
+) -> None:
+    """With dropout, whose masks depend on the micro-batches; memory is short once, and not when the run goes on."""
+    compute = {"device": "cpu", "threads": 1, "feature_cache": "off", "checkpoint_every": checkpoint_every}
+    config = run_config(corpus, compute=compute, pretrain=None)
+
+    def weights(name: str, stop_after: int | None) -> list[bytes]:
+        def listener(event: Mapping[str, Any]) -> None:
+            if event["kind"] == "step" and event["step"] == stop_after:
+                raise KeyboardInterrupt
+
+        calls: list[int] = []
+
+        def short_once(module: StepLoss, batch: MicroBatch, images: Mapping[str, Tensor]) -> Tensor:
+            calls.append(1)
+            if len(calls) == 4:  # after the probe and two steps of one micro-batch
+                raise torch.OutOfMemoryError("no room")
+            return compute_loss(module, batch, images)
+
+        monkeypatch.setattr(StepLoss, "forward", short_once)
+        home = tmp_path / name
+        if stop_after is not None:
+            with pytest.raises(KeyboardInterrupt):
+                run(config, home / "run", home=home, on_progress=listener)
+            monkeypatch.setattr(StepLoss, "forward", compute_loss)
+        record = run(config, home / "run", home=home)
+        assert record.provenance["micro_batch_tokens"]["instruct"] < 4096
+        model = Path(record.provenance["model"])
+        assert not (model.parent / "token_budgets.json").exists()
+        return [path.read_bytes() for path in sorted(model.rglob("*.safetensors"))]
+
+    assert weights("killed", stop_after=4) == weights("not killed", stop_after=None)
+
+
+def test_a_budget_counts_under_the_settings_that_it_was_found_with(tmp_path: Path) -> None:
+    budgets = TokenBudgets(tmp_path, 4096, {"packing": False})
+    budgets.lower(5, 2048, writes=True)
+    budgets.lower(3, 1024, writes=True)
+    again = TokenBudgets(tmp_path, 4096, {"packing": False})
+    assert [again.at(step) for step in (0, 2, 3, 5, 9)] == [4096, 4096, 1024, 1024, 1024]
+    assert TokenBudgets(tmp_path, 4096, {"packing": True}).at(9) == 4096
+    assert TokenBudgets(tmp_path, 8192, {"packing": False}).at(9) == 8192
 
 
 def test_a_sample_that_does_not_fit_alone_is_one_clear_error(

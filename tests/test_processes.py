@@ -8,9 +8,8 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,21 +17,23 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from torch.distributed.elastic.multiprocessing.api import SignalException
 
+from lvlm import commands
 from lvlm.cli import main
 from lvlm.config import RunConfig, make_config, to_yaml
+from lvlm.errors import Diverged
 from lvlm.model.checkpoints import load
 from lvlm.model.parts import prepare_training
-from lvlm.processes import process_index, start
+from lvlm.processes import STARTS_AGAIN, process_index
 from lvlm.records import RunRecord
 from lvlm.run import run
-from lvlm.train import loop
+from lvlm.train import resume
 from lvlm.train.compute import compute
 from lvlm.train.loop import StageLoop
 from lvlm.train.stages import Stage
-from lvlm.train.strategies import share_work
+from lvlm.train.strategies import StepLoss, share_work
 from tests.processes import together
+from tests.test_out_of_memory import with_room_for
 from tests.tiny import tiny_world
 from tests.train_world import run_config, write_corpus
 
@@ -46,13 +47,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     image."""
     torch.set_num_threads(1)
     os.environ["DS_ACCELERATOR"] = "cpu"
-    importlib.import_module("deepspeed")  # before children are forked, which would each take seconds for it
+    for name in ("deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"):
+        importlib.import_module(name)  # before children are forked, which would each take seconds for it
     tiny_world()
     return write_corpus(tmp_path_factory.mktemp("processes") / "noise")
 
 
-def config_of(corpus: Path, strategy: str, **changes: Any) -> RunConfig:
-    """Both stages without dropout, several micro-batches of unequal number a step; the tower learns in the second."""
+def config_of(corpus: Path, strategy: str, fields: Mapping[str, Any] | None = None, **changes: Any) -> RunConfig:
+    """Both stages without dropout, several micro-batches of unequal number a step; the tower learns in the second.
+    `changes` are compute settings, `fields` those of `run_config`."""
     compute = {"device": "cpu", "threads": 1, "micro_batch_tokens": 150, "feature_cache": "off", "strategy": strategy}
     settings: dict[str, Any] = {
         "compute": compute | changes,
@@ -61,7 +64,7 @@ def config_of(corpus: Path, strategy: str, **changes: Any) -> RunConfig:
         "instruct__train": {"tower": "full", "adapter": "full", "llm": "lora"},
         "instruct__lora": {"r": 4, "alpha": 8, "dropout": 0.0},
     }
-    return run_config(corpus, **settings)
+    return run_config(corpus, **settings | dict(fields or {}))
 
 
 def curve(folder: Path) -> list[float]:
@@ -175,12 +178,82 @@ def test_processes_whose_clocks_differ_agree_when_a_checkpoint_is_due(
     def with_clocks_apart() -> None:
         signal.alarm(60)
         if process_index() == 1:
-            loop.time = SimpleNamespace(monotonic=lambda: 0.0)  # type: ignore[assignment]  # in this process alone
+            resume.time = SimpleNamespace(monotonic=lambda: 0.0)  # type: ignore[assignment]  # in this process alone
         run(config, tmp_path / "run", home=tmp_path / "home")
 
     assert together(with_clocks_apart, 2) == [0, 0]
     losses = curve(tmp_path / "run")
     assert losses == curve(pair / "run")[: len(losses)]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+def test_where_one_process_has_no_room_all_of_them_get_smaller_micro_batches(
+    corpus: Path, tmp_path: Path, strategy: str
+) -> None:
+    """Copies halve and go on; what DeepSpeed divides ends, and goes on when it is started again."""
+    larger = {"pretrain": None, "instruct__batch_samples": 8, "instruct__steps": 3}
+    config = config_of(corpus, strategy, larger, micro_batch_tokens=400, checkpoint_every=1e-6)
+    trained(config, tmp_path / "roomy", processes=1)
+
+    def with_little_room_in_one() -> None:
+        signal.alarm(60)
+        if process_index() == 1:
+            StepLoss.forward = with_room_for(200, from_call=3)[0]  # type: ignore[method-assign]
+        commands.AFTER_THE_FIRST = 0.0
+        main_of(config, tmp_path)
+
+    ended = together(with_little_room_in_one, 2)
+    if strategy != "ddp":
+        assert ended[1] == STARTS_AGAIN
+        ended = together(with_little_room_in_one, 2)
+    assert ended == [0, 0]
+    assert curve(tmp_path / "run") == pytest.approx(curve(tmp_path / "roomy" / "run"), rel=1e-5)
+    assert RunRecord.load(tmp_path / "run").provenance["micro_batch_tokens"]["instruct"] <= 200
+
+
+def test_a_probe_that_is_not_finite_leaves_no_trace(corpus: Path, strategy: str, tmp_path: Path) -> None:
+    config = config_of(corpus, strategy, {"pretrain": None, "instruct__steps": 3})
+    compute_loss = StepLoss.forward
+
+    def with_nan_in_the_probe() -> None:
+        signal.alarm(60)
+        calls: list[int] = []
+
+        def loss(*inputs: Any) -> torch.Tensor:
+            calls.append(1)
+            return compute_loss(*inputs) * (float("nan") if len(calls) == 1 else 1.0)
+
+        StepLoss.forward = loss  # type: ignore[method-assign]
+        run(config, tmp_path / "run", home=tmp_path / "home")
+
+    assert together(with_nan_in_the_probe, 2) == [0, 0]
+    trained(config, tmp_path / "alone", processes=1)
+    assert curve(tmp_path / "run") == pytest.approx(curve(tmp_path / "alone" / "run"), rel=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(
+    corpus: Path, strategy: str, tmp_path: Path
+) -> None:
+    config = config_of(corpus, strategy, checkpoint_every=1e-6).model_copy(update={"instruct": None})
+    compute_loss = StepLoss.forward
+
+    def with_a_root_at_zero() -> None:
+        signal.alarm(60)
+        calls: list[int] = []
+
+        def loss(*inputs: Any) -> torch.Tensor:
+            calls.append(1)
+            value = compute_loss(*inputs)
+            return value if len(calls) <= 3 else value + (value * 0).sqrt() * 0
+
+        StepLoss.forward = loss  # type: ignore[method-assign]
+        with pytest.raises(Diverged, match=r"gradient norm .* is not finite at step 1, on the samples"):
+            run(config, tmp_path / "run", home=tmp_path / "home")
+
+    assert together(with_a_root_at_zero, 2) == [0, 0]
+    (checkpoint,) = (tmp_path / "home" / "stages").glob("*/checkpoint.pt")
+    state = torch.load(checkpoint, weights_only=True)
+    assert state["position"]["step"] == 1 and all(value.isfinite().all() for value in state["model"].values())
 
 
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
@@ -257,6 +330,14 @@ def test_processes_agree_whether_a_stage_is_finished_though_they_look_at_differe
     assert together(looking_late, 2) == [0, 0]
 
 
+def main_of(config: RunConfig, folder: Path) -> None:
+    """What `python -m lvlm train` does in one process, its exit status included."""
+    (folder / f"run-{process_index()}.yaml").write_text(to_yaml(config), encoding="utf-8")
+    words = ["train", folder / f"run-{process_index()}.yaml", "--folder", folder / "run", "--home", folder / "home"]
+    status = main(list(map(str, words)))
+    os._exit(status)
+
+
 def dies_in_step_7(config: RunConfig, folder: Path) -> None:
     """Both processes of a run, each killed by itself in the second stage."""
     report = StageLoop._report
@@ -268,44 +349,3 @@ def dies_in_step_7(config: RunConfig, folder: Path) -> None:
 
     StageLoop._report = dying  # type: ignore[method-assign]  # in this process alone
     run(config, folder / "run", home=folder / "home")
-
-
-def test_the_command_starts_its_processes_and_ends_as_they_do(corpus: Path, tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(to_yaml(config_of(corpus, "ddp")), encoding="utf-8")
-
-    def command(*changes: str) -> subprocess.CompletedProcess[str]:
-        words = ["train", tmp_path / "run.yaml", "--processes", "2", "--home", tmp_path / "home", *changes]
-        return subprocess.run(
-            [sys.executable, "-m", "lvlm", *map(str, words)], capture_output=True, text=True, timeout=300
-        )
-
-    done = command()
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("score/en") == 1, "one process speaks"
-    (record,) = (tmp_path / "home" / "runs").glob("*/record.json")
-    assert json.loads(record.read_text())["provenance"]["processes"] == 2
-    failed = command("model.llm=/nowhere/llm")
-    assert failed.returncode == 2 and failed.stderr.count("error: The language model '/nowhere/llm'") == 1
-    assert "Traceback" not in failed.stderr
-
-
-def test_another_number_of_processes_than_the_launcher_started_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["train", "tiny", "--processes", "4"]) == 2
-    assert "--processes 4, but a launcher has started 2." in capsys.readouterr().err
-
-
-def test_the_launcher_ends_on_ctrl_c_as_one_process_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = {"by": signal.SIGINT}
-
-    def launch(*_: Any) -> Any:
-        raise SignalException("stopped", sigval=ended["by"])
-
-    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", launch)
-    with pytest.raises(KeyboardInterrupt):
-        start(2, ["train", "tiny"])
-    ended["by"] = signal.SIGTERM
-    assert start(2, ["train", "tiny"]) == 128 + signal.SIGTERM

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -245,6 +246,31 @@ def test_other_micro_batches_are_refused_only_where_dropout_would_go_on(corpus: 
         check_same_config(tmp_path / "with", config(0.1, 2000))
     (tmp_path / "with" / RECORD_FILE).write_text("{}")  # finished: nothing goes on
     assert check_same_config(tmp_path / "with", config(0.1, 2000)) == noted
+
+
+def test_checkpoints_take_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(resume, "time", SimpleNamespace(monotonic=lambda: now))
+
+    def intervals(seconds: float | None, cost: float, *, sooner: bool = False) -> list[float]:
+        """Between three checkpoints that cost so much, looked for at every second."""
+        nonlocal now
+        timer, found = resume.CheckpointTimer(seconds), []
+        while len(found) < 3:
+            last = now
+            while not timer.due(sooner=sooner):
+                now += 1
+            found.append(now - last)
+            with timer.saving():
+                now += cost
+        return found
+
+    assert intervals(None, 0.5) == [60, 60, 60]
+    first, *later = intervals(None, 90.0)
+    assert first == 60 and all(90 / interval == pytest.approx(resume.SHARE_OF_TIME) for interval in later)
+    assert intervals(10.0, 90.0) == [10, 10, 10]
+    assert intervals(None, 0.25, sooner=True) == [0, 9, 9]
+    assert intervals(1000.0, 90.0, sooner=True) == [0, 0, 0]
 
 
 def test_a_checkpoint_of_other_parameters_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from lvlm.errors import Diverged, InputError
 from lvlm.records import PREDICTION_COLUMNS, SCORE_COLUMNS, TRAINER_VERSION, RunRecord, write_text
 from lvlm.run import check_same_config, run
 from lvlm.train import locks, progress
+from lvlm.train.progress import Reporter
 from lvlm.train.stages import make_stage
 from tests.corpora import change_row
 from tests.tiny import tiny_image, tiny_world
@@ -405,6 +406,41 @@ def test_training_begins_before_all_features_are_kept(
     record = run(config, tmp_path / "run", home=tmp_path / "home", on_progress=count)
     assert kept[0] < kept[-1] == 8 and kept == sorted(kept)
     assert record.provenance["seconds"]["features"] > 0
+
+
+def test_rows_are_packed_in_bf16_too(corpus: Path, tmp_path: Path) -> None:
+    compute = {"device": "cpu", "threads": 1, "feature_cache": "off", "precision": "bf16"}
+    losses = []
+    for packing in (False, True):
+        config = run_config(corpus, instruct=None, evaluate={}, compute=compute | {"packing": packing})
+        run(config, tmp_path / str(packing), home=tmp_path / f"home-{packing}")
+        rows = (tmp_path / str(packing) / "curve.jsonl").read_text().splitlines()
+        losses.append([json.loads(row)["loss"] for row in rows])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
+def test_what_goes_on_decides_anew_about_features_for_which_there_was_no_room(corpus: Path, tmp_path: Path) -> None:
+    """And keeps every other decision, for as long as it was asked the same."""
+
+    def stop_at_first_step(event: dict[str, Any]) -> None:
+        if event["kind"] == "step":
+            raise KeyboardInterrupt
+
+    def decided(**changes: Any) -> str:
+        settings = {"device": "cpu", "threads": 1, "feature_cache": "on", **changes}
+        config = run_config(corpus, instruct=None, pretrain__steps=2, compute=settings, evaluate__items=1)
+        said: list[str] = []
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Reporter, "say", lambda _, text: said.append(text))
+            run(config, tmp_path / "run", home=tmp_path / "home", on_progress=stop_at_first_step)
+        (reason,) = [text for text in said if "feature cache" in text]
+        return reason
+
+    assert "exceed compute.feature_cache_gib=1e-06" in decided(feature_cache_gib=1e-6)
+    assert decided(feature_cache_gib=1.0) == "pretrain: feature cache on: compute.feature_cache is on"
+    measured = decided(feature_cache="auto")
+    assert "ms to compute" in measured and decided(feature_cache="auto") == measured, "measured times would differ"
+    assert decided(feature_cache="auto", loader_workers=1) != measured
 
 
 def test_faults_show_before_training(corpus: Path, tmp_path: Path) -> None:

@@ -206,9 +206,10 @@ def test_micro_batches_are_divided_though_the_longest_is_a_single_sample(corpus:
     longest = batches.longest()
     assert longest is not None and len(longest.lengths) == 1
     several = sum(len(batches(step)) < 8 for step in range(batches.plan.steps))
-    assert several > 0 and batches.halve() is not None
-    while batches.halve() is not None:
-        pass
+    assert several > 0 and batches.halved() is not None
+    while (halved := batches.halved()) is not None:
+        assert halved < batches.token_budget
+        batches.token_budget = halved
     assert all(len(batches(step)) == 8 for step in range(batches.plan.steps))
 
 

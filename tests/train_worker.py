@@ -47,6 +47,7 @@ def train(corpus: Path, folder: Path, llm: str, tower_folder: str, *, processes:
 
         loop = StageLoop(
             model=model,
+            batches=batches,
             stream_from=stream_from,
             config=config.instruct,
             stage="instruct",

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lvlm.errors import InputError
-from lvlm.model.attention import check_attention, check_family
+from lvlm.model.attention import check_attention
 from lvlm.model.keys import refuse
 from lvlm.model.layouts import LORA_CONFIG, LORA_WEIGHTS, Located, how_to_load, locate
 from lvlm.model.lora import load_lora, lora_config, split_state
@@ -54,10 +54,10 @@ def load(
 
     A snapshot holds only what was trained, so that `model` has to name its tower, LLM and adapter (`seed` chooses a
     shipped draw); for the others `model` may be given, and is checked against what was saved. `attn` and `bits` are
-    those of `ModelConfig`, which no checkpoint keeps; None leaves them to `model`, else attention to transformers and
-    the LLM whole. Whatever the files have, the model comes in float32; with `precision` `bf16` a tower or LLM in 16
-    bits keeps its matrices in bfloat16, to be used under autocast (see `lvlm.model.assembly.hold`). A missing, surplus
-    or misshapen tensor is an `InputError` that lists it.
+    those of `ModelConfig`, which no checkpoint keeps; None leaves them to `model`, else attention to transformers
+    (`eager` for Gemma 2, which has no sdpa) and the LLM whole. Whatever the files have, the model comes in float32;
+    with `precision` `bf16` a tower or LLM in 16 bits keeps its matrices in bfloat16, to be used under autocast (see
+    `lvlm.model.assembly.hold`). A missing, surplus or misshapen tensor is an `InputError` that lists it.
     """
     from lvlm.model.agreement import check_agreement
     from lvlm.model.assembly import hold, set_generation, write_as
@@ -81,7 +81,6 @@ def load(
     config, processor = saved_processor(found)
     if model is not None:
         check_agreement(model, config, found.path, seed=seed)
-    check_family(attn, config.text_config)
     options: dict[str, Any] = {"bits": bits, "keep_halved": precision == "bf16"}
     options |= {} if attn is None else {"attn_implementation": attn}
     if found.layout == "own":

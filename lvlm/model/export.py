@@ -81,7 +81,7 @@ def export(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by an export that was killed
     try:
-        _write(loaded.to(dtype), processor, partial, form)
+        _write(loaded, processor, partial, form, dtype=dtype)
         del loaded
         exported = Exported(folder, *_differences(partial, form, expected, attn=attn))
         if not exported.difference <= LIMIT:
@@ -95,15 +95,15 @@ def export(
     return exported
 
 
-def _write(model: Lvlm, processor: LvlmProcessor, folder: Path, form: Form) -> None:
+def _write(model: Lvlm, processor: LvlmProcessor, folder: Path, form: Form, *, dtype: torch.dtype) -> None:
     if form == "llava":
         stock = llava_processor(model, processor)
         with without_deepspeed():
-            to_llava(model).save_pretrained(folder)
+            to_llava(model, dtype=dtype).save_pretrained(folder)
         stock.save_pretrained(folder)
         stock.image_processor.save_pretrained(folder)  # where transformers 4 looks for it
     else:
-        model.save_pretrained(folder, merge_lora=form == "merged")
+        model.to(dtype).save_pretrained(folder, merge_lora=form == "merged")
         processor.save_pretrained(folder)
 
 

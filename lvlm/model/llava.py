@@ -74,8 +74,10 @@ def llava_processor(model: Lvlm, processor: LvlmProcessor) -> LlavaProcessor:
     )
 
 
-def to_llava(model: Lvlm) -> LlavaForConditionalGeneration:
+def to_llava(model: Lvlm, *, dtype: torch.dtype) -> LlavaForConditionalGeneration:
     """The stock model with this one's weights, LoRA merged; an `InputError` with the reason if there is none.
+
+    In `dtype`, or in float32 where that would round any of them: sums and products of weights in 16 bits need more.
 
     It may be saved, not run: what is computed at start and not saved is not there.
     """
@@ -102,14 +104,15 @@ def to_llava(model: Lvlm) -> LlavaForConditionalGeneration:
     state: dict[str, Tensor] = {VISION + key: value for key, value in tower.state.items()}
     state |= {PROJECTOR + key: value for key, value in projector.items()}
     state |= {LLM + key: value for key, value in inner.items()}
-    state[f"{HEAD}weight"] = inner["embed_tokens.weight"] if tied else head * scale
+    state[f"{HEAD}weight"] = inner["embed_tokens.weight"] if tied else head.float() * scale
     for key, value in llava.state_dict().items():
         if key.startswith(VISION) and key not in state:  # the block, norm and pooler that nobody reads
             state[key] = torch.zeros(value.shape, dtype=model.dtype)
     llava.load_state_dict({key: value.detach() for key, value in state.items()}, assign=True)
     llava.tie_weights()
     llava.generation_config = copy.deepcopy(model.generation_config)
-    return llava.to(model.dtype)
+    exact = all(torch.equal(value.to(dtype).to(value.dtype), value) for value in llava.state_dict().values())
+    return llava.to(dtype if exact else torch.float32)
 
 
 def _stock(model: Lvlm) -> StockTower:

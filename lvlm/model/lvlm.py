@@ -13,7 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lvlm.errors import InputError
 from lvlm.model.adapters import Projector, build_adapter
-from lvlm.model.attention import suited
+from lvlm.model.attention import check_family, suited
 from lvlm.model.config import LvlmConfig
 from lvlm.model.economy import last_block_only_at
 from lvlm.model.register import register_model
@@ -40,6 +40,7 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def __init__(
         self, config: LvlmConfig, *, vision_tower: VisionTower | None = None, language_model: Any = None
     ) -> None:
+        check_family(config._attn_implementation, config.text_config)  # None before it is resolved, but where asked for
         super().__init__(config)
         assert config.tower is not None
         self.vision_tower = vision_tower or build_tower(config.tower, feature_layer=config.feature_layer)

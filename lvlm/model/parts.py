@@ -12,7 +12,7 @@ from torch import nn
 from lvlm.errors import InputError
 from lvlm.model.checkpoints import parts
 from lvlm.model.economy import checkpoint_blocks, fuse_norms, train_mode
-from lvlm.model.lora import add_lora, lora_config, lora_layers, merge_lora
+from lvlm.model.lora import ADAPTER, add_lora, lora_config, lora_layers, merge_lora
 from lvlm.model.weights import halve, numel, quantised_layers
 from lvlm.settings import LoraSettings, Part, StageConfig, TrainedParts
 
@@ -110,9 +110,13 @@ def _prepare(part: nn.Module, *, name: str, mode: Part, stage: StageConfig, seed
 
 def _check_same(part: nn.Module, *, name: str, lora: LoraSettings) -> None:
     known = lora_config(part)
-    if (known.r, known.lora_alpha, known.lora_dropout) != (lora.r, lora.alpha, lora.dropout):
+    # Of the layers, not of the config, which has more ways to set a rank and a scale (use_rslora, alpha_pattern).
+    found = {(layer.r[ADAPTER], layer.scaling[ADAPTER]) for layer in lora_layers(part).values()}
+    if found != {(lora.r, lora.alpha / lora.r)} or known.lora_dropout != lora.dropout:
+        special = {key: getattr(known, key) for key in ("use_rslora", "rank_pattern", "alpha_pattern")}
+        also = "".join(f", {key}={value}" for key, value in special.items() if value)
         raise InputError(
-            f"The {name} already has a LoRA with r={known.r}, alpha={known.lora_alpha}, dropout={known.lora_dropout} "
-            f"from an earlier stage, and this stage asks for r={lora.r}, alpha={lora.alpha}, dropout={lora.dropout}. "
-            "Use the same settings in both, or start_lora=merge."
+            f"The {name} already has a LoRA with r={known.r}, alpha={known.lora_alpha}, dropout={known.lora_dropout}"
+            f"{also} from an earlier stage, and this stage asks for r={lora.r}, alpha={lora.alpha}, "
+            f"dropout={lora.dropout}. Use the same settings in both, or start_lora=merge."
         )

@@ -21,7 +21,8 @@ ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_pytorch_tanh", "QuickGELU": "qu
 
 @dataclass(frozen=True)
 class StockTower:
-    """A tower as a config of transformers and the tensors of that model.
+    """A tower as a config of transformers and the tensors of that model, in float32 where they were multiplied or
+    added.
 
     Stock LLaVA reads the penultimate block, and so do those who serve it; so the config has one block more than a
     tower is deep, whose tensors, like those of final norm and pooler, are not here and may be anything.
@@ -131,7 +132,7 @@ def _of_timm(model: Any, *, image_size: int) -> StockTower:
         state[names.token] = token if names is CLIP else token[None, None]
     bias = torch.zeros_like(position[0]) if patch.bias is None else patch.bias
     if names is CLIP:  # its patches have no bias: a constant for each of them is as good as part of its position
-        position = torch.cat([position[:1], position[1:] + bias])
+        position = torch.cat([position[:1].float(), position[1:].float() + bias.float()])
     else:
         state[f"{names.patch}.bias"] = bias
     state[names.position] = position[None] if names is VIT else position
@@ -214,5 +215,6 @@ def _named(name: str, layer: Any, scale: Any = None) -> dict[str, Tensor]:
     weight, bias = layer.weight, layer.bias
     bias = torch.zeros_like(weight[:, 0]) if bias is None else bias
     if isinstance(scale, LayerScale):
-        weight, bias = scale.gamma[:, None] * weight, scale.gamma * bias
+        gamma = scale.gamma.float()
+        weight, bias = gamma[:, None] * weight.float(), gamma * bias.float()
     return {f"{name}.weight": weight, f"{name}.bias": bias}

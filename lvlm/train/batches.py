@@ -217,14 +217,21 @@ class StepBatches:
         process has as many micro-batches as any other, each with an image where the plan has images: a process that
         lacks some is given an image without text to learn from, which adds exact zeros to the gradient.
         """
-        samples = self.samples(step)
-        weights = token_weights([sample.supervised for sample in samples], self.reduction)
-        weighted = list(zip(samples, weights, strict=True))
+        weighted = self._weighted(step)
         if not self.lockstep:
-            return self._split(weighted[self.rank :: self.processes])
-        of_ranks = [self._with_images(self._split(weighted[rank :: self.processes])) for rank in range(self.processes)]
+            return self._of_rank(weighted, self.rank)
+        of_ranks = [self._of_rank(weighted, rank) for rank in range(self.processes)]
         own = of_ranks[self.rank]
         return own + [[self._unread]] * (max(map(len, of_ranks)) - len(own))
+
+    def _weighted(self, step: int) -> Group:
+        samples = self.samples(step)
+        weights = token_weights([sample.supervised for sample in samples], self.reduction)
+        return list(zip(samples, weights, strict=True))
+
+    def _of_rank(self, weighted: Group, rank: int) -> list[Group]:
+        groups = self._split(weighted[rank :: self.processes])
+        return self._with_images(groups) if self.lockstep else groups
 
     def _split(self, members: Group) -> list[Group]:
         split = packed_micro_batches if self.packing else micro_batches
@@ -273,28 +280,32 @@ class StepBatches:
         groups = self.groups(step)
         return [self._collate(group, last=place == len(groups)) for place, group in enumerate(groups, start=1)]
 
-    def halve(self) -> int | None:
-        """Make the longest micro-batch of several samples about half as large; the new token budget, or None where each
-        is a single sample already. One long sample may need less memory than several with more images."""
-        divisible = [self._tokens(group) for group in self._heaviest() if len(group) > 1]
-        if not divisible:
-            return None
-        self.token_budget = max(divisible) // 2
-        return self.token_budget
+    def halved(self) -> int | None:
+        """A token budget that makes the longest micro-batch of several samples about half as large, the same in every
+        process; None where each is a single sample already. One long sample may need less memory than several with more
+        images."""
+        groups = [
+            [member for member in group if member is not self._unread]
+            for weighted in map(self._weighted, self._heaviest())
+            for rank in range(self.processes)
+            for group in self._of_rank(weighted, rank)
+        ]
+        divisible = [self._tokens(group) for group in groups if len(group) > 1]
+        return max(divisible) // 2 if divisible else None
 
     def longest(self) -> MicroBatch | None:
         """The micro-batch with most tokens, padding included, among the steps with most tokens and with the longest
         samples; None where this process has no sample in any of them."""
-        groups = self._heaviest()
+        groups = [group for step in self._heaviest() for group in self.groups(step)]
         return self._collate(max(groups, key=self._tokens)) if groups else None
 
-    def _heaviest(self) -> list[Group]:
-        """This process's micro-batches of the steps with most tokens and of those with the longest samples."""
+    def _heaviest(self) -> set[int]:
+        """The steps with most tokens and those with the longest samples."""
         lengths = self.plan.lengths(self.encoder.processor.image_tokens)
         starts = np.arange(0, len(lengths), self.plan.batch_samples)
         by_total = np.argsort(-np.add.reduceat(lengths, starts), kind="stable")[:16].tolist()
         by_longest = np.argsort(-np.maximum.reduceat(lengths, starts), kind="stable")[:16].tolist()
-        return [group for step in {*by_total, *by_longest} for group in self.groups(step)]
+        return {*by_total, *by_longest}
 
     def _collate(self, members: Group, *, last: bool = False) -> MicroBatch:
         texts = [sample.text for sample, _ in members]

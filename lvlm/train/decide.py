@@ -45,6 +45,8 @@ class CacheDecision:
     seconds_with: float = math.nan
     seconds_without: float = math.nan
     """What it would take for all uses, where that was measured."""
+    lack: str = ""
+    """Why they find no place, if so; room may come back, so that nobody holds on to such a decision."""
 
 
 def decide_cache(
@@ -71,7 +73,7 @@ def weigh(costs: Costs, *, images: int, missing: int, uses: int, lack: str = "")
     )
     if lack:
         reason += f"; {lack}"
-    return CacheDecision(on, reason, seconds_with=with_store, seconds_without=without)
+    return CacheDecision(on, reason, seconds_with=with_store, seconds_without=without, lack=lack)
 
 
 def measure_costs(tower: TowerFeatures, images: Sequence[Path], *, per_call: int, folder: Path) -> Costs:

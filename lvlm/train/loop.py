@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lvlm.errors import Diverged, InputError
+from lvlm.errors import Diverged, InputError, StartAgain
 from lvlm.model.parts import set_train_mode
 from lvlm.records import CURVE_FILE
 from lvlm.settings import StageConfig
-from lvlm.train.batches import BatchStream
+from lvlm.train.batches import BatchStream, StepBatches
+from lvlm.train.budgets import TokenBudgets
 from lvlm.train.optim import lr_factor
 from lvlm.train.progress import Reporter
-from lvlm.train.resume import load_checkpoint, save_checkpoint, seed_step
+from lvlm.train.resume import CheckpointTimer, load_checkpoint, save_checkpoint, seed_step
 from lvlm.train.strategies import Strategy, share_work
 
 if TYPE_CHECKING:
@@ -45,14 +46,16 @@ class Spent:
 
 @dataclass
 class StageLoop:
-    """Trains `model` on the steps of a plan, from wherever the checkpoint in `folder` stands.
+    """Trains `model` on the steps of the plan of `batches`, from wherever the checkpoint in `folder` stands.
 
     `fetch` is called before every step and makes its image features ready, outside the time that training takes.
     `validate` returns numbers for the curve; it is called every `validate_steps` steps and after the last one.
-    `identity` is what a checkpoint must agree with to be resumed.
+    `identity` is what a checkpoint must agree with to be resumed, `memory` the settings, beside those of the strategy,
+    that decide what memory holds.
     """
 
     model: Lvlm
+    batches: StepBatches
     stream_from: Callable[[int], BatchStream]
     config: StageConfig
     stage: str
@@ -61,11 +64,13 @@ class StageLoop:
     identity: Mapping[str, Any]
     compute: Compute
     reporter: Reporter
-    checkpoint_seconds: float = 60.0
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint_seconds: float | None = None
     fetch: Callable[[int], None] | None = None
     validate: Callable[[], Mapping[str, float]] | None = None
     spent: Spent = field(default_factory=Spent)
     strategy: Strategy = field(init=False)
+    budgets: TokenBudgets = field(init=False)
 
     def __post_init__(self) -> None:
         self.accelerator = self.compute.accelerator
@@ -82,12 +87,16 @@ class StageLoop:
             writes=accelerator.is_main_process,
         )
         spent = self.spent = Spent(**position) if position else Spent()  # type: ignore[arg-type]
-        stream = self.stream_from(int(spent.step))
-        plan, batches = stream.batches.plan, stream.batches
+        plan, batches = self.batches.plan, self.batches
+        asked, processes = batches.token_budget, accelerator.num_processes
+        self.budgets = TokenBudgets(
+            self.folder, asked, {**self.memory, "processes": processes, "strategy": self.compute.strategy}
+        )
+        stream = self._stream(int(spent.step))
         set_train_mode(self.model, self.config.train)
         if spent.step == 0 and plan.steps:
             stream = self._probe(stream)
-        last_checkpoint = time.monotonic()
+        timer = CheckpointTimer(self.checkpoint_seconds)
         with self.reporter.bar(self.stage, plan.steps, int(spent.step)):
             for step in range(int(spent.step), plan.steps):
                 if self.fetch:
@@ -126,20 +135,24 @@ class StageLoop:
                     }
                 )
                 self._report(row, plan.steps)
-                if self._validates_after(step, plan.steps):
+                validates = self._validates_after(step, plan.steps)
+                if validates:
                     curve.append(self._validation())
-                    last_checkpoint = -math.inf  # a validation is worth keeping
-                elapsed = time.monotonic() - last_checkpoint
                 # The clock of one decides for all: under ZeRO a state is gathered from every process.
-                due = accelerator.is_main_process and elapsed > self.checkpoint_seconds
+                due = accelerator.is_main_process and timer.due(sooner=validates)  # a validation is worth keeping
                 if self._anywhere(due) or spent.step == plan.steps:
-                    state = strategy.state()
-                    if accelerator.is_main_process:
-                        where = {**vars(spent), "curve_bytes": curve.flush()}
-                        save_checkpoint(self.folder, state, position=where, identity=self.identity)
-                    last_checkpoint = time.monotonic()
+                    with timer.saving():
+                        state = strategy.state()
+                        if accelerator.is_main_process:
+                            where = {**vars(spent), "curve_bytes": curve.flush()}
+                            save_checkpoint(self.folder, state, position=where, identity=self.identity)
         curve.close()
         return spent
+
+    def _stream(self, step: int) -> BatchStream:
+        """A stream from `step` on with the micro-batches that memory has room for."""
+        self.batches.token_budget = self.budgets.at(step)
+        return self.stream_from(step)
 
     def _gradient(self, stream: BatchStream, step: int) -> tuple[Tensor, BatchStream]:
         """The gradients of one step, added up over its micro-batches, and this process's share of the loss.
@@ -147,6 +160,8 @@ class StageLoop:
         Where memory does not suffice on any process, all begin the step again with smaller micro-batches, which
         change nothing about it, and keep those: the stream that comes back has them.
         """
+        if self.batches.token_budget != self.budgets.at(step):  # lowered here before the checkpoint was gone back to
+            stream = self._stream(step)
         while True:
             seed_step(self.seed, self.stage, step, self.accelerator.process_index)
             loss, trouble = torch.zeros((), device=self.accelerator.device), ""
@@ -154,16 +169,11 @@ class StageLoop:
                 for batch, images in stream.step(step):
                     loss += self.strategy.backward(batch, images)
             except torch.OutOfMemoryError as error:
-                if self.strategy.lockstep:  # the others are in the middle of an exchange and cannot be asked
-                    raise InputError(
-                        f"Stage {self.stage} ran out of memory under ZeRO at step {step}. Lower "
-                        "compute.micro_batch_tokens and start again: it goes on from its last checkpoint, with the "
-                        f"same objective. ({error})"
-                    ) from error
                 trouble = str(error)
+                self._leave_lockstep(step, trouble)
             if not self._anywhere(bool(trouble)):
                 return loss, stream
-            stream = self._smaller(stream, step, trouble)
+            stream = self._smaller(step, trouble)
 
     def _probe(self, stream: BatchStream) -> BatchStream:
         """Forward and backward of the longest micro-batch without an update: a lack of memory shows now, not in the
@@ -172,20 +182,16 @@ class StageLoop:
         Random state needs no care here: every step sets its own.
         """
         while True:
-            longest, trouble = stream.batches.longest(), ""
+            longest, trouble = self.batches.longest(), ""
             try:
                 if longest is not None:
                     self.strategy.probe(*stream.outside(longest))
             except torch.OutOfMemoryError as error:
-                if self.strategy.lockstep:
-                    raise InputError(
-                        f"Stage {self.stage} does not fit into memory under ZeRO. Lower compute.micro_batch_tokens, "
-                        f"now {stream.batches.token_budget:,}, and start again. ({error})"
-                    ) from error
                 trouble = str(error)
+                self._leave_lockstep(0, trouble)
             if not self._anywhere(bool(trouble)):
                 break
-            stream = self._smaller(stream, 0, trouble)
+            stream = self._smaller(0, trouble)
         if longest is not None:
             self.reporter.say(
                 f"{self.stage}: longest micro-batch fits: {len(longest.lengths)} samples, "
@@ -200,23 +206,41 @@ class StageLoop:
         flag = torch.tensor(float(here), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum") > 0)
 
-    def _smaller(self, stream: BatchStream, step: int, trouble: str) -> BatchStream:
-        """A stream from `step` on whose micro-batches are half as large."""
+    def _smaller(self, step: int, trouble: str) -> BatchStream:
+        """A stream from `step` on whose micro-batches are half as large; every process calls this together."""
         self.model.zero_grad(set_to_none=True)
         if self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
-        budget = stream.batches.halve()
-        if trouble and budget is None:
+        budget = self._lower(
+            step, trouble or "Another process ran out of memory.", writes=self.accelerator.is_main_process
+        )
+        self.reporter.say(
+            f"{self.stage}, step {step}: out of memory; micro-batches have at most {budget:,} tokens from here on, "
+            "and more of them make up a step. The objective stays."
+        )
+        return self._stream(step)
+
+    def _leave_lockstep(self, step: int, trouble: str) -> None:
+        """Under ZeRO the others are in the middle of an exchange and cannot be asked: all end, and begin again with
+        smaller micro-batches."""
+        if self.strategy.lockstep:
+            budget = self._lower(step, trouble, writes=True)  # each that has no room, and all the same
+            raise StartAgain(
+                f"Stage {self.stage} ran out of memory under ZeRO at step {step}. From there on micro-batches now have "
+                f"at most {budget:,} tokens, and the objective stays. Start the same command again, and it goes on "
+                f"from its last checkpoint; `--processes` does so by itself. ({trouble})"
+            )
+
+    def _lower(self, step: int, trouble: str, *, writes: bool) -> int:
+        """Halve the token budget from `step` on; the new one."""
+        budget = self.batches.halved()
+        if budget is None:
             raise InputError(
                 f"Stage {self.stage} does not fit into memory, though every micro-batch is a single sample. "
                 f"Lower {self.stage}.max_text_tokens, or take a smaller model or more memory. ({trouble})"
             )
-        if budget is not None:
-            self.reporter.say(
-                f"{self.stage}, step {step}: out of memory; micro-batches have at most {budget:,} tokens from here on, "
-                "and more of them make up a step. The objective stays."
-            )
-        return self.stream_from(step)
+        self.budgets.lower(step, budget, writes=writes)
+        return budget
 
     def _validates_after(self, step: int, steps: int) -> bool:
         every = validation_interval(self.config, steps)

@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -19,6 +21,34 @@ from lvlm.train.identity import refuse_other_config
 from lvlm.train.strategies import Strategy, changing_state
 
 CHECKPOINT_FILE = "checkpoint.pt"
+USUAL_SECONDS = 60.0
+SHARE_OF_TIME = 0.03
+"""What checkpoints may take of the time where their interval is not set: one of 100 s comes after 55 minutes."""
+
+
+class CheckpointTimer:
+    """Says when a checkpoint is due: `seconds` after the last one; None is a minute, or longer where saving the last
+    one took more than its share of the time."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = seconds
+        self._cost = 0.0
+        self._last = time.monotonic()
+
+    def due(self, *, sooner: bool = False) -> bool:
+        """Whether it is time; with `sooner` as soon as it costs no more than its share."""
+        affordable, usual = self._cost / SHARE_OF_TIME, USUAL_SECONDS
+        if self.seconds is not None:
+            affordable, usual = 0.0, self.seconds
+        return time.monotonic() - self._last >= (affordable if sooner else max(affordable, usual))
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around the saving of one, whose time it takes."""
+        started = time.monotonic()
+        yield
+        self._last = time.monotonic()
+        self._cost = self._last - started
 
 
 def seed_step(seed: int, stage: str, step: int, rank: int) -> None:

@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 from lvlm.config import RunConfig, fingerprint
 from lvlm.records import CURVE_FILE, PLAN_FILE, TRAINER_VERSION, write_json
 from lvlm.settings import StageConfig
+from lvlm.train.budgets import BUDGETS_FILE
 from lvlm.train.locks import file_lock
 from lvlm.train.resume import CHECKPOINT_FILE
 
@@ -72,7 +73,8 @@ class Stage:
                 processes.wait_for_everyone()
                 if processes.is_main_process:
                     write_json(self.folder / STAGE_FILE, result)
-                    (self.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+                    for name in (CHECKPOINT_FILE, BUDGETS_FILE):
+                        (self.folder / name).unlink(missing_ok=True)
                 processes.wait_for_everyone()
         return result
 

@@ -68,7 +68,8 @@ class StageTraining:
             )
             model.to(accelerator.device)
             if settings.packing:
-                check_isolation(model)
+                with self.compute.autocast():
+                    check_isolation(model)
         self.reporter.say(f"{stage.name}: what learns\n" + "\n".join(describe(counts)))
         self.reporter.say("\n".join(plan.table()))
         stage.folder.mkdir(parents=True, exist_ok=True)
@@ -107,6 +108,7 @@ class StageTraining:
 
         loop = StageLoop(
             model=model,
+            batches=batches,
             stream_from=stream_from,
             config=stage.config,
             stage=stage.name,
@@ -115,8 +117,9 @@ class StageTraining:
             identity=stage.identity,
             compute=self.compute,
             reporter=self.reporter,
+            memory={"packing": settings.packing, "gradient_checkpointing": settings.gradient_checkpointing},
+            checkpoint_seconds=settings.checkpoint_every,
             fetch=fetch,
-            checkpoint_seconds=settings.checkpoint_every or 60.0,
             validate=None if validate is None else validation,
         )
         with self.phases(f"train/{stage.name}"):
@@ -132,6 +135,7 @@ class StageTraining:
         reason = decision.reason + (f"; no more of them were kept: {store.full}" if store and store.full else "")
         return {
             "spent": {**vars(spent), "views": views, "trainable_parameters": learning},
+            "micro_batch_tokens": batches.token_budget,
             "features": "stored" if store else "computed",
             "features_reason": reason,
         }
@@ -155,7 +159,7 @@ class StageTraining:
         self, stage: Stage, tower: TowerFeatures, batches: StepBatches, later: Sequence[Path]
     ) -> CacheDecision:
         """Whether the features are kept. The setting `on` keeps them wherever they find room, `auto` where a
-        measurement says that it pays too. A resumed stage keeps its first decision."""
+        measurement says that it pays too. A resumed stage keeps its first decision, unless that lacked room."""
         setting, decided = self.config.compute.feature_cache, stage.folder / DECISION_FILE
         uses = list(batches.images())
         if not uses or setting == "off":
@@ -163,7 +167,13 @@ class StageTraining:
         decision: CacheDecision | None = None
         if self.compute.accelerator.is_main_process:
             store = self.store(tower)
-            decision = _read_decision(decided, setting)
+            asked = {
+                "feature_cache": setting,
+                "loader_workers": self.config.compute.loader_workers,
+                "store": store.key,
+                "uses": len(uses) + len(later),
+            }
+            decision = _read_decision(decided, asked)
             if decision is None:
                 images = list(dict.fromkeys([*uses, *later]))
                 if setting == "auto":
@@ -178,14 +188,19 @@ class StageTraining:
                 else:
                     lack = store.lack(images)
                     decision = CacheDecision(
-                        not lack, f"feature cache {'off: ' + lack if lack else 'on: compute.feature_cache is on'}"
+                        not lack,
+                        f"feature cache {'off: ' + lack if lack else 'on: compute.feature_cache is on'}",
+                        lack=lack,
                     )
             if decision.on and self.compute.zero_stage:  # it divides or rounds the tower when training begins
                 try:
                     self._keep(store.add, uses)
                 except NoRoom as full:
-                    decision = CacheDecision(False, f"feature cache off: {full}")
-            write_json(decided, {"setting": setting, "on": decision.on, "reason": decision.reason})
+                    decision = CacheDecision(False, f"feature cache off: {full}", lack=str(full))
+            if decision.lack:
+                decided.unlink(missing_ok=True)
+            else:
+                write_json(decided, {"asked": asked, "on": decision.on, "reason": decision.reason})
         (decision,) = broadcast_object_list([decision])
         assert decision is not None
         self.reporter.say(f"{stage.name}: {decision.reason}")
@@ -196,12 +211,12 @@ class StageTraining:
         self.reporter.tell("features", done=done, total=total)
 
 
-def _read_decision(path: Path, setting: str) -> CacheDecision | None:
-    """What was decided for this setting before."""
+def _read_decision(path: Path, asked: Mapping[str, Any]) -> CacheDecision | None:
+    """What was decided before on the same grounds."""
     if not path.exists():
         return None
     known = json.loads(path.read_text(encoding="utf-8"))
-    return CacheDecision(known["on"], known["reason"]) if known.get("setting") == setting else None
+    return CacheDecision(known["on"], known["reason"]) if known.get("asked") == asked else None
 
 
 def _save(folder: Path, model: Lvlm, processor: Any) -> None:

@@ -72,7 +72,19 @@ class Zero:
 
     def probe(self, batch: MicroBatch, images: Mapping[str, Tensor]) -> None:
         self.engine.set_gradient_accumulation_boundary(False)
-        self.engine.backward(self.engine(batch, images) * 0.0)  # its gradients cannot be taken back: they are zero
+        self.engine.backward(self.engine(batch, images))
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop the gradients of an unfinished step, which DeepSpeed would add to those of the next: times zero they
+        would stay NaN."""
+        zero = self.engine.optimizer
+        zero.zero_grad()
+        if self.partitioned:
+            zero.grad_partitions_flat_buffer.zero_()
+            return
+        for kept in (zero.averaged_gradients, zero.all_grad_tensors):
+            kept.clear()
 
     def step(self, factor: float) -> tuple[float, float]:
         rate = set_lr(self._adamw, factor)

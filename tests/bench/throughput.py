@@ -81,8 +81,9 @@ def compare(scratch: Path, options: argparse.Namespace) -> None:
     def run(name: str, folder: Path) -> Measured:
         if name in theirs:
             loop, at_once = theirs[name]
+            model = stock.build(prepared, stage)
             return stock.train(
-                prepared, arm.encoder.processor.tokenizer, fed, loop=loop, at_once=at_once, stage=stage,
+                model, arm.encoder.processor.tokenizer, fed, loop=loop, at_once=at_once, stage=stage,
                 transform=prepared.config.image_transform, pad_id=arm.encoder.pad_id, folder=folder,
             )  # fmt: skip
         return arm.train(folder, home=scratch / "home", **{"cached": False} | ours[name])

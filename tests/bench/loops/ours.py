@@ -1,8 +1,10 @@
-"""One instruct arm under our trainer: its plan, samples and a measured run. Used by `throughput.py` and `stock`."""
+"""One instruct arm under our trainer: its plan, samples and a measured run. Used by `throughput.py`, `gpu.py` and
+`stock`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from lvlm.train.stages import Stage
 from lvlm.train.train import StageTraining
 
 STAGE = "instruct"
+LORA = {"r": 16, "alpha": 32.0}
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,19 @@ class Arm:
     encoder: SampleEncoder
 
     @classmethod
-    def make(cls, *, shapes: Path, tower: str, samples: int, threads: int, llm: str = "tiny-lm/0") -> Arm:
+    def make(
+        cls,
+        *,
+        shapes: Path,
+        tower: str,
+        samples: int,
+        llm: str = "tiny-lm/0",
+        lora: Mapping[str, float] = LORA,
+        rate: float = 1e-3,
+        **settings: Any,
+    ) -> Arm:
         """The instruct stage of the built-in recipe on short answers and captions in equal parts: all 16 languages,
-        half of it English."""
+        half of it English. `settings` are those of compute."""
         uses = [{"path": str(shapes), "split": split, "samples": samples // 2} for split in ("instruct", "captions")]
         stage = {
             "mix": {
@@ -56,9 +69,9 @@ class Arm:
                 "english_share": 0.5,
             },
             "train": {"tower": "frozen", "adapter": "full", "llm": "lora"},
-            "lora": {"r": 16, "alpha": 32.0},
+            "lora": dict(lora),
             # Constant and one rate for all, so that both loops state the same optimizer in one line.
-            "optim": {"lr": 1e-3, "schedule": "constant", "warmup": 0.0},
+            "optim": {"lr": rate, "schedule": "constant", "warmup": 0.0},
             "batch_samples": 16,
             "samples": samples,
         }
@@ -66,10 +79,10 @@ class Arm:
             {
                 "model": {"tower": tower, "llm": llm},
                 STAGE: stage,
-                "compute": {"device": "cpu", "precision": "fp32", "threads": threads},
+                "compute": {"device": "cpu", "precision": "fp32", **settings},
             }
         )
-        _, processor = assemble(config.model, seed=0)
+        _, processor = assemble(config.model, seed=0, precision=config.compute.precision)
         encoder = SampleEncoder(processor)
         assert config.instruct is not None
         corpora = {str(shapes): open_corpus(shapes)}
@@ -90,9 +103,10 @@ class Arm:
 
     def prepared_model(self) -> Any:
         """The model as it stands before step 0, for the other loop to start from the same weights."""
-        model, _ = assemble(self.config.model, seed=0)
+        precision = self.config.compute.precision
+        model, _ = assemble(self.config.model, seed=0, precision=precision)
         assert self.config.instruct is not None
-        prepare_training(model, self.config.instruct, seed=self.config.seed)
+        prepare_training(model, self.config.instruct, seed=self.config.seed, precision=precision)
         return model
 
     def train(self, folder: Path, *, home: Path, cached: bool, **changes: Any) -> Measured:
@@ -101,7 +115,7 @@ class Arm:
         settings = self.config.compute.model_copy(update={"feature_cache": "on" if cached else "off", **changes})
         config = self.config.model_copy(update={"compute": settings})
         assert config.instruct is not None
-        model, processor = assemble(config.model, seed=0)
+        model, processor = assemble(config.model, seed=0, precision=settings.precision)
         stage = Stage(name=STAGE, config=config.instruct, identity={}, folder=folder)
         clock = Clock()
         with compute(settings) as machinery:
@@ -110,7 +124,7 @@ class Arm:
                 stage, batches=self.batches(settings), model=model, processor=processor, later_images=(), validate=None
             )
         rows = [json.loads(line) for line in (folder / CURVE_FILE).read_text(encoding="utf-8").splitlines()]
-        assert torch.get_num_threads() == settings.threads
+        assert settings.threads in (None, torch.get_num_threads())
         return Measured(
             training=clock.costs[f"train/{STAGE}"],
             losses=[row["loss"] for row in rows],

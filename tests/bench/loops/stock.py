@@ -1,5 +1,5 @@
 """The plain loops: stock `LlavaForConditionalGeneration`, peft LoRA, padded batches, under `transformers.Trainer` or
-trl's `SFTTrainer`. Used by `throughput.py`.
+trl's `SFTTrainer`. Used by `throughput.py` and `gpu.py`.
 """
 
 from __future__ import annotations
@@ -91,6 +91,16 @@ def build(ours: Any, stage: StageConfig) -> Any:
     model.model.language_model.load_state_dict(inner)
     model.lm_head.load_state_dict({"weight": plain["lm_head.weight"]})
     model.model.multi_modal_projector.load_state_dict(ours.multi_modal_projector.adapter.state_dict())
+    return with_lora(model, lora_of(ours), stage)
+
+
+def lora_of(ours: Any) -> dict[str, Tensor]:
+    """The LoRA of a prepared model of our trainer, by its names in the LLM."""
+    return {key: value for key, value in ours.language_model.state_dict().items() if ".lora_" in key}
+
+
+def with_lora(model: Any, drawn: Mapping[str, Tensor], stage: StageConfig) -> Any:
+    """The stock model with LoRA on its LLM that begins as `drawn`, and a projector that learns."""
     lora = LoraConfig(
         r=stage.lora.r,
         lora_alpha=stage.lora.alpha,
@@ -99,7 +109,6 @@ def build(ours: Any, stage: StageConfig) -> Any:
         modules_to_save=["multi_modal_projector"],
     )
     wrapped = get_peft_model(model, lora)
-    drawn = {key: value for key, value in llm.state_dict().items() if ".lora_" in key}
     place = "base_model.model.model.language_model."
     found = wrapped.load_state_dict({place + key.removeprefix("model."): drawn[key] for key in drawn}, strict=False)
     assert not found.unexpected_keys and sum(".lora_" in key for key in wrapped.state_dict()) == len(drawn)
@@ -112,7 +121,7 @@ def has_trl() -> bool:
 
 
 def train(
-    ours: Any,
+    model: Any,
     tokenizer: Any,
     samples: Sequence[EncodedSample],
     *,
@@ -122,12 +131,12 @@ def train(
     transform: ImageTransform,
     pad_id: int,
     folder: Path,
+    **changes: Any,
 ) -> Measured:
-    """Train on `samples` in their order under `loop` (`Trainer` or `SFTTrainer`), `at_once` in a forward pass; the cost
-    is that of its `train()`."""
-    model = build(ours, stage)
+    """Train a model of `build` on `samples` in their order under `loop` (`Trainer` or `SFTTrainer`), `at_once` in a
+    forward pass; the cost is that of its `train()`. `changes` are arguments of the loop."""
     logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
-    settings = dict(
+    settings: dict[str, Any] = dict(
         output_dir=str(folder),
         per_device_train_batch_size=at_once,
         gradient_accumulation_steps=stage.batch_samples // at_once,
@@ -147,6 +156,7 @@ def train(
         dataloader_pin_memory=False,
         remove_unused_columns=False,
     )
+    settings |= changes
     data, padded = Samples(samples, transform), Padded(pad_id)
     if loop == "SFTTrainer":
         import datasets
