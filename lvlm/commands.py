@@ -43,6 +43,7 @@ class CommandLine:
     def __call__(self, argv: Sequence[str] | None = None) -> int:
         """0 or what the command returns; 2 with one paragraph on standard error for bad input, 130 after Ctrl-C."""
         options = self._parse(argv)
+        options.words = list(sys.argv[1:] if argv is None else argv)
         try:
             return options.command(options) or 0
         except InputError as error:

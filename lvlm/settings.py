@@ -282,6 +282,16 @@ class EvaluateConfig(Settings):
     """Scored while training where `validate_every` is set; splits with permission `tune`."""
     tune_items: Annotated[int, Field(ge=1)] = 32
     max_new_tokens: Annotated[int, Field(ge=1)] = 96
+    detector: str = "auto"
+    """What tells the language of an answer: `corpus` by the words and scripts of the evaluation's corpora, which hold
+    whatever can be said there; `cld2`, the packaged detector, for free text; the path of a fastText file, such as
+    GlotLID's. `auto` takes `corpus` for corpora of a closed vocabulary (those that a built-in world wrote, and those
+    that name their attributes) and `cld2` for all others. The notes of the scores name what was used."""
+
+    @model_serializer(mode="wrap")
+    def _the_usual_detector_is_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A config that has none keeps the fingerprint that it had before there was a choice.
+        return {name: value for name, value in dump(self).items() if (name, value) != ("detector", "auto")}
 
 
 class ComputeConfig(Settings):
