@@ -275,6 +275,8 @@ def _from_trident(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int | None:
+    if options.engine == "vllm" and options.processes > 1:
+        raise InputError("--engine vllm divides its work itself: leave --processes out.")
     if _starts_others(options):
         return start(options.processes, options.words)
     scoring.evaluate(options)

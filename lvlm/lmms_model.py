@@ -145,8 +145,9 @@ def _placed(context: str, images: int) -> str:
 def _greedy(request: Instance) -> int:
     """The most new tokens of a request; one that asks for more than greedy search is refused."""
     asked = request.args[1]
-    sampled = bool(asked.get("do_sample")) and (asked.get("temperature") or 1.0) > 0
-    if sampled or (asked.get("num_beams") or 1) > 1:
+    samples, temperature = asked.get("do_sample"), asked.get("temperature")
+    hot = bool(samples) if temperature is None else temperature > 0
+    if (hot and samples is not False) or (asked.get("num_beams") or 1) > 1:
         raise InputError(
             f"The task {request.task_name} asks for sampling or beams, and the model lvlm searches greedily. Set "
             "--gen_kwargs temperature=0,do_sample=False,num_beams=1, or leave it out."

@@ -40,8 +40,6 @@ def evaluate(options: argparse.Namespace) -> None:
     config = _config(options, recorded)
     if options.out and options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out} is a file; name a folder for the two tables.")
-    if options.engine == "vllm" and options.processes > 1:
-        raise InputError("--engine vllm divides its work itself: leave --processes out.")
     answered = _by_vllm if options.engine == "vllm" else partial(_by_own_engine, recorded=recorded)
     corpora = open_used(config.corpora)
     check_items(config, corpora, permission="report", home=default_home())
