@@ -25,7 +25,7 @@ from lvlm.translate import command as translate
 if TYPE_CHECKING:
     from lvlm.model.export import Form
 
-DETECTOR_HELP = "what tells the language of an answer: auto, corpus, cld2, or a fastText file such as GlotLID's"
+DETECTOR_HELP = "what tells the language of an answer: auto, corpus, packaged, or a fastText file such as GlotLID's"
 PRESETS = Path(__file__).parent / "presets"
 
 
@@ -103,7 +103,9 @@ def _command_line() -> CommandLine:
         "predictions", type=Path, nargs="?", help="a predictions.parquet: tell the languages of its answers again"
     )
     fidelity.add_argument("--check", action="store_true", help="print the confusion matrix on labelled texts")
-    fidelity.add_argument("--detector", metavar="NAME", default="cld2", help="cld2, or a fastText file (default: cld2)")
+    fidelity.add_argument(
+        "--detector", metavar="NAME", default="packaged", help="packaged, or a fastText file (default: packaged)"
+    )
     fidelity.add_argument(
         "--table", type=Path, metavar="FILE", help="labelled texts: .csv or .tsv with the columns language and text "
         "(default: locale data of Unicode CLDR)",

@@ -284,9 +284,9 @@ class EvaluateConfig(Settings):
     max_new_tokens: Annotated[int, Field(ge=1)] = 96
     detector: str = "auto"
     """What tells the language of an answer: `corpus` by the words and scripts of the evaluation's corpora, which hold
-    whatever can be said there; `cld2`, the packaged detector, for free text; the path of a fastText file, such as
+    whatever can be said there; `packaged`, CLD2 confirmed by langid, for free text; or a fastText file by its path, as
     GlotLID's. `auto` takes `corpus` for corpora of a closed vocabulary (those that a built-in world wrote, and those
-    that name their attributes) and `cld2` for all others. The notes of the scores name what was used."""
+    that name their attributes) and `packaged` for all others. The notes of the scores name what was used."""
 
     @model_serializer(mode="wrap")
     def _the_usual_detector_is_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -19,10 +19,12 @@ from lvlm.errors import InputError
 from lvlm.evaluate import evaluate, generate
 from lvlm.evaluate.generate import Prompt, generate_answers
 from lvlm.evaluate.kept import KeptAnswers
+from lvlm.run import run
 from lvlm.settings import CorpusUse, EvaluateConfig
 from tests.corpora import change_row, make_corpus
 from tests.processes import together
 from tests.tiny import tiny_world
+from tests.train_world import run_config, write_corpus
 
 TABLES = ("scores.parquet", "predictions.parquet")
 
@@ -146,6 +148,27 @@ def test_a_killed_evaluation_goes_on_to_the_same_tables(
     assert not list(out.glob(".answers-*-[0-9].jsonl"))
 
 
+def test_a_run_that_was_stopped_in_its_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = {"device": "cpu", "threads": 1, "evaluate_batch": 2}
+    chosen = run_config(write_corpus(tmp_path / "noise"), pretrain=None, instruct__steps=2, compute=compute)
+    add, batches = KeptAnswers.add, list[int]()
+
+    def noting(kept: KeptAnswers, answers: Mapping[int, str]) -> None:
+        add(kept, answers)
+        batches.append(len(answers))
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(KeptAnswers, "add", noting)
+    with pytest.raises(KeyboardInterrupt):
+        run(chosen, tmp_path / "run", home=tmp_path / "home")
+    run(chosen, tmp_path / "run", home=tmp_path / "home")
+    assert sum(batches) == 8, "four items in two languages, none of them answered twice"
+    run(chosen, tmp_path / "undisturbed", home=tmp_path / "home")
+    assert_same(tmp_path / "run", tmp_path / "undisturbed")
+    assert not list((tmp_path / "run").glob(".answers-*"))
+
+
 def config(**changes: Any) -> EvaluateConfig:
     return EvaluateConfig(**{"corpora": (CorpusUse(path="toy", split="test"),), "max_new_tokens": 3} | changes)
 
@@ -165,7 +188,7 @@ def test_answers_of_anything_else_are_not_taken(corpus: Path, tmp_path: Path) ->
     folder, model = tmp_path / "out", {"digest": "a", "precision": "fp32"}
     assert kept_answers(open_corpus(corpus), folder, model, config()) == 0
     assert kept_answers(open_corpus(corpus), folder, model, config()) == 2
-    assert kept_answers(open_corpus(corpus), folder, model, config(detector="cld2")) == 2, "it looks at answers"
+    assert kept_answers(open_corpus(corpus), folder, model, config(detector="packaged")) == 2, "it looks at answers"
     assert kept_answers(open_corpus(corpus), folder, model | {"digest": "b"}, config()) == 0
     assert kept_answers(open_corpus(corpus), folder, model | {"precision": "bf16"}, config()) == 0
     assert kept_answers(open_corpus(corpus), folder, model, config(max_new_tokens=4)) == 0

@@ -157,7 +157,7 @@ FIELDS: dict[str, tuple[str, Changes]] = {
     "evaluate.tune_corpora": ("answers", {"evaluate.tune_corpora": "half"}),
     "evaluate.tune_items": ("answers", {"evaluate.tune_items": 1}),
     "evaluate.max_new_tokens": ("answers", {"evaluate.max_new_tokens": 1}),
-    "evaluate.detector": ("answers", {"evaluate.detector": "cld2"}),
+    "evaluate.detector": ("answers", {"evaluate.detector": "packaged"}),
     **{f"compute.{name}": ("read", {}) for name in ComputeConfig.model_fields},
 }
 """Field -> (what it changes, the changes). `read`: it moves where and how fast something is computed and at most its
