@@ -5,6 +5,8 @@ LLaVA."""
 from __future__ import annotations
 
 import importlib
+import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,6 +130,25 @@ def test_vllm_gets_the_ids_and_pixels_that_our_engine_computes_with(
     found = answerer(prompts, max_new_tokens=8, known={1: "kept"}, on_answers=lambda some: told.append(dict(some)))
     assert found == [expected[0], "kept", *expected[2:]] and vllm.calls == [2, 1]
     assert [list(some) for some in told] == [[0, 2], [3]]
+
+
+def test_vllm_never_writes_what_the_model_must_not(
+    folders: tuple[Path, Path], vllm: type[StockLlm], tmp_path: Path
+) -> None:
+    from lvlm.evaluate.vllm import VllmAnswerer
+
+    model, processor = load(folders[0])
+    prompts = [Prompt("What colour is it?", (pictures(tmp_path)[0],))]
+    free = generate_answers(model, processor, prompts, max_new_tokens=8)
+    model.generation_config.suppress_tokens = [processor.tokenizer(free[0], add_special_tokens=False)["input_ids"][0]]
+    bound = generate_answers(model, processor, prompts, max_new_tokens=8)
+    assert bound != free
+    shutil.copytree(folders[1], tmp_path / "llava")
+    path = tmp_path / "llava" / "generation_config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"suppress_tokens": model.generation_config.suppress_tokens})
+    )
+    assert VllmAnswerer(tmp_path / "llava", images=1)(prompts, max_new_tokens=8) == bound
 
 
 def test_what_vllm_cannot_answer_is_an_error_that_names_it(

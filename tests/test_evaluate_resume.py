@@ -19,8 +19,10 @@ from lvlm.errors import InputError
 from lvlm.evaluate import evaluate, generate
 from lvlm.evaluate.generate import Prompt, generate_answers
 from lvlm.evaluate.kept import KeptAnswers
+from lvlm.processes import process_index
 from lvlm.run import run
-from lvlm.settings import CorpusUse, EvaluateConfig
+from lvlm.settings import ComputeConfig, CorpusUse, EvaluateConfig
+from lvlm.train.compute import compute
 from tests.corpora import change_row, make_corpus
 from tests.processes import together
 from tests.tiny import tiny_world
@@ -235,6 +237,19 @@ def test_what_fails_is_an_error_that_names_the_item(corpus: Path, monkeypatch: p
     with pytest.raises(InputError, match=r"no answer to vqa/sw/x\. .*needs one for each image"):
         twice = "<image_placeholder>" * 2
         generate_answers(model, processor, [Prompt(twice, (broken,), name="vqa/sw/x")], max_new_tokens=2)
+
+
+def test_processes_that_do_not_divide_their_prompts_answer_each_its_own(tmp_path: Path) -> None:
+    model, processor = tiny_world().assemble(seed=3)
+    prompts = [[Prompt(f"Question {number} of {rank}?") for number in range(3 + rank)] for rank in range(2)]
+    expected = [generate_answers(model, processor, own, max_new_tokens=4) for own in prompts]
+
+    def work() -> None:
+        with compute(ComputeConfig(device="cpu")):
+            rank = process_index()
+            assert generate_answers(model, processor, prompts[rank], max_new_tokens=4, divided=False) == expected[rank]
+
+    assert together(work, 2) == [0, 0]
 
 
 def test_the_command_starts_processes_as_train_does(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
