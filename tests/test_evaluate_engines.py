@@ -145,9 +145,8 @@ def test_vllm_never_writes_what_the_model_must_not(
     assert bound != free
     shutil.copytree(folders[1], tmp_path / "llava")
     path = tmp_path / "llava" / "generation_config.json"
-    path.write_text(
-        json.dumps(json.loads(path.read_text()) | {"suppress_tokens": model.generation_config.suppress_tokens})
-    )
+    never = {"suppress_tokens": model.generation_config.suppress_tokens}
+    path.write_text(json.dumps(json.loads(path.read_text()) | never))
     assert VllmAnswerer(tmp_path / "llava", images=1)(prompts, max_new_tokens=8) == bound
 
 
@@ -192,6 +191,8 @@ def test_the_command_evaluates_by_vllm(
     assert "export CHECKPOINT FOLDER --as llava" in capsys.readouterr().err
     assert cli.main(["evaluate", str(folders[1]), *words, "--engine", "vllm", "--processes", "2"]) == 2
     assert "leave --processes out" in capsys.readouterr().err
+    assert cli.main(["evaluate", str(tmp_path), *words, "--engine", "vllm"]) == 2
+    assert "it is no stock LLaVA" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "vllm", None)
     assert cli.main(["evaluate", str(folders[1]), *words, "--engine", "vllm"]) == 2
     assert "needs the package vllm" in capsys.readouterr().err

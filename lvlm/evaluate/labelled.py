@@ -24,7 +24,6 @@ UNITS = (
     "area-square-kilometer", "volume-liter", "volume-cubic-meter", "duration-week", "digital-byte",
     "temperature-celsius", "energy-kilowatt-hour",
 )  # fmt: skip
-csv.register_dialect("tabs", delimiter="\t", quoting=csv.QUOTE_NONE)
 FEWEST = 12
 """Texts below which a language is left out: its locale data is a beginning."""
 
@@ -34,8 +33,8 @@ def locale_texts() -> dict[str, tuple[str, ...]]:
     """Language -> at most 30 short texts, by the locale data of Unicode CLDR that the package Babel ships: lists of
     three names of languages, spans of time (`in 5 days`) and amounts (`7 kilometres per hour`).
 
-    People of each language wrote them for computers, most have two to five words as answers have, and no detector was
-    made for them; names and units are alike in many languages, so that they are harder than sentences.
+    People of each language wrote them for computers, and most have two to five words, as answers have. Names and units
+    are alike in many languages, so that they are harder than sentences.
     """
     from babel import localedata
 
@@ -85,7 +84,8 @@ def read_table(path: Path) -> dict[str, tuple[str, ...]]:
         raise InputError(f"--table {path} does not exist. Give a .csv or .tsv file with the columns language and text.")
     found: dict[str, list[str]] = {}
     with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file) if path.suffix == ".csv" else csv.DictReader(file, dialect="tabs")
+        commas = path.suffix == ".csv"
+        rows = csv.DictReader(file) if commas else csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         if missing := {"language", "text"} - set(rows.fieldnames or ()):
             raise InputError(f"--table {path} lacks the column {' and '.join(sorted(missing))} in its first line.")
         for row in rows:

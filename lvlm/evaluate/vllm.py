@@ -33,7 +33,8 @@ class VllmAnswerer:
     """
 
     def __init__(self, folder: Path, *, images: int) -> None:
-        if read_json(folder / "config.json").get("model_type") != "llava":
+        config = folder / "config.json"
+        if not config.is_file() or read_json(config).get("model_type") != "llava":
             raise InputError(
                 f"vLLM cannot read {folder}: it is no stock LLaVA. Write one with `python -m lvlm export CHECKPOINT "
                 "FOLDER --as llava` and evaluate that."
