@@ -92,12 +92,12 @@ def check_items(
     config: EvaluateConfig, corpora: Mapping[str, Corpus], *, permission: Permission, home: Path
 ) -> list[Path]:
     """`check_evaluation` for the corpora of one evaluation."""
-    from lvlm.evaluate import corpora_detector
+    from lvlm.evaluate import detectors
     from lvlm.evaluate.items import asked_items
     from lvlm.evaluate.tasks import scorer_of
 
     asked = asked_items(config, corpora, permission=permission)
-    corpora_detector(*(corpora[use.path] for use in config.corpora))  # reads more than what is asked; kept for then
+    detectors(config, corpora)  # that of closed corpora reads more than what is asked; kept for then
     ids: dict[tuple[Corpus, str, str], set[str]] = {}
     for entry in asked:
         scorer_of(entry.corpus, entry.split)

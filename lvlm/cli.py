@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lvlm import scoring
 from lvlm.commands import HOME_HELP, CommandLine, add_overrides
 from lvlm.config import RunConfig, fingerprint, load_config, make_settings
 from lvlm.data.benchmarks import command as benchmark
@@ -18,16 +18,14 @@ from lvlm.data.sources import command as corpus
 from lvlm.data.worlds import command as worlds
 from lvlm.errors import InputError
 from lvlm.processes import process_count, process_index, start
-from lvlm.records import CONFIG_FILE
-from lvlm.settings import EvaluateConfig, ModelConfig
+from lvlm.ready import model_source, ready, recorded_config
+from lvlm.settings import EvaluateConfig
 from lvlm.translate import command as translate
 
 if TYPE_CHECKING:
     from lvlm.model.export import Form
-    from lvlm.model.lvlm import Lvlm
-    from lvlm.model.processor import LvlmProcessor
-    from lvlm.train.features import ImageFeatures
 
+DETECTOR_HELP = "what tells the language of an answer: auto, corpus, packaged, or a fastText file such as GlotLID's"
 PRESETS = Path(__file__).parent / "presets"
 
 
@@ -51,9 +49,6 @@ def _command_line() -> CommandLine:
         )
         add_overrides(sub, "any config field, dotted")
     train.add_argument("--folder", type=Path, help="where the record goes (default: HOME/runs/NAME-SEED-FINGERPRINT)")
-    train.add_argument(
-        "--processes", type=int, default=1, metavar="N", help="work as N processes here, one for each GPU (default: 1)"
-    )
     for sub in (train, plan):
         sub.add_argument("--home", type=Path, help=HOME_HELP)
 
@@ -80,7 +75,52 @@ def _command_line() -> CommandLine:
     )
     evaluate.add_argument("--items", type=int, help="at most this many items per task and language")
     evaluate.add_argument("--by", nargs="+", default=[], help="print means by these, too: task, tier, script, family")
-    evaluate.add_argument("--out", type=Path, help="folder for scores.parquet and predictions.parquet")
+    evaluate.add_argument(
+        "--out", type=Path, help="folder for scores.parquet and predictions.parquet; one that was killed goes on there"
+    )
+    evaluate.add_argument("--detector", metavar="NAME", help=DETECTOR_HELP)
+    evaluate.add_argument(
+        "--engine",
+        choices=("own", "vllm"),
+        default="own",
+        help="vllm: for what `export --as llava` wrote (default: own)",
+    )
+    for sub in (train, evaluate):
+        sub.add_argument(
+            "--processes",
+            type=int,
+            default=1,
+            metavar="N",
+            help="work as N processes here, one for each GPU (default: 1)",
+        )
+
+    fidelity = command(
+        "fidelity",
+        scoring.fidelity,
+        "Say what a detector of languages takes labelled texts or answers for.",
+        "fidelity --check",
+    )
+    fidelity.add_argument(
+        "predictions", type=Path, nargs="?", help="a predictions.parquet: tell the languages of its answers again"
+    )
+    fidelity.add_argument("--check", action="store_true", help="print the confusion matrix on labelled texts")
+    fidelity.add_argument(
+        "--detector", metavar="NAME", default="packaged", help="packaged, or a fastText file (default: packaged)"
+    )
+    fidelity.add_argument(
+        "--table", type=Path, metavar="FILE", help="labelled texts: .csv or .tsv with the columns language and text "
+        "(default: locale data of Unicode CLDR)",
+    )  # fmt: skip
+    fidelity.add_argument("--languages", nargs="+", help="only the texts in these: codes, or one group")
+
+    lmms = command(
+        "lmms-eval",
+        _lmms_eval,
+        "Run tasks of lmms-eval on a checkpoint.",
+        "lmms-eval runs/runs/my-run --tasks mme --batch_size 16 --output_path results",
+    )
+    lmms.add_argument("checkpoint", type=Path, help="a model folder, or the folder of a finished run")
+    lmms.add_argument("rest", nargs=argparse.REMAINDER, metavar="OPTION", help="options of lmms-eval itself")
 
     generate = command(
         "generate",
@@ -170,16 +210,8 @@ def _train(options: argparse.Namespace) -> int | None:
     from lvlm.run import default_home, run
 
     config = read_run(options.run, options.overrides)
-    if options.processes < 1:
-        raise InputError(f"--processes {options.processes}: give a number from 1.")
-    if options.processes > 1 and "RANK" in os.environ and options.processes != process_count():
-        raise InputError(
-            f"--processes {options.processes}, but a launcher has started {process_count()}. Leave --processes out, or "
-            "start without the launcher."
-        )
-    if options.processes > 1 and "RANK" not in os.environ:
-        places = [f"--{name}={value}" for name in ("folder", "home") if (value := getattr(options, name))]
-        return start(options.processes, ["train", options.run, *options.overrides, *places])
+    if _starts_others(options):
+        return start(options.processes, options.called_with)
     _introduce(options.run)
     home = options.home or default_home()
     identity = fingerprint(config.model_dump(mode="json", exclude={"compute", "tags"}))
@@ -193,6 +225,18 @@ def _train(options: argparse.Namespace) -> int | None:
     if record.provenance["model"] is not None:
         print(f"model:  {record.provenance['model']}")
     return None
+
+
+def _starts_others(options: argparse.Namespace) -> bool:
+    """Whether this command is to start `--processes` that do its work, and is not one of them."""
+    if options.processes < 1:
+        raise InputError(f"--processes {options.processes}: give a number from 1.")
+    if options.processes > 1 and "RANK" in os.environ and options.processes != process_count():
+        raise InputError(
+            f"--processes {options.processes}, but a launcher has started {process_count()}. Leave --processes out, or "
+            "start without the launcher."
+        )
+    return options.processes > 1 and "RANK" not in os.environ
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -243,108 +287,19 @@ def _from_trident(options: argparse.Namespace) -> None:
     print(from_trident(words).text(), end="")
 
 
-def _recorded(checkpoint: Path) -> RunConfig | None:
-    """The config of a run's folder; a bare model folder has none."""
-    return load_config(checkpoint / CONFIG_FILE) if (checkpoint / CONFIG_FILE).exists() else None
+def _evaluate(options: argparse.Namespace) -> int | None:
+    if options.engine == "vllm" and options.processes > 1:
+        raise InputError("--engine vllm divides its work itself: leave --processes out.")
+    if _starts_others(options):
+        return start(options.processes, options.called_with)
+    scoring.evaluate(options)
+    return None
 
 
-def _source(checkpoint: Path, recorded: RunConfig | None) -> tuple[Path, ModelConfig | None]:
-    """The path to load, and the model config that belongs to it: that of a run which trained nothing and evaluated its
-    `model.checkpoint`."""
-    from lvlm.model.layouts import model_folder
+def _lmms_eval(options: argparse.Namespace) -> int | None:
+    from lvlm.lmms import run
 
-    if recorded and recorded.model.checkpoint and not recorded.stages():
-        return Path(recorded.model.checkpoint), recorded.model
-    return model_folder(checkpoint), None
-
-
-@contextmanager
-def _ready(
-    source: tuple[Path, ModelConfig | None], recorded: RunConfig | None, *, device: str | None
-) -> Iterator[tuple[Lvlm, LvlmProcessor, ImageFeatures]]:
-    """(model, processor, image features) where and how the run computed, inside its autocast; without a run the
-    compute settings are the defaults."""
-    from lvlm.model.checkpoints import load
-    from lvlm.run import quiet_transformers
-    from lvlm.train.compute import compute
-    from lvlm.train.features import TowerFeatures
-
-    config = recorded or RunConfig()
-    settings = config.compute.model_copy(update={"device": device} if device else {})
-    with compute(settings) as machinery, quiet_transformers():
-        path, model_config = source
-        model, processor = load(
-            path,
-            attn=recorded.model.attn if recorded else None,
-            model=model_config,
-            seed=config.seed,
-            bits=config.model.bits,
-            precision=machinery.precision,
-        )
-        model.to(machinery.device)
-        features = TowerFeatures(
-            model, device=machinery.device, precision=machinery.precision, workers=settings.loader_workers
-        )
-        with machinery.autocast():
-            yield model, processor, features
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    from lvlm.check import check_items, open_used
-    from lvlm.evaluate import evaluate
-    from lvlm.evaluate.tiers import check_grouping, grouped, left_out, summarise
-    from lvlm.run import default_home
-    from lvlm.train.progress import Reporter
-
-    for by in options.by:
-        check_grouping(by)
-    recorded = _recorded(options.checkpoint)
-    changes = recorded.evaluate.model_dump() if recorded else {}
-    if options.corpus:
-        pairs = [text.partition(":") for text in options.corpus]
-        changes["corpora"] = [{"path": path, "split": split or "test"} for path, _, split in pairs]
-    if options.tasks:
-        changes["tasks"] = options.tasks
-    if options.items is not None:
-        changes["items"] = options.items
-    if options.languages:
-        changes["languages"] = options.languages[0] if len(options.languages) == 1 else options.languages
-    config = make_settings(EvaluateConfig, changes, where="The evaluation that was asked for")
-    if not config.corpora:
-        raise InputError(
-            f"{options.checkpoint} is a bare model folder: say what to score it on, "
-            "as in --corpus runs/data/shapes:test."
-        )
-    if options.out and options.out.exists() and not options.out.is_dir():
-        raise InputError(f"--out {options.out} is a file; name a folder for the two tables.")
-    source = _source(options.checkpoint, recorded)
-    corpora = open_used(config.corpora)
-    check_items(config, corpora, permission="report", home=default_home())
-    batch_size = (recorded or RunConfig()).compute.evaluate_batch
-    ready = _ready(source, recorded, device=options.device)
-    with ready as (model, processor, features), Reporter().evaluation() as progress:
-        scores, predictions = evaluate(
-            model,
-            processor,
-            config,
-            corpora,
-            permission="report",
-            features=features,
-            batch_size=batch_size,
-            on_progress=progress,
-        )
-    for name, value in summarise(scores).items():
-        print(f"{name:32s} {value:6.1f}")
-    for by in options.by:
-        for row in grouped(scores, by).itertuples():
-            print(f"score by {by}: {row.group:20s} {row.value:6.1f}  ({row.pairs} pairs of task and language)")
-    for note in [*scores.attrs["notes"], *left_out(scores)]:
-        print(f"note: {note}")
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        scores.to_parquet(options.out / "scores.parquet", index=False)
-        predictions.to_parquet(options.out / "predictions.parquet", index=False)
-        print(f"written: {options.out}")
+    return run(options.checkpoint, options.rest)
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -356,14 +311,14 @@ def _generate(options: argparse.Namespace) -> None:
         raise InputError(f"The image {options.image} cannot be read: {fault}.")
     asked = {"max_new_tokens": options.max_new_tokens}
     limit = make_settings(EvaluateConfig, asked, where="The generation that was asked for").max_new_tokens
-    recorded = _recorded(options.checkpoint)
-    source = _source(options.checkpoint, recorded)
+    recorded = recorded_config(options.checkpoint)
+    source = model_source(options.checkpoint, recorded)
 
     from lvlm.evaluate.generate import Prompt, generate_answers
 
     prompt = Prompt(options.prompt, (options.image,))
-    with _ready(source, recorded, device=options.device) as (model, processor, features):
-        (answer,) = generate_answers(model, processor, [prompt], max_new_tokens=limit, features=features)
+    with ready(source, recorded, device=options.device) as it:
+        (answer,) = generate_answers(it.model, it.processor, [prompt], max_new_tokens=limit, features=it.features)
     print(answer)
 
 
@@ -373,8 +328,8 @@ def _export(options: argparse.Namespace) -> None:
 
     if options.adapters and options.layout == "llava":
         raise InputError("--adapters keeps LoRA beside the weights, and --as llava merges it into them; choose one.")
-    recorded = _recorded(options.checkpoint)
-    path, model_config = _source(options.checkpoint, recorded)
+    recorded = recorded_config(options.checkpoint)
+    path, model_config = model_source(options.checkpoint, recorded)
     form: Form = "llava" if options.layout == "llava" else "adapters" if options.adapters else "merged"
     with quiet_transformers():
         exported = export(path, options.folder, form=form, model=model_config, seed=recorded.seed if recorded else 0)

@@ -44,6 +44,7 @@ class CommandLine:
         """0 or what the command returns; 2 with one paragraph on standard error for bad input, `STARTS_AGAIN` where the
         same command is to be started again, 130 after Ctrl-C."""
         options = self._parse(argv)
+        options.called_with = list(sys.argv[1:] if argv is None else argv)
         try:
             return options.command(options) or 0
         except InputError as error:

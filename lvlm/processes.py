@@ -1,5 +1,5 @@
 """Starts a command as several processes of one machine that work together, through torch's launcher. Called by
-`python -m lvlm train --processes N`."""
+`python -m lvlm train --processes N` and `evaluate --processes N`."""
 
 from __future__ import annotations
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lvlm.data.corpus import Corpus, Permission
+    from lvlm.evaluate.kept import KeptAnswers
     from lvlm.settings import CorpusUse, EvaluateConfig
     from lvlm.train.batches import StepBatches
     from lvlm.train.compute import Compute
@@ -201,9 +202,15 @@ class _Run:
         for name in self.config.stages():
             self._train(name)
         with self.phases("evaluate"):
+            from lvlm.evaluate.kept import KeptAnswers
+
             self.reporter.tell("evaluate", stage="evaluate")
-            scores, predictions = self._evaluate(self._features(), self.config.evaluate, "report")
-        return self._record(scores, predictions, notes)
+            keep = KeptAnswers(self.folder, self._answers_depend_on(), home=self.home)
+            scores, predictions = self._evaluate(self._features(), self.config.evaluate, "report", keep)
+        record = self._record(scores, predictions, notes)
+        if self.main:
+            keep.remove()
+        return record
 
     def _prepare(self) -> None:
         """The data, planned, checked and tokenised, and the model."""
@@ -352,7 +359,7 @@ class _Run:
         return self.training.store(tower)
 
     def _evaluate(
-        self, features: ImageFeatures, config: EvaluateConfig, permission: Permission
+        self, features: ImageFeatures, config: EvaluateConfig, permission: Permission, keep: KeptAnswers | None = None
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """(scores, predictions) of the model in memory."""
         from lvlm.evaluate import evaluate
@@ -367,8 +374,19 @@ class _Run:
                 permission=permission,
                 features=features,
                 batch_size=self.config.compute.evaluate_batch,
+                keep=keep,
                 on_progress=progress,
             )
+
+    def _answers_depend_on(self) -> dict[str, Any]:
+        """What beside the items decides the answers of the last model."""
+        return {
+            "model": self.config.model.model_dump(mode="json"),
+            "seed": self.config.seed,
+            "backbones": self.backbones,
+            "stages": {name: stage.key for name, stage in self.stages.items()},
+            **self.compute.identity(),
+        }
 
     def _record(self, scores: pd.DataFrame, predictions: pd.DataFrame, notes: list[str]) -> RunRecord:
         """Write every file of the run but the record itself, and return that."""

@@ -297,6 +297,16 @@ class EvaluateConfig(Settings):
     """Scored while training where `validate_every` is set; splits with permission `tune`."""
     tune_items: Annotated[int, Field(ge=1)] = 32
     max_new_tokens: Annotated[int, Field(ge=1)] = 96
+    detector: str = "auto"
+    """What tells the language of an answer: `corpus` by the words and scripts of the evaluation's corpora, which hold
+    whatever can be said there; `packaged`, CLD2 confirmed by langid, for free text; or a fastText file by its path, as
+    GlotLID's. `auto` takes `corpus` for corpora of a closed vocabulary (those that a built-in world wrote, and those
+    that name their attributes) and `packaged` for all others. The notes of the scores name what was used."""
+
+    @model_serializer(mode="wrap")
+    def _the_usual_detector_is_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A config that has none keeps the fingerprint that it had before there was a choice.
+        return {name: value for name, value in dump(self).items() if (name, value) != ("detector", "auto")}
 
     @model_validator(mode="after")
     def _samples_count_per_language_here(self) -> Self:

@@ -290,9 +290,12 @@ def floating(path: Path) -> None:
 
 
 def another_split(corpus: Path, *codes: str) -> None:
-    """A split for reporting that no run names, with these languages; a row of German is broken."""
+    """A split for reporting that no run names, with these languages; a row of German is broken. The vocabulary is
+    closed, so that this split too tells the languages apart."""
     entry = yaml.safe_load((corpus / "corpus.yaml").read_text())
     entry["splits"]["another"] = {"permission": "report"}
+    entry["attributes"] = "attributes.json"
+    (corpus / "attributes.json").write_text('{"en": {"red": "colour:red"}, "de": {"rot": "colour:red"}}')
     (corpus / "corpus.yaml").write_text(yaml.safe_dump(entry))
     (corpus / "another").mkdir()
     for code in codes:

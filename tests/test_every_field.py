@@ -157,6 +157,7 @@ FIELDS: dict[str, tuple[str, Changes]] = {
     "evaluate.tune_corpora": ("answers", {"evaluate.tune_corpora": "half"}),
     "evaluate.tune_items": ("answers", {"evaluate.tune_items": 1}),
     "evaluate.max_new_tokens": ("answers", {"evaluate.max_new_tokens": 1}),
+    "evaluate.detector": ("answers", {"evaluate.detector": "packaged"}),
     **{f"compute.{name}": ("read", {}) for name in ComputeConfig.model_fields},
 }
 """Field -> (what it changes, the changes). `read`: it moves where and how fast something is computed and at most its
@@ -260,14 +261,14 @@ def lora_after(config: RunConfig) -> str:
 
 
 def answered(config: RunConfig, corpus: Corpus) -> str:
-    """Every answer of the evaluation and of the validation, by an untrained model."""
+    """Every answer of the evaluation and of the validation, by an untrained model, and what is noted of them."""
     model, processor = fresh(config)
     opened, chosen = {str(corpus.folder): corpus}, config.evaluate
-    frames = [
-        evaluate(model, processor, part, opened, permission=permission)[1]
+    tables = [
+        evaluate(model, processor, part, opened, permission=permission)
         for part, permission in ((chosen, "report"), (tuning(chosen), "tune"))
     ]  # type: ignore[arg-type]
-    return "\n".join(frame.to_csv() for frame in frames)
+    return "\n".join(line for scores, found in tables for line in (found.to_csv(), *scores.attrs["notes"]))
 
 
 @pytest.fixture(scope="module")

@@ -86,6 +86,12 @@ class Corpus:
         about = f"{len(self.languages)} languages, translatable={self.translatable}, splits={self.splits}"
         return f"Corpus({self.name!r}, {about})"
 
+    @property
+    def closed(self) -> bool:
+        """Whether all that can be said there is made of known words: a built-in world wrote it, or it names its
+        attributes."""
+        return self._entry.seed is not None or self._entry.attributes is not None
+
     def languages_of(self, split: str) -> tuple[str, ...]:
         """The languages that have a file in this split."""
         self._known_split(split)

@@ -5,12 +5,14 @@ and scored, and not before."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lvlm.data.corpus import IMAGE_PLACEHOLDER, Corpus, Permission
+from lvlm.evaluate.detectors import PACKAGED, Detector, detector_notes, open_detector
 from lvlm.evaluate.fidelity import LanguageDetector, fidelity, undetermined
 from lvlm.evaluate.items import Asked, asked_items
+from lvlm.evaluate.kept import KeptAnswers
 from lvlm.evaluate.metrics import majority, normalise
 from lvlm.evaluate.tasks import MEASURES, TASKS, scorer_of
 from lvlm.records import METRICS, NAMED_METRICS, PREDICTION_COLUMNS, SCORE_COLUMNS
@@ -19,12 +21,26 @@ from lvlm.settings import EvaluateConfig
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lvlm.evaluate.generate import ImageFeatures
+    from lvlm.evaluate.generate import ImageFeatures, Prompt
 
 CONSTANT, FEW = 0.95, 10
 """From this share of equal answers on, in rows of at least so many items, answers count as constant."""
 TRAINING_ROWS = 500
 """Training rows per language and split from which the detector learns the words of an untranslatable corpus."""
+
+
+class Answerer(Protocol):
+    """What answers prompts: `generate_answers` with its model, or another engine. See there for the arguments."""
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int,
+        known: Mapping[int, str] | None = None,
+        on_answers: Callable[[Mapping[int, str]], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[str]: ...
 
 
 def evaluate(
@@ -36,7 +52,8 @@ def evaluate(
     permission: Permission = "report",
     features: ImageFeatures | None = None,
     batch_size: int = 64,
-    detector: LanguageDetector | None = None,
+    detector: Detector | None = None,
+    keep: KeptAnswers | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(scores, predictions) of a model on `config.corpora`, with the columns of `lvlm.records`; values in percent.
@@ -44,14 +61,44 @@ def evaluate(
     `corpora` maps the paths of the config to opened corpora. A split without `permission` (`report`, or `tune` while
     training) is refused. `features` maps image files to tower output; None computes it from pixels. Under several
     processes each answers its share and all return the same tables. `scores.attrs["notes"]` says what a reader of the
-    scores must know. `on_progress(done, total)` counts items.
+    scores must know. With `keep`, answers that an evaluation of the same has left are taken from there, and the caller
+    removes them when the tables are written. `on_progress(done, total)` counts items.
     """
+    from lvlm.evaluate.generate import generate_answers
+
+    answerer = partial(generate_answers, model, processor, batch_size=batch_size, features=features)
+    return evaluate_with(
+        answerer, config, corpora, permission=permission, detector=detector, keep=keep, on_progress=on_progress
+    )
+
+
+def evaluate_with(
+    answerer: Answerer,
+    config: EvaluateConfig,
+    corpora: Mapping[str, Corpus],
+    *,
+    permission: Permission = "report",
+    detector: Detector | None = None,
+    keep: KeptAnswers | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`evaluate` for whatever answers prompts."""
     asked = asked_items(config, corpora, permission=permission)
     for entry in asked:
         scorer_of(entry.corpus, entry.split)  # a fault in the corpus shows before the model has worked
-    told = detector or corpora_detector(*(corpora[use.path] for use in config.corpora))
-    answers = _answers(model, processor, asked, config.max_new_tokens, features, batch_size, on_progress)
-    return score_answers(asked, answers, told)
+    told = dict.fromkeys(corpora.values(), detector) if detector else detectors(config, corpora)
+    answers = _answers(answerer, asked, config.max_new_tokens, keep, on_progress)
+    scores, predictions = score_answers(asked, answers, told)
+    scores.attrs["notes"] += detector_notes(told, predictions)
+    return scores, predictions
+
+
+def detectors(config: EvaluateConfig, corpora: Mapping[str, Corpus]) -> dict[Corpus, Detector]:
+    """What tells the language of answers to each corpus of an evaluation: `EvaluateConfig.detector` says which."""
+    used = list(dict.fromkeys(corpora[use.path] for use in config.corpora))
+    own = [corpus for corpus in used if config.detector == "corpus" or (config.detector == "auto" and corpus.closed)]
+    name = PACKAGED if config.detector == "auto" else config.detector
+    return {corpus: corpora_detector(*own) if corpus in own else open_detector(name) for corpus in used}
 
 
 def corpora_detector(*corpora: Corpus) -> LanguageDetector:
@@ -84,47 +131,52 @@ def _fitted(corpora: tuple[Corpus, ...]) -> LanguageDetector:
 
 
 def _answers(
-    model: Any,
-    processor: Any,
+    answerer: Answerer,
     asked: Sequence[Asked],
     max_new_tokens: int,
-    features: ImageFeatures | None,
-    batch_size: int,
+    keep: KeptAnswers | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> list[str]:
     """One answer per item, task by task: answers of one task are of similar length, so that batches stay full."""
-    from lvlm.evaluate.generate import Prompt, generate_answers
+    from lvlm.evaluate.generate import Prompt
 
-    def tell(before: int, done: int) -> None:
-        if on_progress:
-            on_progress(before + done, len(asked))
-
+    known = keep.open(asked, max_new_tokens) if keep else {}
     answers: list[str] = []
+
+    def of_task(prompts: list[Prompt], before: int) -> list[str]:
+        def add(found: Mapping[int, str]) -> None:
+            if keep:
+                keep.add({before + number: answer for number, answer in found.items()})
+
+        def tell(done: int, _: int) -> None:
+            if on_progress:
+                on_progress(before + done, len(asked))
+
+        here = {place - before: answer for place, answer in known.items() if 0 <= place - before < len(prompts)}
+        return answerer(prompts, max_new_tokens=max_new_tokens, known=here, on_answers=add, on_progress=tell)
+
     for task in TASKS:
         prompts = [
-            Prompt(entry.item.prompt, tuple(entry.corpus.image_path(image) for image in entry.item.images))
+            Prompt(
+                entry.item.prompt,
+                tuple(entry.corpus.image_path(image) for image in entry.item.images),
+                name=f"{task}/{entry.item.language}/{entry.item.id}",
+            )
             for entry in asked
             if entry.item.task == task
         ]
-        before = len(answers)
-        answers += generate_answers(
-            model,
-            processor,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            features=features,
-            on_progress=lambda done, _, before=before: tell(before, done),  # type: ignore[misc]
-        )
+        answers += of_task(prompts, len(answers))
     return answers
 
 
 def score_answers(
-    asked: Sequence[Asked], answers: Sequence[str], detector: LanguageDetector
+    asked: Sequence[Asked], answers: Sequence[str], detector: Detector | Mapping[Corpus, Detector]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(scores, predictions) from one answer per item; every item counts once."""
+    """(scores, predictions) from one answer per item; every item counts once. One detector tells the language of all
+    answers, or one for each corpus."""
     import pandas as pd
 
+    detector_of = detector if isinstance(detector, Mapping) else {entry.corpus: detector for entry in asked}
     rows = []
     notes: dict[str, None] = {}
     for entry, answer in zip(asked, answers, strict=True):
@@ -141,7 +193,7 @@ def score_answers(
                 "prediction": answer,
                 "score": scorer.score(item, answer),
                 "score_any_language": scorer.score_any_language(item, answer),
-                "answer_language": detector.detect(answer),
+                "answer_language": detector_of[entry.corpus].detect(answer),
                 **scorer.beside(item, answer),
             }
         )

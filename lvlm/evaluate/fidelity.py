@@ -25,7 +25,8 @@ _SCRIPTS = {
 
 
 @lru_cache(maxsize=4096)
-def _scripts(character: str) -> tuple[str, ...]:
+def scripts_of(character: str) -> tuple[str, ...]:
+    """The scripts of the language table that write with a letter; none for other characters."""
     name = unicodedata.name(character, "")
     return _SCRIPTS.get(name.partition(" ")[0], ()) if character.isalpha() else ()
 
@@ -45,6 +46,11 @@ class LanguageDetector:
     languages: tuple[str, ...]
     vocabulary: Mapping[str, frozenset[str]]
     by_script: Mapping[str, frozenset[str]]
+
+    @property
+    def note(self) -> str:
+        """What it is, for the notes of scores."""
+        return f"the words of the corpora and the scripts of {', '.join(self.languages)}"
 
     @classmethod
     def fit(cls, texts: Mapping[str, Iterable[str]]) -> LanguageDetector:
@@ -83,7 +89,7 @@ class LanguageDetector:
         possible: frozenset[str] | None = None
         for character in word:
             if character.isalpha():
-                here = frozenset(code for script in _scripts(character) for code in self.by_script.get(script, ()))
+                here = frozenset(code for script in scripts_of(character) for code in self.by_script.get(script, ()))
                 possible = here if possible is None else possible & here
         return possible if possible is not None and len(possible) == 1 else frozenset()
 

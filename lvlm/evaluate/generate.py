@@ -3,9 +3,10 @@ Called by `lvlm.evaluate` for the scores of a run and while training, and by the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from torch import Tensor
 from torch import distributed as dist
 from transformers import DynamicCache
 
+from lvlm.errors import InputError
 from lvlm.model.lora import summed_lora
 from lvlm.model.tiling import open_image, pixels
 
 ImageFeatures = Callable[[Sequence[Path]], Tensor]
 """Image files -> (images, views, tokens, width), in the order asked for."""
+NAMED = 8
+"""Prompts that an error names where it cannot tell which of them it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,8 @@ class Prompt:
 
     text: str
     images: tuple[Path, ...] = ()
+    name: str = ""
+    """What an error calls it: task, language and id of the item."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,9 @@ def generate_answers(
     max_new_tokens: int,
     batch_size: int = 64,
     features: ImageFeatures | None = None,
+    divided: bool = True,
+    known: Mapping[int, str] | None = None,
+    on_answers: Callable[[Mapping[int, str]], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
     """The greedy answer to every prompt, in the order of `prompts`, whatever the batch size and number of processes.
@@ -55,39 +64,96 @@ def generate_answers(
 
     Prompts about the same images share one pass over them, the larger part of the cost: an item is asked in every
     language. `features` gives what the tower makes of image files; None computes it from their pixels here. Inside
-    `torch.distributed` every process answers its share and all of them return all answers. An answer ends before the
-    end of turn or after `max_new_tokens`. The model's generation config gives the end of turn and `suppress_tokens` (an
-    answer writes no image token); its penalties and sampling are left aside. `on_progress(done, total)` takes other
-    processes to be as far as this one.
+    `torch.distributed` every process answers its share and all of them return all answers; where not `divided`, each
+    answers its own prompts. An answer ends before the end of turn or after `max_new_tokens`. The model's generation
+    config gives the end of turn and `suppress_tokens` (an answer writes no image token); its penalties and sampling are
+    left aside. `on_progress(done, total)` takes other processes to be as far as this one.
+
+    `known` has answers by the number of their prompt that are not computed again, the same ones in every process; all
+    others go in the batches in which they would go without it. `on_answers` is told every batch of this process by
+    number. Where generation fails, that is an `InputError` that names the prompt, and never an answer.
     """
+    known = known or {}
     rows = sorted(_rows(processor, prompts), key=lambda row: (len(row.head), row.images, row.head, row.index))
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if divided and dist.is_initialized() else (0, 1)
     share = rows[len(rows) * rank // processes : len(rows) * (rank + 1) // processes]
-    answers: dict[int, str] = {}
+    answers = {row.index: known[row.index] for row in share if row.index in known}
+    answer = partial(
+        _answer, model, processor, features or _features_from_pixels(model, processor),
+        size=batch_size, max_new_tokens=max_new_tokens, known=known,
+    )  # fmt: skip
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode(), summed_lora(model):
             for batch in _head_batches(share, batch_size):
-                heads = _Heads(model, batch, features or _features_from_pixels(model, processor))
-                by_length = sorted(batch, key=lambda row: (-len(row.tail), row.index))
-                for start in range(0, len(by_length), batch_size):
-                    group = by_length[start : start + batch_size]
-                    ids = _continue(model, processor, heads, group, max_new_tokens)
-                    texts = processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
-                    answers |= {row.index: text.strip() for row, text in zip(group, texts, strict=True)}
-                    if on_progress:
-                        on_progress(len(rows) * len(answers) // len(share), len(rows))
+                try:
+                    for found in answer(batch):
+                        answers |= found
+                        if on_answers:
+                            on_answers(found)
+                        if on_progress:
+                            on_progress(len(rows) * len(answers) // len(share), len(rows))
+                except Exception as error:
+                    asked = [prompts[row.index] for row in batch]
+                    raise fault(error, asked, lambda place, batch=batch: list(answer([batch[place]]))) from error  # type: ignore[misc]
     finally:
         model.train(was_training)
     everyone = _gather(answers, processes)
     return [everyone[index] for index in range(len(prompts))]
 
 
+def _answer(
+    model: Any,
+    processor: Any,
+    features: ImageFeatures,
+    batch: Sequence[_Row],
+    *,
+    size: int,
+    max_new_tokens: int,
+    known: Mapping[int, str],
+) -> Iterator[dict[int, str]]:
+    """Answers to rows with at most `size` different heads, `size` rows at a time; the `known` ones are left out."""
+    if all(row.index in known for row in batch):
+        return
+    heads = _Heads(model, batch, features)
+    by_length = sorted(batch, key=lambda row: (-len(row.tail), row.index))
+    for start in range(0, len(by_length), size):
+        if group := [row for row in by_length[start : start + size] if row.index not in known]:
+            ids = _continue(model, processor, heads, group, max_new_tokens)
+            texts = processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            yield {row.index: text.strip() for row, text in zip(group, texts, strict=True)}
+
+
+def fault(error: Exception, prompts: Sequence[Prompt], ask: Callable[[int], object]) -> InputError:
+    """What an exception over some prompts is to be told as. `ask` tries one of them by its place: the first that fails
+    by itself too is named, else all are."""
+    for place in range(len(prompts)) if len(prompts) > 1 else ():
+        try:
+            ask(place)
+        except Exception as alone:
+            return no_answer([prompts[place]], alone)
+    together = no_answer(prompts, error)
+    if len(prompts) == 1:
+        return together
+    return InputError(f"{together} Each of them can be answered by itself: set a smaller compute.evaluate_batch.")
+
+
+def no_answer(prompts: Sequence[Prompt], error: Exception) -> InputError:
+    """What failed, with the prompts by name."""
+    names = ", ".join(prompt.name or repr(prompt.text) for prompt in prompts[:NAMED])
+    more = f" and {len(prompts) - NAMED:,} more" if len(prompts) > NAMED else ""
+    told = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    return InputError(f"The model gave no answer to {names}{more}. {' '.join(told.split())}")
+
+
 def _rows(processor: Any, prompts: Sequence[Prompt]) -> Iterator[_Row]:
     image = processor.image_token_id
     for index, prompt in enumerate(prompts):
-        ids = tuple(processor.encode_prompt(prompt.text, len(prompt.images)))
+        try:
+            ids = tuple(processor.encode_prompt(prompt.text, len(prompt.images)))
+        except Exception as error:
+            raise no_answer([prompt], error) from error
         # At least one token on either side: the head must leave something in the cache, the tail must give logits.
         last = max((place for place, token in enumerate(ids) if token == image), default=0) if prompt.images else 0
         cut = min(last + 1, len(ids) - 1)

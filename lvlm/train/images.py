@@ -17,7 +17,6 @@ from lvlm.errors import InputError
 from lvlm.model.tiling import ImageTransform, open_image, pixels
 from lvlm.train.locks import release_in_child
 
-
 GROUPS_AHEAD = 2
 
 
