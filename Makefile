@@ -31,7 +31,7 @@ study: setup
 test: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 lab: setup
 	@$(BIN)/jupyter lab notebooks
