@@ -1,0 +1,98 @@
+"""How many tokens a tokenizer makes of a word, and how many samples it makes too long, by language. `lvlm.data.plan`
+asks for every plan; `python -m lvlm plan --fertility` prints it and plan.json keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from lvlm.data.boundaries import count_words
+from lvlm.data.checks import IMAGE_PLACEHOLDER
+from lvlm.data.counts import Counts, Measure
+from lvlm.data.mix import Numbers
+from lvlm.data.pool import Pool
+from lvlm.data.readers import Conversation
+from lvlm.data.tally import Total
+from lvlm.languages import in_table_order
+
+SAMPLES = 256
+"""Samples of a language whose words are counted: enough for tokens per word within about 2 %, and few enough to cost a
+plan of a million samples little."""
+LETTER = "x"
+
+
+@dataclass(frozen=True, slots=True)
+class Fertility:
+    """Tokens and words of some samples of one language, prompts and answers, before anything is cut."""
+
+    samples: int
+    words: int
+    tokens: int
+    """Of the texts, without what the chat template writes around them."""
+
+    @property
+    def tokens_per_word(self) -> float | None:
+        """None where there are no words."""
+        return self.tokens / self.words if self.words else None
+
+    def as_row(self) -> dict[str, Any]:
+        """For plan.json."""
+        return {**asdict(self), "tokens_per_word": self.tokens_per_word}
+
+
+def measure_fertility(pool: Pool, used: Numbers, counts: Counts, measure: Measure) -> dict[str, Fertility]:
+    """By language, in the order of the table: what up to `SAMPLES` of the `used` samples of a pool show; several corpora
+    give in proportion to what they have, evenly spaced. `counts` are those of whole samples."""
+    parts = list(pool.by_part(used))
+    sizes: dict[str, int] = {}
+    for part, numbers in parts:
+        sizes[part.language] = sizes.get(part.language, 0) + len(numbers)
+    chosen: list[tuple[str, Numbers, list[Conversation]]] = []
+    for part, numbers in parts:
+        wanted = -(-min(SAMPLES, sizes[part.language]) * len(numbers) // sizes[part.language])  # rounded up
+        some = numbers[np.arange(wanted) * len(numbers) // wanted]
+        chosen.append((part.language, some, part.rows.conversations(pool.row[some])))
+    frames = {_frame(conversation): 0 for _, _, conversations in chosen for conversation in conversations}
+    for frame, (tokens, _) in zip(frames, measure(list(frames)), strict=True):
+        frames[frame] = tokens - 2 * len(frame[0])
+    found: dict[str, Fertility] = {}
+    for code, some, conversations in chosen:
+        words = sum([count_words(_text(conversation), code) for conversation in conversations])
+        around = sum([frames[_frame(conversation)] for conversation in conversations])
+        before = found.get(code, Fertility(0, 0, 0))
+        found[code] = Fertility(
+            before.samples + len(some),
+            before.words + words,
+            before.tokens + int(counts[some, 0].sum(dtype=np.int64)) - around,
+        )
+    return {code: found[code] for code in in_table_order(found)}
+
+
+def fertility_lines(found: Mapping[str, Fertility], totals: Mapping[str, Total]) -> list[str]:
+    """For a terminal: a line for each language."""
+    result = [
+        f"fertility: tokens per word in up to {SAMPLES} samples of a language (prompts and answers, without the chat "
+        "template), and the share of all its samples that is cut at max_text_tokens",
+        f"  {'language':<12} {'samples':>9} {'words':>9} {'tokens':>9} {'tokens/word':>12} {'cut':>7}",
+    ]
+    for code, own in found.items():
+        per_word = "-" if own.tokens_per_word is None else f"{own.tokens_per_word:.2f}"
+        cut = totals[code].cut_samples / totals[code].samples
+        result.append(f"  {code:<12} {own.samples:>9,} {own.words:>9,} {own.tokens:>9,} {per_word:>12} {cut:>7.2%}")
+    return result
+
+
+def _frame(conversation: Conversation) -> Conversation:
+    """The conversation with one letter, which is one token, in the place of each text; its images stay where they
+    are."""
+    turns, images = conversation
+    return tuple((IMAGE_PLACEHOLDER * user.count(IMAGE_PLACEHOLDER) + LETTER, LETTER) for user, _ in turns), images
+
+
+def _text(conversation: Conversation) -> str:
+    texts: Sequence[str] = [text for turn in conversation[0] for text in turn]
+    return "\n".join(texts).replace(IMAGE_PLACEHOLDER, "\n")
