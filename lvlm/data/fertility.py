@@ -4,7 +4,7 @@ asks for every plan; `python -m lvlm plan --fertility` prints it and plan.json k
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +22,12 @@ from lvlm.languages import in_table_order
 SAMPLES = 256
 """Samples of a language whose words are counted: enough for tokens per word within about 2 %, and few enough to cost a
 plan of a million samples little."""
-LETTER = "x"
+FILLERS = ("x", "x x")
+"""One word, and the same twice."""
+
+
+Frame = tuple[tuple[int, ...], int]
+"""How many image placeholders each turn of a conversation has, and how many images it shows: all but its texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +50,8 @@ class Fertility:
 
 
 def measure_fertility(pool: Pool, used: Numbers, counts: Counts, measure: Measure) -> dict[str, Fertility]:
-    """By language, in the order of the table: what up to `SAMPLES` of the `used` samples of a pool show; several corpora
-    give in proportion to what they have, evenly spaced. `counts` are those of whole samples."""
+    """By language, in the order of the table: what up to `SAMPLES` of the `used` samples of a pool show; several
+    corpora give in proportion to what they have. `counts` are those of whole samples."""
     parts = list(pool.by_part(used))
     sizes: dict[str, int] = {}
     for part, numbers in parts:
@@ -54,20 +59,20 @@ def measure_fertility(pool: Pool, used: Numbers, counts: Counts, measure: Measur
     chosen: list[tuple[str, Numbers, list[Conversation]]] = []
     for part, numbers in parts:
         wanted = -(-min(SAMPLES, sizes[part.language]) * len(numbers) // sizes[part.language])  # rounded up
-        some = numbers[np.arange(wanted) * len(numbers) // wanted]
+        some = np.sort(np.random.default_rng(0).choice(numbers, wanted, replace=False, shuffle=False))
         chosen.append((part.language, some, part.rows.conversations(pool.row[some])))
-    frames = {_frame(conversation): 0 for _, _, conversations in chosen for conversation in conversations}
-    for frame, (tokens, _) in zip(frames, measure(list(frames)), strict=True):
-        frames[frame] = tokens - 2 * len(frame[0])
+    around = _around(
+        {_frame(conversation) for _, _, conversations in chosen for conversation in conversations}, measure
+    )
     found: dict[str, Fertility] = {}
     for code, some, conversations in chosen:
         words = sum([count_words(_text(conversation), code) for conversation in conversations])
-        around = sum([frames[_frame(conversation)] for conversation in conversations])
+        template = sum([around[_frame(conversation)] for conversation in conversations])
         before = found.get(code, Fertility(0, 0, 0))
         found[code] = Fertility(
             before.samples + len(some),
             before.words + words,
-            before.tokens + int(counts[some, 0].sum(dtype=np.int64)) - around,
+            before.tokens + int(counts[some, 0].sum(dtype=np.int64)) - template,
         )
     return {code: found[code] for code in in_table_order(found)}
 
@@ -86,11 +91,22 @@ def fertility_lines(found: Mapping[str, Fertility], totals: Mapping[str, Total])
     return result
 
 
-def _frame(conversation: Conversation) -> Conversation:
-    """The conversation with one letter, which is one token, in the place of each text; its images stay where they
-    are."""
+def _frame(conversation: Conversation) -> Frame:
     turns, images = conversation
-    return tuple((IMAGE_PLACEHOLDER * user.count(IMAGE_PLACEHOLDER) + LETTER, LETTER) for user, _ in turns), images
+    return tuple([user.count(IMAGE_PLACEHOLDER) for user, _ in turns]), images
+
+
+def _around(frames: Iterable[Frame], measure: Measure) -> dict[Frame, int]:
+    """The tokens that the template writes around the texts of each frame: what is left of one filler in the place of
+    every text when what the second filler adds is taken off again."""
+    each = list(frames)
+    counts = measure([
+        (tuple([(IMAGE_PLACEHOLDER * shown + filler, filler) for shown in places]), images)
+        for filler in FILLERS
+        for places, images in each
+    ])  # fmt: skip
+    once, twice = counts[: len(each)], counts[len(each) :]
+    return {frame: 2 * one - two for frame, (one, _), (two, _) in zip(each, once, twice, strict=True)}
 
 
 def _text(conversation: Conversation) -> str:
