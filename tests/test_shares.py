@@ -142,7 +142,7 @@ def test_the_other_languages_have_about_their_shares_of_tokens(share: float) -> 
     sums = np.bincount(codes, tokens(np.arange(len(ids)), codes), minlength=5)
     assert sums[0] / sums.sum() == pytest.approx(share, abs=1e-4)
     asked = np.array([weights[code] for code in languages[1:]]) / sum(weights.values())
-    assert sums[1:] / sums[1:].sum() == pytest.approx(asked, rel=0.02)
+    assert sums[1:] / sums[1:].sum() == pytest.approx(asked, rel=0.05)
 
 
 def measure(conversations: Sequence[Conversation]) -> list[tuple[int, int]]:

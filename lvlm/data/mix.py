@@ -31,7 +31,7 @@ Allocation = Rule | Mapping[str, float]
 Numbers = npt.NDArray[np.int64]
 TokensOf = Callable[[Numbers, Numbers], Numbers]
 """(samples,) tokens, from which of the ids and in which of the languages, as indices."""
-MEAN_SAMPLES = 2048
+MEAN_SAMPLES = 1024
 """Ids over which the mean tokens of a language are taken, the same in every language."""
 
 _BY_LANGUAGE, _BY_LEVEL, _OFFSET = 0.382, 0.4252, 0.8162
