@@ -160,7 +160,7 @@ class CorpusUse(Settings):
 
 Unit = Literal["samples", "tokens", "supervised_tokens"]
 """What shares of a mix are counted in. `tokens` are text tokens, image tokens not counted; `supervised_tokens` those of
-them that are learned. Both before a sample is cut at `max_text_tokens`."""
+them that are learned. Each sample counts once, whatever the epochs, and before it is cut at `max_text_tokens`."""
 ALLOCATION_SETTINGS = {"temperature": "temperature", "sizes": "temperature", "weights": "weights"}
 """Settings that one allocation alone has, and needs."""
 

@@ -4,7 +4,7 @@ asks for every plan; `python -m lvlm plan --fertility` prints it and plan.json k
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,8 +24,6 @@ SAMPLES = 256
 plan of a million samples in 100 languages, which takes half a second longer."""
 FILLERS = ("x", "x x")
 """One word, and the same twice."""
-
-
 Frame = tuple[tuple[int, ...], int]
 """How many image placeholders each turn of a conversation has, and how many images it shows: all but its texts."""
 
@@ -58,7 +56,7 @@ def measure_fertility(pool: Pool, used: Numbers, counts: Counts, measure: Measur
         sizes[part.language] = sizes.get(part.language, 0) + len(numbers)
     chosen: list[tuple[str, Numbers, list[Conversation]]] = []
     for part, numbers in parts:
-        wanted = -(-min(SAMPLES, sizes[part.language]) * len(numbers) // sizes[part.language])  # rounded up
+        wanted = max(1, min(SAMPLES, sizes[part.language]) * len(numbers) // sizes[part.language])
         some = np.sort(np.random.default_rng(0).choice(numbers, wanted, replace=False, shuffle=False))
         chosen.append((part.language, some, part.rows.conversations(pool.row[some])))
     around = _around(
@@ -110,5 +108,5 @@ def _around(frames: Iterable[Frame], measure: Measure) -> dict[Frame, int]:
 
 
 def _text(conversation: Conversation) -> str:
-    texts: Sequence[str] = [text for turn in conversation[0] for text in turn]
+    texts = [text for turn in conversation[0] for text in turn]
     return "\n".join(texts).replace(IMAGE_PLACEHOLDER, "\n")

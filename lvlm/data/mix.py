@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from lvlm.errors import InputError
 from lvlm.languages import NO_TIER, find, group_languages, in_table_order, is_group, language
-from lvlm.settings import MixConfig, Unit
+from lvlm.settings import MixConfig
 
 Rule = Literal["uniform", "inverse_tier", "inverse_exp_tier"]
 Allocation = Rule | Mapping[str, float]
@@ -46,7 +46,6 @@ class LanguageMix:
     languages: tuple[str, ...]
     english_share: float
     allocation: Allocation = "uniform"
-    share_of: Unit = "samples"
 
     @classmethod
     def of(cls, config: MixConfig, available: Sequence[str], *, corpus: str) -> LanguageMix:
@@ -77,7 +76,7 @@ class LanguageMix:
             )
         share = resolve_share(config.english_share, languages)
         others = [code for code in languages if code != "en"]
-        return cls(languages, share, _allocation(config, others, corpus), config.share_of)
+        return cls(languages, share, _allocation(config, others, corpus))
 
 
 def _allocation(config: MixConfig, others: Sequence[str], corpus: str) -> Allocation:

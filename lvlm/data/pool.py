@@ -159,41 +159,58 @@ def _translated(
     asked = LanguageMix.of(mix, corpus.languages_of(use.split), corpus=corpus.name)
     first = asked.languages[0]
     ids = corpus.ids(use.split) if corpus.refused(use.split, first) else corpus.train_rows(use.split, first).ids
-    drawn = _draw_use(use, corpus, ids)
-    pool_ids = [ids[index] for index in drawn]
-
-    def divided(chosen: Numbers, codes: Numbers) -> list[tuple[str, Numbers, Numbers]]:
-        """For each language that any of the chosen ids get: which of them get it, and their rows in its file."""
-        own_ids = [pool_ids[at] for at in chosen.tolist()]
-        _keep_what_was_refused(codes, asked.languages, own_ids, use, corpus)
-        result = []
-        for number in np.unique(codes).tolist():
-            own = np.flatnonzero(codes == number)
-            rows = corpus.train_rows(use.split, asked.languages[number])
-            numbers = drawn[chosen[own]]
-            if rows.ids != ids:
-                numbers = np.array([rows.row_of(own_ids[at]) for at in own.tolist()], dtype=np.int64)
-            result.append((asked.languages[number], own, numbers))
-        return result
+    drawn = _Drawn(use, corpus, asked.languages, ids, _draw_use(use, corpus, ids))
 
     def tokens(chosen: Numbers, codes: Numbers) -> Numbers:
         assert count is not None
-        parts, part, row = list[Part](), np.empty(len(chosen), dtype=np.int32), np.empty(len(chosen), dtype=np.int64)
-        for code, own, numbers in divided(chosen, codes.copy()):
-            part[own], row[own] = len(parts), numbers
-            parts.append(Part(corpus, use, code, corpus.train_rows(use.split, code)))
         column = {"tokens": 0, "supervised_tokens": 1}[mix.share_of]
-        return count(Pool(tuple(parts), part, row))[:, column].astype(np.int64)
+        return count(drawn.pool(chosen, codes.copy()))[:, column].astype(np.int64)
 
+    pool_ids = drawn.names(np.arange(len(drawn.places)))
     codes, _ = language_codes(
         pool_ids,
         languages=asked.languages,
         english_share=asked.english_share,
         allocation=asked.allocation,
-        tokens=None if asked.share_of == "samples" else tokens,
+        tokens=None if mix.share_of == "samples" else tokens,
     )
-    everything = np.arange(len(pool_ids))
-    return [(code, rows) for code, _, rows in divided(everything, codes)], asked.english_share
+    divided = drawn.divide(np.arange(len(pool_ids)), codes)
+    return [(code, rows) for code, _, rows in divided], asked.english_share
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """The ids of a translatable corpus that a mix has drawn: `places` in `ids`."""
+
+    use: CorpusUse
+    corpus: Corpus
+    languages: Sequence[str]
+    ids: Sequence[str]
+    places: Numbers
+
+    def names(self, chosen: Numbers) -> list[str]:
+        return [self.ids[place] for place in self.places[chosen].tolist()]
+
+    def divide(self, chosen: Numbers, codes: Numbers) -> Iterator[tuple[str, Numbers, Numbers]]:
+        """For each language that any of the chosen ids get, and that takes those refused elsewhere: which of them get
+        it, and their rows in its file. `codes` are indices into `languages`, changed where a sample was refused."""
+        names = self.names(chosen)
+        _keep_what_was_refused(codes, self.languages, names, self.use, self.corpus)
+        for number in np.unique(codes).tolist():
+            own = np.flatnonzero(codes == number)
+            rows = self.corpus.train_rows(self.use.split, self.languages[number])
+            numbers = self.places[chosen[own]]
+            if rows.ids != self.ids:
+                numbers = np.array([rows.row_of(names[at]) for at in own.tolist()], dtype=np.int64)
+            yield self.languages[number], own, numbers
+
+    def pool(self, chosen: Numbers, codes: Numbers) -> Pool:
+        """The chosen ids, each in its language, in their order."""
+        parts, part, row = list[Part](), np.empty(len(chosen), dtype=np.int32), np.empty(len(chosen), dtype=np.int64)
+        for code, own, numbers in self.divide(chosen, codes):
+            part[own], row[own] = len(parts), numbers
+            parts.append(Part(self.corpus, self.use, code, self.corpus.train_rows(self.use.split, code)))
+        return Pool(tuple(parts), part, row)
 
 
 def _keep_what_was_refused(
