@@ -48,6 +48,9 @@ def _command_line() -> CommandLine:
             "run", metavar="RUN.yaml", help="a run config, or the name of a preset (" + ", ".join(_presets()) + ")"
         )
         add_overrides(sub, "any config field, dotted")
+    plan.add_argument(
+        "--fertility", action="store_true", help="print tokens per word and the share of samples cut, by language"
+    )
     train.add_argument("--folder", type=Path, help="where the record goes (default: HOME/runs/NAME-SEED-FINGERPRINT)")
     for sub in (train, plan):
         sub.add_argument("--home", type=Path, help=HOME_HELP)
@@ -271,7 +274,7 @@ def _print_plan(options: argparse.Namespace) -> None:
             home=home,
         )
         check_learns(stage, plan)
-        print("\n".join(plan.table()) + "\n")
+        print("\n".join([*plan.table(), *(plan.fertility_table() if options.fertility else ())]) + "\n")
     images = check_evaluation(config, corpora, home=home)
     print(f"evaluation: {len(images):,} images, all sound")
     for note in [*setting_notes(config), *refusal_notes(config, corpora)]:

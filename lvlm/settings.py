@@ -158,6 +158,9 @@ class CorpusUse(Settings):
         return {name: value for name, value in dump(self).items() if (name, value) != ("samples_per_language", None)}
 
 
+Unit = Literal["samples", "tokens", "supervised_tokens"]
+"""What shares of a mix are counted in. `tokens` are text tokens, image tokens not counted; `supervised_tokens` those of
+them that are learned. Each sample counts once, whatever the epochs, and before it is cut at `max_text_tokens`."""
 ALLOCATION_SETTINGS = {"temperature": "temperature", "sizes": "temperature", "weights": "weights"}
 """Settings that one allocation alone has, and needs."""
 
@@ -173,6 +176,9 @@ class MixConfig(Settings):
     always include English."""
     english_share: Share | None = None
     """Share of the translatable samples that stay English; None is 0.5 where there are other languages."""
+    share_of: Unit = "samples"
+    """What `english_share` and the shares of the allocation are meant of. In tokens, English has its share as nearly as
+    whole samples allow, and the other languages have theirs approximately (see `lvlm.data.mix.language_codes`)."""
     allocation: Literal["uniform", "inverse_tier", "inverse_exp_tier", "temperature", "weights"] = "uniform"
     """How the rest is divided: equally, in proportion to 1/tier or exp(-tier) (Centurio, appendix D.2, Stratified-1 and
     -2), to size^(1/temperature), or to `weights`."""
@@ -197,9 +203,8 @@ class MixConfig(Settings):
     @model_serializer(mode="wrap")
     def _unset_settings_are_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A config that has none of them keeps the fingerprint that it had before they existed.
-        return {
-            name: value for name, value in dump(self).items() if value is not None or name not in ALLOCATION_SETTINGS
-        }
+        unset = {"share_of": "samples", **dict.fromkeys(ALLOCATION_SETTINGS)}
+        return {name: value for name, value in dump(self).items() if name not in unset or value != unset[name]}
 
 
 class TrainedParts(Settings):

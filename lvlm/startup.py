@@ -123,6 +123,8 @@ def _read(config: RunConfig, home: Path) -> CheckedData | None:
     uses += [*config.evaluate.corpora, *config.evaluate.tune_corpora]
     if sum(path.stat().st_size for path in {path for use in uses for path in _files(use)}) > LARGEST_BYTES:
         return None
+    if any(stage.mix.share_of != "samples" for stage in config.stages().values()):
+        return None  # which sample is in which language takes a tokenizer to say
     corpora = open_corpora(config, home=home)
     for name, stage in config.stages().items():
         build_plan(name, stage, seed=config.seed, corpora=corpora, home=home)  # reads what the stage uses

@@ -92,6 +92,7 @@ def of_stage(name: str) -> dict[str, tuple[str, Changes]]:
         one("plan", "mix.languages", ["en", "de"]),
         one("plan", "mix.english_share", 0.25),
         one("plan", "mix.allocation", "inverse_tier"),
+        one("plan", "mix.share_of", "supervised_tokens"),
         one("plan", "mix.temperature", 5, **BY_SIZE),
         one("plan", "mix.sizes", {"de": 1, "sw": 8}, **(BY_SIZE | {"mix.temperature": 1})),
         one("plan", "mix.weights", {"de": 1, "sw": 8}, **{"mix.allocation": "weights"}),

@@ -273,6 +273,8 @@ def test_a_language_without_tier_has_no_share_by_tier() -> None:
 def test_a_mix_without_own_settings_keeps_the_fingerprint_that_it_had_before_they_existed() -> None:
     assert list(MixConfig(corpora=()).model_dump()) == ["corpora", "languages", "english_share", "allocation"]
     assert fingerprint(MixConfig(corpora=(), languages="T5").model_dump(mode="json")) == "d9f84dae2114"
+    assert "share_of" not in MixConfig(corpora=(), share_of="samples").model_dump()
+    assert MixConfig(corpora=(), share_of="tokens").model_dump()["share_of"] == "tokens"
     weighted = make_settings(MixConfig, {"corpora": [], "allocation": "weights", "weights": {"de": 2}}, where="mix")
     assert MixConfig.model_validate(weighted.model_dump()) == weighted
 

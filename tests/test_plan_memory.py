@@ -18,6 +18,7 @@ import pytest
 
 from lvlm.data import counts, readers
 from lvlm.data.corpus import open_corpus
+from lvlm.data.fertility import FILLERS
 from lvlm.data.memory import Memory
 from lvlm.data.plan import Plan, build_plan
 from lvlm.data.readers import Conversation, Rows, read_rows
@@ -149,13 +150,13 @@ def test_several_processes_never_see_half_a_file(tmp_path: Path) -> None:
 
 
 class Words:
-    """A measure that splits at blanks, and notes which conversations it was given."""
+    """A measure that splits at blanks, and notes which of a corpus's conversations it was given."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
 
     def __call__(self, conversations: Sequence[Conversation]) -> list[tuple[int, int]]:
-        self.seen += [turns[0][0] for turns, _ in conversations]
+        self.seen += [turns[0][0] for turns, _ in conversations if turns[0][0] not in FILLERS]
         return [
             (len(" ".join(text for turn in turns for text in turn).split()), sum(len(a.split()) for _, a in turns))
             for turns, _ in conversations

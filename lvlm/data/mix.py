@@ -4,14 +4,15 @@ by corpus.
 All ids of a corpus stand in one order, given by a hash of the id alone. The first M of N ids leave English, the
 rest stay, so another English share moves the border and nothing else. Who gets position p of the first M is read
 off one sequence per number of languages, and the sequence for n + 1 languages is that for n with evenly spaced
-positions of every language handed to the new one.
+positions of every language handed to the new one. Shares that are meant of tokens move the border and the weights.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -27,6 +28,11 @@ from lvlm.settings import MixConfig
 Rule = Literal["uniform", "inverse_tier", "inverse_exp_tier"]
 Allocation = Rule | Mapping[str, float]
 """A rule that needs nothing but the table, or a weight for each language beside English."""
+Numbers = npt.NDArray[np.int64]
+TokensOf = Callable[[Numbers, Numbers], Numbers]
+"""(samples,) tokens, from which of the ids and in which of the languages, as indices."""
+MEAN_SAMPLES = 1024
+"""Ids over which the mean tokens of a language are taken, the same in every language."""
 
 _BY_LANGUAGE, _BY_LEVEL, _OFFSET = 0.382, 0.4252, 0.8162
 """Phases of the thinning, spread over languages and levels; of some thousand tried, among those with the smallest
@@ -63,8 +69,14 @@ class LanguageMix:
                 f"The mix's 'allocation' is {config.allocation} but English is its only language, so that there is "
                 "nothing to divide. Leave it out, or add other languages."
             )
+        if config.share_of != "samples" and languages == ("en",):
+            raise InputError(
+                f"The mix's 'share_of' is {config.share_of} but English is its only language, which has everything in "
+                "any unit. Leave it out, or add other languages."
+            )
         share = resolve_share(config.english_share, languages)
-        return cls(languages, share, _allocation(config, [code for code in languages if code != "en"], corpus))
+        others = [code for code in languages if code != "en"]
+        return cls(languages, share, _allocation(config, others, corpus))
 
 
 def _allocation(config: MixConfig, others: Sequence[str], corpus: str) -> Allocation:
@@ -163,18 +175,69 @@ def assign_languages(
 
 
 def language_codes(
-    ids: Sequence[str], *, languages: Sequence[str], english_share: float | None, allocation: Allocation
-) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """`assign_languages` as an array: the index of each id's language in the returned languages."""
+    ids: Sequence[str],
+    *,
+    languages: Sequence[str],
+    english_share: float | None,
+    allocation: Allocation,
+    tokens: TokensOf | None = None,
+) -> tuple[Numbers, tuple[str, ...]]:
+    """`assign_languages` as an array: the index of each id's language in the returned languages.
+
+    With `tokens` the shares are meant of tokens. The order of the ids and the sequences stay; only the border and the
+    weights differ:
+    - English gets its share of all tokens as nearly as whole samples allow, each sample counted in the language that it
+    gets. A lower `english_share` still only moves ids out of English, strictly.
+    - The weight of another language is divided by its mean tokens per sample, over the same `MEAN_SAMPLES` ids in all
+    (all ids where there are no more). Its share of tokens is approximate, by the error of that mean, by which samples
+    it happens to get, and by the few ids by which its number of samples differs from its quota.
+    - Languages added behind the others only take ids over for themselves, but at the border, which moves with the
+    tokens that they bring: ids between the old and the new one all leave English, or all stay.
+    """
     chosen = in_table_order(languages)
     share = resolve_share(english_share, chosen)
     others = tuple(code for code in chosen if code != "en")
+    first = len(chosen) - len(others)
     away = len(ids) - english_count(share, len(ids))
     codes = np.zeros(len(ids), dtype=np.int64)  # English is the first of the table; without it away == len(ids)
-    if away:
+    if away or (tokens and share < 1):
         order = hash_order(ids, salt="language")
-        codes[order[:away]] = _sequence(away, _weights(others, allocation)) + (len(chosen) - len(others))
+        weights = _weights(others, allocation)
+        if tokens and len(others) > 1:
+            means = _mean_tokens(ids, np.arange(first, len(chosen)), tokens)
+            weights = tuple(weight / mean for weight, mean in zip(weights, means, strict=True))
+        sequence = _sequence(len(ids) if tokens else away, weights) + first
+        if tokens and 0 < share < 1:
+            away = border(share, tokens(order, codes), tokens(order, sequence))
+        codes[order[:away]] = sequence[:away]
     return codes, chosen
+
+
+def border(share: float, english: Numbers, others: Numbers) -> int:
+    """How many of the first samples leave English, so that it keeps `share` of all tokens as nearly as can be; of two
+    equally near the smaller.
+
+    `english` and `others` are the tokens of each sample, (samples,) and in the order in which they leave, as it stays
+    and after it has left. A lower share never gives a smaller number, as English loses and the others gain with each.
+    """
+    asked = Fraction(str(share))
+    stay = np.append(np.cumsum(english[::-1])[::-1], 0)
+    left = np.insert(np.cumsum(others), 0, 0)
+
+    def realised(away: int) -> Fraction:
+        return Fraction(int(stay[away]), int(stay[away] + left[away]) or 1)
+
+    below = bisect_left(range(len(stay)), -asked, key=lambda away: -realised(away))
+    if below and realised(below - 1) - asked <= asked - realised(below):
+        return below - 1
+    return below
+
+
+def _mean_tokens(ids: Sequence[str], codes: Numbers, tokens: TokensOf) -> list[float]:
+    """Tokens per sample of each language of `codes`; they depend on nothing but the ids and that language."""
+    some = hash_order(ids, salt="tokens")[:MEAN_SAMPLES]
+    counted = tokens(np.tile(some, len(codes)), np.repeat(codes, len(some))).reshape(len(codes), len(some))
+    return [max(1, total) / len(some) for total in counted.sum(axis=1).tolist()]
 
 
 def english_count(share: float, samples: int) -> int:
@@ -182,7 +245,7 @@ def english_count(share: float, samples: int) -> int:
     return int(Fraction(str(share)) * samples + Fraction(1, 2))
 
 
-def hash_order(ids: Sequence[str], *, salt: str) -> npt.NDArray[np.int64]:
+def hash_order(ids: Sequence[str], *, salt: str) -> Numbers:
     """Positions of `ids` in an order that only the ids determine; `salt` tells one use of such an order from
     another."""
     keys = np.fromiter(
@@ -211,7 +274,7 @@ def _weights(languages: Sequence[str], allocation: Allocation) -> tuple[float, .
 
 
 @lru_cache(maxsize=16)
-def _sequence(length: int, weights: tuple[float, ...]) -> npt.NDArray[np.int64]:
+def _sequence(length: int, weights: tuple[float, ...]) -> Numbers:
     """Which language (index into `weights`) each position belongs to; a longer sequence starts with the shorter ones,
     close to the weights.
 

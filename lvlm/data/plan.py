@@ -8,7 +8,7 @@ import hashlib
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, overload
@@ -18,12 +18,13 @@ import numpy.typing as npt
 
 from lvlm.data.corpus import Corpus
 from lvlm.data.counts import CountMemory, Counts, Measure, count_tokens, cut_turns, keep_turns
+from lvlm.data.fertility import Fertility, fertility_lines, measure_fertility
 from lvlm.data.ledger import Ledger
 from lvlm.data.pool import PlanEntry, Pool, gather
 from lvlm.data.readers import Sample
-from lvlm.data.tally import Tally, add_up, lines
+from lvlm.data.tally import Tally, add_up, lines, realised, total_rows
 from lvlm.languages import in_table_order, language
-from lvlm.settings import StageConfig
+from lvlm.settings import StageConfig, Unit
 
 HASHED_TOGETHER = 1 << 16
 
@@ -61,6 +62,10 @@ class Plan:
     ledger: Ledger
     english_share: dict[str, float]
     """Per translatable corpus and split: the share that holds (a default is resolved here)."""
+    share_of: Unit
+    """What the shares of the mix are meant of."""
+    fertility: dict[str, Fertility] | None
+    """By language; None where nothing was measured."""
     digests: dict[str, str]
     """Per corpus and split: the content of the files read."""
     hash: str
@@ -175,12 +180,12 @@ class Plan:
             "epochs": self.epochs,
             "counts": self.counts,
             "english_share": self.english_share,
-            "languages": {code: asdict(total) for code, total in add_up(tallies, lambda tally: tally.language).items()},
-            "tiers": {
-                tier: asdict(total)
-                for tier, total in add_up(tallies, lambda tally: language(tally.language).tier).items()
-            },
+            "share_of": self.share_of,
+            "realised": realised(tallies),
+            "languages": total_rows(tallies, lambda tally: tally.language),
+            "tiers": total_rows(tallies, lambda tally: language(tally.language).tier),
             "mix": [tally.as_row() for tally in tallies],
+            "fertility": self.fertility and {code: own.as_row() for code, own in self.fertility.items()},
             "ledger": self.ledger.rows(),
             "digests": self.digests,
         }
@@ -202,6 +207,12 @@ class Plan:
             foot = "cut: not measured (no tokenizer was given)"
         return [head, *lines(self.tallies()), foot]
 
+    def fertility_table(self) -> list[str]:
+        """Lines for the terminal: tokens per word and share of samples cut, by language."""
+        if self.fertility is None:
+            return ["fertility: not measured (no tokenizer was given)"]
+        return fertility_lines(self.fertility, add_up(self.tallies(), lambda tally: tally.language))
+
 
 def build_plan(
     stage: str,
@@ -215,7 +226,8 @@ def build_plan(
 ) -> Plan:
     """Decide everything about a stage's data, and find everything that is wrong with it, before anything is trained.
 
-    `corpora` maps the paths of the mix to opened corpora. `measure` counts tokens; without it nothing can be cut.
+    `corpora` maps the paths of the mix to opened corpora. `measure` counts tokens; without it nothing can be cut, and
+    shares of tokens are refused.
     `home` is the work folder in which images that were decoded once are remembered, and counts too where `tokenizer`
     says what tells this measure from others (see `lvlm.data.counts`).
 
@@ -223,13 +235,19 @@ def build_plan(
     id): arms that differ only in language, share or model see the same ids in the same steps. Raises `InputError`
     for input that cannot be trained on.
     """
-    pool, shares = gather(config.mix, corpora)
+
+    def count(asked: Pool) -> Counts:
+        assert measure is not None
+        memory = CountMemory.of(home, tokenizer, len(asked))
+        return count_tokens(asked, np.arange(len(asked)), measure, memory, title=f"{stage}, its mix")
+
+    pool, shares = gather(config.mix, corpora, count if measure else None)
     duration = _duration(config, len(pool))
     order = PlanOrder(pool, _draw(len(pool), duration, seed))
     used = np.unique(order.numbers)
     for part, numbers in pool.by_part(used):
         part.corpus.check_images(part.rows, pool.row[numbers], decode=True, home=home)
-    ledger, tokens, whole_tokens = Ledger(), None, None
+    ledger, tokens, whole_tokens, fertility = Ledger(), None, None, None
     cuts, cut_images = dict[int, tuple[int, int]](), dict[int, int]()
     if measure is not None:
         memory = CountMemory.of(home, tokenizer, len(used))
@@ -241,6 +259,7 @@ def build_plan(
             cuts[number], cut_images[number] = (cut.turns, cut.dropped_turns), cut.dropped_images
             source = part.rows.sources[part.rows.source_codes[pool.row[number]]]
             ledger.add(part.corpus.name, part.language, source, turns=cut.dropped_turns, images=cut.dropped_images)
+        fertility = measure_fertility(pool, used, whole_tokens, measure)
     digests = {
         f"{corpora[use.path].name}/{use.split}": corpora[use.path].digest(
             use.split, [part.language for part in pool.parts if part.use is use]
@@ -254,6 +273,8 @@ def build_plan(
         epochs=duration / len(pool),
         ledger=ledger,
         english_share=shares,
+        share_of=config.mix.share_of,
+        fertility=fertility,
         digests=digests,
         hash=_hash(pool, order.numbers, list(digests.values()), config.batch_samples, cuts),
         _pool=pool,

@@ -5,14 +5,14 @@ little.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from lvlm.data.corpus import Corpus
-from lvlm.data.mix import LanguageMix, hash_order, language_codes
+from lvlm.data.mix import LanguageMix, Numbers, hash_order, language_codes
 from lvlm.data.readers import Rows
 from lvlm.errors import InputError
 from lvlm.languages import in_table_order
@@ -46,7 +46,7 @@ class Pool:
 
     parts: tuple[Part, ...]
     part: npt.NDArray[np.int32]
-    row: npt.NDArray[np.int64]
+    row: Numbers
 
     def __len__(self) -> int:
         return len(self.part)
@@ -56,7 +56,7 @@ class Pool:
         part = self.parts[self.part[number]]
         return PlanEntry(part.corpus.name, part.rows.ids[self.row[number]], part.language, part.use.split, number)
 
-    def by_part(self, numbers: npt.NDArray[np.int64]) -> Iterator[tuple[Part, npt.NDArray[np.int64]]]:
+    def by_part(self, numbers: Numbers) -> Iterator[tuple[Part, Numbers]]:
         """`numbers` divided among the parts that have any of them, in their order."""
         owners = self.part[numbers]
         order = np.argsort(owners, kind="stable")
@@ -66,9 +66,15 @@ class Pool:
                 yield part, numbers[order[start:stop]]
 
 
-def gather(mix: MixConfig, corpora: Mapping[str, Corpus]) -> tuple[Pool, dict[str, float]]:
+Count = Callable[[Pool], npt.NDArray[np.int32]]
+"""(samples, 2): text tokens and supervised tokens of every sample of a pool, before anything is cut."""
+
+
+def gather(mix: MixConfig, corpora: Mapping[str, Corpus], count: Count | None = None) -> tuple[Pool, dict[str, float]]:
     """The pool of a mix, and the English share that holds per translatable corpus and split. Reads only the files that
-    it needs."""
+    it needs. Shares of tokens need `count`, which is given every sample in English and in the other language that it
+    may get.
+    """
     if not mix.corpora:
         raise InputError("The mix's field 'corpora' is empty: name at least one corpus and split to train on.")
     _check_used_once(mix, corpora)
@@ -83,14 +89,24 @@ def gather(mix: MixConfig, corpora: Mapping[str, Corpus]) -> tuple[Pool, dict[st
             f"The mix's 'allocation' is {mix.allocation}, but none of its corpora is translatable: every sample stays "
             "in its language. Leave allocation out, or add a translatable corpus."
         )
+    if mix.share_of != "samples" and not any(corpora[use.path].translatable for use in mix.corpora):
+        raise InputError(
+            f"The mix's 'share_of' is {mix.share_of}, but none of its corpora is translatable: every sample stays in "
+            "its language. Leave share_of out, or add a translatable corpus."
+        )
+    if mix.share_of != "samples" and count is None:
+        raise InputError(
+            f"The mix's 'share_of' is {mix.share_of}, but this plan is made without a tokenizer, so that no tokens can "
+            "be counted. Plan it with one (`build_plan(..., measure=...)`), or set share_of to samples."
+        )
     parts: list[Part] = []
-    chosen: list[tuple[int, npt.NDArray[np.int64]]] = []
+    chosen: list[tuple[int, Numbers]] = []
     shares: dict[str, float] = {}
     for use in mix.corpora:
         corpus = corpora[use.path]
         corpus.require(use.split, "train")
         if corpus.translatable:
-            divided, share = _translated(mix, use, corpus)
+            divided, share = _translated(mix, use, corpus, count)
             shares[f"{corpus.name}/{use.split}"] = share
         else:
             divided = _untranslated(use, corpus)
@@ -127,8 +143,8 @@ def _check_used_once(mix: MixConfig, corpora: Mapping[str, Corpus]) -> None:
 
 
 def _translated(
-    mix: MixConfig, use: CorpusUse, corpus: Corpus
-) -> tuple[list[tuple[str, npt.NDArray[np.int64]]], float]:
+    mix: MixConfig, use: CorpusUse, corpus: Corpus, count: Count | None
+) -> tuple[list[tuple[str, Numbers]], float]:
     if use.languages is not None:
         raise InputError(
             f"The mix gives 'languages' for corpus '{corpus.name}', which is translatable: its languages are those of "
@@ -143,29 +159,62 @@ def _translated(
     asked = LanguageMix.of(mix, corpus.languages_of(use.split), corpus=corpus.name)
     first = asked.languages[0]
     ids = corpus.ids(use.split) if corpus.refused(use.split, first) else corpus.train_rows(use.split, first).ids
-    drawn = _draw_use(use, corpus, ids)
-    pool_ids = [ids[index] for index in drawn]
-    codes, languages = language_codes(
-        pool_ids, languages=asked.languages, english_share=asked.english_share, allocation=asked.allocation
-    )  # fmt: skip
-    _keep_what_was_refused(codes, languages, pool_ids, use, corpus)
-    result = []
-    for number, code in enumerate(languages):
-        own = np.flatnonzero(codes == number)
-        if len(own):
-            rows = corpus.train_rows(use.split, code)
-            same_order = rows.ids == ids
-            result.append(
-                (
-                    code,
-                    drawn[own] if same_order else np.array([rows.row_of(pool_ids[at]) for at in own], dtype=np.int64),
-                )
-            )
-    return result, asked.english_share
+    drawn = _Drawn(use, corpus, asked.languages, ids, _draw_use(use, corpus, ids))
+
+    def tokens(chosen: Numbers, codes: Numbers) -> Numbers:
+        assert count is not None
+        column = {"tokens": 0, "supervised_tokens": 1}[mix.share_of]
+        return count(drawn.pool(chosen, codes.copy()))[:, column].astype(np.int64)
+
+    pool_ids = drawn.names(np.arange(len(drawn.places)))
+    codes, _ = language_codes(
+        pool_ids,
+        languages=asked.languages,
+        english_share=asked.english_share,
+        allocation=asked.allocation,
+        tokens=None if mix.share_of == "samples" else tokens,
+    )
+    divided = drawn.divide(np.arange(len(pool_ids)), codes)
+    return [(code, rows) for code, _, rows in divided], asked.english_share
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """The ids of a translatable corpus that a mix has drawn: `places` in `ids`."""
+
+    use: CorpusUse
+    corpus: Corpus
+    languages: Sequence[str]
+    ids: Sequence[str]
+    places: Numbers
+
+    def names(self, chosen: Numbers) -> list[str]:
+        return [self.ids[place] for place in self.places[chosen].tolist()]
+
+    def divide(self, chosen: Numbers, codes: Numbers) -> Iterator[tuple[str, Numbers, Numbers]]:
+        """For each language that any of the chosen ids get, and that takes those refused elsewhere: which of them get
+        it, and their rows in its file. `codes` are indices into `languages`, changed where a sample was refused."""
+        names = self.names(chosen)
+        _keep_what_was_refused(codes, self.languages, names, self.use, self.corpus)
+        for number in np.unique(codes).tolist():
+            own = np.flatnonzero(codes == number)
+            rows = self.corpus.train_rows(self.use.split, self.languages[number])
+            numbers = self.places[chosen[own]]
+            if rows.ids != self.ids:
+                numbers = np.array([rows.row_of(names[at]) for at in own.tolist()], dtype=np.int64)
+            yield self.languages[number], own, numbers
+
+    def pool(self, chosen: Numbers, codes: Numbers) -> Pool:
+        """The chosen ids, each in its language, in their order."""
+        parts, part, row = list[Part](), np.empty(len(chosen), dtype=np.int32), np.empty(len(chosen), dtype=np.int64)
+        for code, own, numbers in self.divide(chosen, codes):
+            part[own], row[own] = len(parts), numbers
+            parts.append(Part(self.corpus, self.use, code, self.corpus.train_rows(self.use.split, code)))
+        return Pool(tuple(parts), part, row)
 
 
 def _keep_what_was_refused(
-    codes: npt.NDArray[np.int64], languages: Sequence[str], ids: Sequence[str], use: CorpusUse, corpus: Corpus
+    codes: Numbers, languages: Sequence[str], ids: Sequence[str], use: CorpusUse, corpus: Corpus
 ) -> None:
     """Change `codes` where a sample's translation into its language was refused: it takes the first language of the mix
     that has it, which is English where the mix has English."""
@@ -183,7 +232,7 @@ def _keep_what_was_refused(
                 codes[at] = other
 
 
-def _untranslated(use: CorpusUse, corpus: Corpus) -> list[tuple[str, npt.NDArray[np.int64]]]:
+def _untranslated(use: CorpusUse, corpus: Corpus) -> list[tuple[str, Numbers]]:
     languages = in_table_order(use.languages) if use.languages is not None else corpus.languages_of(use.split)
     if not languages:
         raise InputError(
@@ -205,9 +254,7 @@ def _untranslated(use: CorpusUse, corpus: Corpus) -> list[tuple[str, npt.NDArray
     return result
 
 
-def _draw_of_language(
-    use: CorpusUse, corpus: Corpus, rows: Rows, numbers: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
+def _draw_of_language(use: CorpusUse, corpus: Corpus, rows: Rows, numbers: Numbers) -> Numbers:
     """The places of the `use.samples_per_language` first rows of a language in an order that only the ids determine."""
     wanted = use.samples_per_language
     if wanted is not None and wanted > len(numbers):
@@ -218,7 +265,7 @@ def _draw_of_language(
     return np.sort(hash_order([rows.ids[row] for row in numbers.tolist()], salt="samples")[:wanted])
 
 
-def _draw_use(use: CorpusUse, corpus: Corpus, names: Sequence[str]) -> npt.NDArray[np.int64]:
+def _draw_use(use: CorpusUse, corpus: Corpus, names: Sequence[str]) -> Numbers:
     """The places of the `use.samples` first names in an order that only the names determine."""
     if use.samples is None:
         return np.arange(len(names), dtype=np.int64)

@@ -5,16 +5,12 @@ from __future__ import annotations
 import re
 
 import icu4py
-from icu4py.breakers import WordBreaker
 
+from lvlm.data.boundaries import SPACELESS, divide
 from lvlm.evaluate.metrics import normalise, words
 from lvlm.languages import language
 
-SPACELESS = frozenset({"Jpan", "Hans", "Hant", "Thai", "Laoo", "Khmr", "Mymr"})
-"""Scripts written without spaces between words: zh, ja, th, lo, km and my."""
-
 _CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|re|ve|ll|d|m))\b")
-_INNER_SPACE = re.compile(r"(?<=[^\x00-\u02ff])\s+(?=[^\x00-\u02ff])")
 
 
 def segment(text: str, code: str) -> tuple[str, ...]:
@@ -26,9 +22,7 @@ def segment(text: str, code: str) -> tuple[str, ...]:
     """
     if language(code).script not in SPACELESS:
         return words(_CLITIC.sub(r" \1", text.replace("’", "'").lower()))
-    joined = _INNER_SPACE.sub("", text)
-    parts = WordBreaker(joined, code)
-    return tuple(word for part in parts if any(map(str.isalnum, word := normalise(part))))
+    return tuple(word for piece in divide(text, code) if any(map(str.isalnum, word := normalise(piece))))
 
 
 def segmentation(code: str) -> str | None:
