@@ -150,16 +150,21 @@ def _tower(target: Path, *, seed: int, say: Say, scale: float, compiled: bool) -
     progress = progress_of(target.name, say, stem_steps=recipe.stem_steps)
     tower = train_vit(recipe=recipe, seed=seed, compiled=compiled, on_progress=progress)
     with finished(target) as unfinished:
-        save_file(
-            {name: value.half().contiguous() for name, value in tower.state_dict().items()},
-            unfinished / "model.safetensors",
-        )
-        settings = {
-            "timm": {"architecture": "tiny_vit", "args": {}},
-            "image_size": IMAGE_SIZE, "mean": list(MEAN), "std": list(STD), "interpolation": "bicubic",
-        }  # fmt: skip
-        write_json(unfinished / "config.json", settings)
+        save_tower(unfinished, tower)
         write_json(unfinished / TRAINING_FILE, making)
+
+
+def save_tower(folder: Path, tower: torch.nn.Module) -> None:
+    """Write a tiny tower in 16 bits, as `lvlm.model.tower` reads it."""
+    save_file(
+        {name: value.half().contiguous() for name, value in tower.state_dict().items()},
+        folder / "model.safetensors",
+    )
+    settings = {
+        "timm": {"architecture": "tiny_vit", "args": {}},
+        "image_size": IMAGE_SIZE, "mean": list(MEAN), "std": list(STD), "interpolation": "bicubic",
+    }  # fmt: skip
+    write_json(folder / "config.json", settings)
 
 
 class finished:

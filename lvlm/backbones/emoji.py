@@ -13,18 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from lvlm.backbones.build import DRAWS, TOKENIZER, TRAINING_FILE, Say, finished, is_made, load_vit, progress_of
+from lvlm.backbones.build import (
+    DRAWS,
+    TOKENIZER,
+    TRAINING_FILE,
+    Say,
+    finished,
+    is_made,
+    load_vit,
+    progress_of,
+    save_tower,
+)
 from lvlm.backbones.card import greedy_answers
 from lvlm.backbones.emoji_text import EmojiText, emoji_text_settings
 from lvlm.backbones.emoji_vision import EmojiVitRecipe, emoji_bank, train_emoji_vit
 from lvlm.backbones.lm import LmRecipe, train_lm
 from lvlm.backbones.text import ANSWER_MIX, NO_MIX
 from lvlm.backbones.tokenizer import train_tokenizer
-from lvlm.backbones.vision import MEAN, STD
-from lvlm.backbones.vit import IMAGE_SIZE
 from lvlm.data.worlds.emoji import Concepts
 from lvlm.data.worlds.emoji_items import Item, answer, prompt, told
 from lvlm.data.worlds.emoji_writer import CONCEPTS_FILE, PICTURES_FOLDER, read_concepts
@@ -129,15 +136,7 @@ def _tower(
         tower, bank, recipe=recipe, seed=draw, compiled=compiled, on_progress=progress_of(name, say)
     )
     with finished(target) as unfinished:
-        save_file(
-            {name: value.half().contiguous() for name, value in tower.state_dict().items()},
-            unfinished / "model.safetensors",
-        )
-        settings = {
-            "timm": {"architecture": "tiny_vit", "args": {}},
-            "image_size": IMAGE_SIZE, "mean": list(MEAN), "std": list(STD), "interpolation": "bicubic",
-        }  # fmt: skip
-        write_json(unfinished / "config.json", settings)
+        save_tower(unfinished, tower)
         write_json(unfinished / TRAINING_FILE, making)
         write_json(unfinished / CARD_FILE, accuracy)
     say(f"{name}: tokens named right: " + ", ".join(f"{view} {share:.2f}" for view, share in accuracy.items()))
