@@ -58,9 +58,9 @@ def run(
 
     A finished folder is returned without computing; an interrupted one continues where its last checkpoint stands.
     Stages that another run with the same `home` has trained are taken from there. `on_progress` receives a dict for
-    every step, validation and phase; raising from it stops the run, which can be resumed. Raises `InputError` if the
-    folder belongs to another configuration, or is finished and its backbones or corpora have changed since, and
-    `Diverged` if the loss is no longer finite.
+    every step, validation and phase; raising from it stops the run, which can be resumed (a step that it is told of is
+    saved first). Raises `InputError` if the folder belongs to another configuration, or is finished and its backbones
+    or corpora have changed since, and `Diverged` if the loss is no longer finite.
     """
     folder, home = Path(folder), Path(home or default_home()).resolve()
     phases = Phases()

@@ -40,6 +40,8 @@ def _launch(options: argparse.Namespace) -> int:
         home=options.home,
         runner=options.runner,
         retry_failed=options.retry_failed,
+        cluster=options.cluster,
+        cluster_options=options.cluster_option,
     )
     if outcome.interrupted:
         return 130
@@ -184,7 +186,7 @@ def _command_line() -> CommandLine:
             "--workers",
             type=_whole("the number of worker processes", 1),
             metavar="N",
-            help="worker processes (default: one per core, at most 8)",
+            help="workers (default: one per GPU, else one per core, at most 8)",
         )
         sub.add_argument(
             "--budget", choices=("default", "full"), help="which design and seeds (default: $BUDGET, else default)"
@@ -204,6 +206,17 @@ def _command_line() -> CommandLine:
     )
     add_plan_options(sub)
     sub.add_argument("--retry-failed", action="store_true", help="also run cells again that failed by an error")
+    sub.add_argument("--cluster", choices=("slurm",), help="submit the workers as jobs of the cluster, one for each")
+    sub.add_argument(
+        "--cluster-option",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="what a job asks for, repeated: partition, account, qos, gpus_per_node (0 or 1), cpus_per_task, mem_gb, "
+        "timeout_min (default: 240; then it goes back to the queue), signal_delay_s (default: 120) before that for a "
+        "last checkpoint, array_parallelism (jobs at once), setup (a line of shell before the worker), or any option "
+        "of sbatch as sbatch.NAME=VALUE",
+    )
     sub = add(
         "plan", _plan, "show arms, seeds, stages after sharing and cost; starts nothing", "plan drivers --budget full"
     )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -18,8 +19,8 @@ from lvlm.check import open_corpora
 from lvlm.errors import InputError
 from lvlm.records import TRAINER_VERSION, RunRecord
 from sweeps import status
-from sweeps.crew import Crew, default_workers
-from sweeps.identity import is_alive
+from sweeps.crew import Crew
+from sweeps.devices import default_workers, usable_gpus
 from sweeps.plan import DEFAULT_RUNNER, TRACEBACK_FILE, Place, Plan
 from sweeps.planner import describe, make_plan
 from sweeps.progress import duration
@@ -27,6 +28,9 @@ from sweeps.queue import MAX_ATTEMPTS, CellState, Queue, count
 from sweeps.read import export
 from sweeps.tracking import Tracker, database
 from sweeps.worker import FAILURES_IN_A_ROW, load_runner
+
+if TYPE_CHECKING:
+    from sweeps.cluster import SlurmCrew
 
 POLL_SECONDS = 1.0
 HEADLINE_SECONDS = 30.0
@@ -61,6 +65,8 @@ def launch(
     home: str | Path | None = None,
     runner: str = DEFAULT_RUNNER,
     retry_failed: bool = False,
+    cluster: str | None = None,
+    cluster_options: Sequence[str] = (),
 ) -> Outcome:
     """Run every cell of a study that is not done yet; launching again resumes.
 
@@ -68,7 +74,11 @@ def launch(
     they give lies in a folder of its own (NAME@HASH). `budget` is `default` or `full` (else the environment variable
     BUDGET decides). Cells that failed by an error stay failed unless `retry_failed`; killed ones are taken up again
     from their checkpoint. Ctrl-C stops the workers and returns.
+
+    With `cluster` (`slurm`) the workers are jobs, which `cluster_options` (`key=value`) say more about; they run on
+    after Ctrl-C, and launching again counts those that are still there.
     """
+    slurm = _slurm(cluster, cluster_options)
     if workers is not None and workers < 1:
         raise InputError(f"workers is the number of worker processes, at least 1, not {workers}.")
     began = time.time()
@@ -78,6 +88,8 @@ def launch(
     _check_source(plan, place)
     if runner == DEFAULT_RUNNER:
         _check_making(plan, place)
+    left_to_do = [cell for cell in plan.cells if not place.is_recorded(cell.id)]
+    gpus = usable_gpus(left_to_do) if slurm is None else ()
     plan.save(place)
     queue = Queue(plan, place.journal)
     queue.add_missing()
@@ -86,25 +98,46 @@ def launch(
     if retry_failed:
         queue.requeue_failed()
     console = Console(highlight=False, soft_wrap=True)
+    workers = workers or default_workers(len(left_to_do), len(gpus), on_cluster=slurm is not None)
     for line in describe(plan, queue.states(), workers=workers):
         console.print(line, markup=False)
 
     tracker = Tracker(place, plan)
     _start_tracking(tracker, queue, console)
 
-    def finish(*, interrupted: bool = False) -> Outcome:
-        return _finish(place, plan, queue, tracker, console, study=study, began=began, interrupted=interrupted)
+    def finish(*, interrupted: bool = False, parting: Sequence[str] = ()) -> Outcome:
+        return _finish(
+            place, plan, queue, tracker, console, study=study, began=began, interrupted=interrupted, parting=parting
+        )
 
-    left = [state for state in queue.states().values() if state.state in ("waiting", "running")]
-    if not left:
+    if not any(state.state in ("waiting", "running") for state in queue.states().values()):
         return finish()
-    crew = Crew(place, plan, workers=workers or default_workers(len(left)), since=began)
+    crew: Crew | SlurmCrew
+    if slurm is None:
+        crew = Crew(place, plan, workers=workers, since=began, gpus=gpus)
+    else:
+        from sweeps.cluster import SlurmCrew
+
+        crew = SlurmCrew(place, plan, workers=workers, since=began, options=slurm)
     try:
         interrupted = _work(crew, queue, console)
     except Exception:  # such as workers that cannot start: what has finished is put down all the same
         finish()
         raise
-    return finish(interrupted=interrupted)
+    return finish(interrupted=interrupted, parting=crew.parting() if interrupted else ())
+
+
+def _slurm(cluster: str | None, options: Sequence[str]) -> dict[str, Any] | None:
+    """What is asked of Slurm; None where the workers are processes of this machine."""
+    if cluster is None:
+        if options:
+            raise InputError(f"The cluster option '{options[0]}' is for --cluster slurm, which is not given.")
+        return None
+    if cluster != "slurm":
+        raise InputError(f"cluster is 'slurm', or left away for workers on this machine, not '{cluster}'.")
+    from sweeps.cluster import slurm_options  # submitit takes its time
+
+    return slurm_options(options)
 
 
 def _check_source(plan: Plan, place: Place) -> None:
@@ -183,28 +216,26 @@ def _start_tracking(tracker: Tracker, queue: Queue, console: Console) -> None:
         )
 
 
-def _work(crew: Crew, queue: Queue, console: Console) -> bool:
+def _work(crew: Crew | SlurmCrew, queue: Queue, console: Console) -> bool:
     """Let the crew work until nothing is left; whether the user interrupted it."""
     states = queue.states()
-    earlier = {
-        state.owner["pid"]
-        for state in states.values()
-        if state.state == "running" and state.owner and is_alive(state.owner)
-    }
-    if earlier:
-        console.print(f"{len(earlier)} worker(s) of an earlier launch still run; they count as ours.")
+    if earlier := crew.earlier(states):
+        console.print(f"{earlier} worker(s) of an earlier launch still run; they count as ours.")
     try:
-        crew.start(max(1, crew.workers - len(earlier)))
-        console.print(
-            f"{crew.workers} worker(s) with {crew.threads} thread(s) each; their logs: {crew.place.logs}", markup=False
-        )
+        crew.start(crew.workers - earlier)
+        for line in crew.about():
+            console.print(line, markup=False)
         with _display(crew, console, states) as show:
-            while crew.is_working:
+            while crew.is_working(states):
                 time.sleep(POLL_SECONDS)
                 said = crew.tend()
-                show(queue.states(), said)
+                states = queue.states()
+                show(states, said)
+        for line in crew.ended(states):
+            console.print(line, markup=False)
     except KeyboardInterrupt:
-        console.print("stopping the workers ...")
+        if not crew.keeps_on:
+            console.print("stopping the workers ...")
         return True
     finally:
         crew.stop()
@@ -215,7 +246,7 @@ Show = Callable[[Mapping[str, CellState], Sequence[str]], None]
 
 
 @contextlib.contextmanager
-def _display(crew: Crew, console: Console, before: Mapping[str, CellState]) -> Iterator[Show]:
+def _display(crew: Crew | SlurmCrew, console: Console, before: Mapping[str, CellState]) -> Iterator[Show]:
     """A live table on a terminal and in a notebook; elsewhere a line for every event, and one now and then."""
     place, plan = crew.place, crew.plan
     if console.is_terminal or console.is_jupyter:
@@ -268,7 +299,9 @@ def _finish(
     study: str | Path | Study,
     began: float,
     interrupted: bool,
+    parting: Sequence[str],
 ) -> Outcome:
+    """Put down what there is. `parting` says how a sweep that goes on without this launcher is found again."""
     queue.reap()
     queue.requeue_killed(limit=MAX_ATTEMPTS)
     states = queue.states()
@@ -276,6 +309,7 @@ def _finish(
     again = plan.launch_command + place.home_option
     unsent = tracker.send_unsent(states)
     ended = "KILLED" if interrupted else "FAILED" if numbers["failed"] or numbers["waiting"] else "FINISHED"
+    ended = "RUNNING" if parting else ended
     marked = tracker.mark(ended, states)
     results = trouble = None
     if numbers["done"]:
@@ -309,6 +343,9 @@ def _finish(
             markup=False,
         )
         say(f"  {again} --retry-failed", markup=False)
+    elif parting:
+        for line in parting:
+            say(line, markup=False)
     elif interrupted or numbers["waiting"]:
         say(f"Nothing that was finished is lost. Go on with:\n  {again}", markup=False)
     elif numbers["failed"]:

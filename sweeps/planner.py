@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ablations.studies import FOLDER, Study, load_study
 from lvlm.config import fingerprint
-from sweeps.crew import default_workers
+from sweeps.devices import default_workers, visible_gpus
 from sweeps.plan import DEFAULT_RUNNER, Plan, PlannedCell
 from sweeps.progress import duration
 from sweeps.queue import CellState, count
@@ -96,7 +96,7 @@ def _cost(plan: Plan, states: Mapping[str, CellState], *, left: int, workers: in
         return "nothing is left to run"
     spent = [seconds for state in states.values() if (seconds := state.seconds) is not None]
     if spent:
-        crew = workers or default_workers(left)
+        crew = workers or default_workers(left, len(visible_gpus()))
         each = statistics.median(spent)
         whole = duration(each * left / crew)
         return f"about {duration(each)} a cell here, so {whole} for {left} cells on {crew} worker(s)"

@@ -11,9 +11,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from lvlm.config import RunConfig
 from lvlm.errors import Diverged, InputError
@@ -48,6 +50,11 @@ class Worker:
         self.queue = Queue(plan, place.journal)
         self.tracker = Tracker(place, plan)
         self._runner: Runner | None = None
+        self._leaving = False
+
+    def leave(self) -> None:
+        """Give the cell back as soon as the step of training that is under way is done and its checkpoint saved."""
+        self._leaving = True
 
     def work(self) -> int:
         """Work until every cell is done or has failed; the exit status."""
@@ -59,6 +66,8 @@ class Worker:
 
     def _work(self) -> int:
         while True:
+            if self._leaving:
+                raise Interrupted
             failed = self.queue.failures_in_a_row(self.since)
             if len(failed) >= FAILURES_IN_A_ROW:
                 _say(
@@ -128,7 +137,17 @@ class Worker:
         if self._runner is None:
             self._runner = load_runner(self.plan.runner)
         config = _shared_features(cell.run_config())
-        return self._runner(config, folder, home=self.place.home, on_progress=ProgressFile(folder))
+        return self._runner(config, folder, home=self.place.home, on_progress=self._listener(folder))
+
+    def _listener(self, folder: Path) -> Callable[[Mapping[str, Any]], None]:
+        tell = ProgressFile(folder)
+
+        def listen(event: Mapping[str, Any]) -> None:
+            tell(event)
+            if self._leaving and event.get("kind") == "step":  # the trainer keeps a step that it has told of
+                raise Interrupted
+
+        return listen
 
     def _track(self, cell: PlannedCell, state: CellState) -> None:
         states = {**self.queue.states(), cell.id: state}
@@ -197,13 +216,18 @@ def load_runner(name: str) -> Runner:
 
 
 def work(place: Place, *, version: str | None = None, since: float | None = None) -> int:
-    """Work on a study's current plan (or a version of it) until it is done; what `python -m sweeps worker` calls."""
+    """Work on a study's current plan (or a version of it) until it is done; what `python -m sweeps worker` calls.
+
+    SIGTERM gives the cell back at once, SIGUSR2 (Slurm's, a while before the end) after the step that is under way.
+    """
+    worker = Worker(Plan.load(place, version), place, since=since)
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise Interrupted
 
     signal.signal(signal.SIGTERM, interrupt)
-    return Worker(Plan.load(place, version), place, since=since).work()
+    signal.signal(signal.SIGUSR2, lambda *_: worker.leave())
+    return worker.work()
 
 
 def _say(text: str) -> None:

@@ -280,7 +280,7 @@ def test_what_goes_on_decides_anew_about_features_for_which_there_was_no_room(co
 
     def decided(**changes: Any) -> str:
         settings = {"device": "cpu", "threads": 1, "feature_cache": "on", **changes}
-        config = run_config(corpus, instruct=None, pretrain__steps=2, compute=settings, evaluate__items=1)
+        config = run_config(corpus, instruct=None, pretrain__steps=9, compute=settings, evaluate__items=1)
         said: list[str] = []
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(Reporter, "say", lambda _, text: said.append(text))

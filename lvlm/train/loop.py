@@ -134,18 +134,20 @@ class StageLoop:
                         "seconds": round(spent.seconds, 3),
                     }
                 )
-                self._report(row, plan.steps)
+                stop = self._report(row, plan.steps)
                 validates = self._validates_after(step, plan.steps)
                 if validates:
                     curve.append(self._validation())
                 # The clock of one decides for all: under ZeRO a state is gathered from every process.
                 due = accelerator.is_main_process and timer.due(sooner=validates)  # a validation is worth keeping
-                if self._anywhere(due) or spent.step == plan.steps:
+                if self._anywhere(due or stop is not None) or spent.step == plan.steps:
                     with timer.saving():
                         state = strategy.state()
                         if accelerator.is_main_process:
                             where = {**vars(spent), "curve_bytes": curve.flush()}
                             save_checkpoint(self.folder, state, position=where, identity=self.identity)
+                if stop is not None:
+                    raise stop
         curve.close()
         return spent
 
@@ -257,14 +259,20 @@ class StageLoop:
         self.reporter.tell("validation", **row)
         return row
 
-    def _report(self, row: Mapping[str, Any], steps: int) -> None:
+    def _report(self, row: Mapping[str, Any], steps: int) -> BaseException | None:
+        """Tell of a step; what the listener raised to stop the run, which is to wait until the step is saved."""
         spent = self.spent
         tokens_per_second = spent.llm_tokens / max(spent.seconds, 1e-9)
         seconds_left = spent.seconds / spent.step * (steps - spent.step)
         self.reporter.advance(
             spent.step, f"loss {row['loss']:.3f}  {spent.samples} samples  {tokens_per_second:,.0f} tokens/s"
         )
-        self.reporter.tell("step", **row, steps=steps, tokens_per_second=tokens_per_second, seconds_left=seconds_left)
+        speed = {"tokens_per_second": tokens_per_second, "seconds_left": seconds_left}
+        try:
+            self.reporter.tell("step", **row, steps=steps, **speed)
+        except BaseException as stop:
+            return stop
+        return None
 
 
 def validation_interval(config: StageConfig, steps: int) -> int | None:
