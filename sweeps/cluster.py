@@ -7,6 +7,7 @@ thing: whether jobs of this study are still in it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -39,6 +41,8 @@ SBATCH = "sbatch."
 PATIENCE_SHARE = 0.75
 """Of the time between Slurm's signal and the end, so much is for the step of training that is under way; then the
 worker leaves at once, with the checkpoint that there is."""
+EARLY_SECONDS = 60
+"""Slurm may send its signal so much earlier than asked for."""
 LOOK_SECONDS = 30.0
 """How often Slurm's queue is looked at."""
 
@@ -66,6 +70,11 @@ def slurm_options(texts: Sequence[str]) -> dict[str, Any]:
         else:
             options[key] = _number(key, value) if key in (*WHOLE_NUMBERS, "mem_gb") else value == "true" or value
     _one_gpu(options)
+    if options["signal_delay_s"] + EARLY_SECONDS >= 60 * options["timeout_min"]:
+        raise InputError(
+            f"timeout_min={options['timeout_min']} and signal_delay_s={options['signal_delay_s']} leave no time to work: "
+            f"Slurm's signal comes so many seconds before the end, and up to {EARLY_SECONDS} s earlier. Give more minutes."
+        )
     return options
 
 
@@ -155,6 +164,15 @@ class PullWorker(Checkpointable):
                     deadline = time.monotonic() + self.patience_seconds
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A worker in Slurm's queue: the id of its array, how it stands there and why it waits."""
+
+    array: str
+    state: str
+    reason: str
+
+
 class SlurmCrew:
     """N workers on one plan, as jobs. They outlive the launcher."""
 
@@ -169,7 +187,9 @@ class SlurmCrew:
         self.folder = place.logs / "slurm" / plan.version
         """Logs, scripts and pickles of the jobs; `ID_submission.sh` says which there are."""
         self._looked = time.monotonic()
-        self._in_queue: int | None = None
+        self._seen: list[_Job] | None = None
+        """The workers in Slurm's queue when it was last looked at; None where it did not answer."""
+        self._said = ""
 
     @property
     def jobs(self) -> list[str]:
@@ -179,12 +199,10 @@ class SlurmCrew:
 
     def earlier(self, _states: Mapping[str, CellState]) -> int:
         """How many workers of earlier launches run or wait in Slurm's queue."""
-        self._in_queue = self._queued()
-        return self._in_queue or 0
+        return len(self._look() or ())
 
     def start(self, number: int) -> None:
         """Submit so many workers as one array. Raises `InputError` where Slurm refuses it."""
-        self._looked = time.monotonic()
         if number <= 0:
             return
         executor = SlurmExecutor(
@@ -196,7 +214,8 @@ class SlurmCrew:
         try:
             executor.map_array(job, range(number))
         except (FailedJobError, FailedSubmissionError) as error:
-            raise InputError(f"Slurm does not take the workers: {_last_line(error)}") from error
+            raise InputError(f"Slurm does not take the workers: {_refusal(error)}") from error
+        self._look()
 
     def about(self) -> list[str]:
         """What was started, for a reader."""
@@ -211,18 +230,18 @@ class SlurmCrew:
         return lines
 
     def tend(self) -> list[str]:
-        """Nothing is to be done from here: a job replaces its own worker."""
-        return []
+        """Why the jobs wait, where none runs: a line, when it is new. Their workers they replace themselves."""
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return []
+        jobs = self._look() or []
+        reasons = "" if any(job.state == "RUNNING" for job in jobs) else ", ".join(sorted({job.reason for job in jobs}))
+        is_new, self._said = reasons != self._said, reasons
+        return [f"{len(jobs)} job(s) wait in Slurm's queue: {reasons}"] if reasons and is_new else []
 
     def is_working(self, states: Mapping[str, CellState]) -> bool:
         """Whether cells are left and anybody works on them, or waits in Slurm's queue to do so."""
         numbers = count(states.values())
-        if not numbers["waiting"] and not numbers["running"]:
-            return False
-        if time.monotonic() - self._looked >= LOOK_SECONDS:
-            self._looked, self._in_queue = time.monotonic(), self._queued()
-            return self._in_queue != 0 or bool(numbers["running"])
-        return True
+        return bool(numbers["running"] or (numbers["waiting"] and self._seen != []))
 
     def ended(self, states: Mapping[str, CellState]) -> list[str]:
         """What a reader is to know when `is_working` has become false."""
@@ -262,26 +281,20 @@ class SlurmCrew:
 
     def _current(self) -> list[str]:
         """Ids of the jobs that are in Slurm's queue; all where it does not answer."""
-        bases = self._bases()
-        return self.jobs if bases is None else [job for job in self.jobs if job in bases]
+        return self.jobs if self._seen is None else sorted({job.array for job in self._seen}, key=int)
 
-    def _queued(self) -> int | None:
-        """How many of this plan's workers are in Slurm's queue; None where it does not answer."""
-        bases, jobs = self._bases(), set(self.jobs)
-        return None if bases is None else sum(base in jobs for base in bases)
-
-    def _bases(self) -> list[str] | None:
-        """The job id (that of its array) of every worker of this study in Slurm's queue."""
-        command = ["squeue", "--me", "--array", "--noheader", f"--name={self._name}", "--format=%F"]
-        try:
-            asked = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return asked.stdout.split() if asked.returncode == 0 else None
+    def _look(self) -> list[_Job] | None:
+        """This plan's workers in Slurm's queue; None where it does not answer."""
+        command = ["squeue", "--me", "--array", "--noheader", f"--name={self._name}", "--format=%F %T %r"]
+        self._looked, self._seen, ours = time.monotonic(), None, set(self.jobs)
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            asked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+            jobs = [_Job(*line.split(maxsplit=2)) for line in asked.stdout.splitlines()]
+            self._seen = [job for job in jobs if job.array in ours]
+        return self._seen
 
 
-def _last_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return next(
-        (line.strip() for line in lines if "error" in line.lower()), lines[-1] if lines else type(error).__name__
-    )
+def _refusal(error: Exception) -> str:
+    """What sbatch said, out of what submitit makes of it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "sbatch: error" in line), lines[-1] if lines else "it does not say why")

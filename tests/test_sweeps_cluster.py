@@ -74,7 +74,7 @@ def launch_in_slurm(home: Path) -> Outcome:
 def test_two_jobs_work_off_a_study_although_the_launcher_goes_and_slurm_takes_their_machines(
     slurm: None, home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("FAKE_SECONDS", "4")
+    monkeypatch.setenv("FAKE_SECONDS", "3")
 
     def running() -> bool:
         return len(trials_of(home, TrialState.RUNNING)) == 2
@@ -164,6 +164,7 @@ def test_options_are_those_of_submitit_or_of_sbatch(programs: Path) -> None:
         ("partitoin=gpu", "partitoin=gpu' is not understood.*partition.*sbatch.NAME=VALUE"),
         ("partition", "KEY=VALUE"),
         ("nodes=2", "is not understood"),
+        ("timeout_min=3", "leave no time to work"),
         ("timeout_min=soon", "timeout_min is a number above 0, not 'soon'"),
         ("gpus_per_node=4", "ask for one, and for more workers .--workers 4."),
         ("gpus_per_node=a100:2", "several GPUs"),
@@ -195,7 +196,10 @@ def test_what_sbatch_is_given(programs: Path, tmp_path: Path) -> None:
     for text in [*wanted.split(), "requeue\n", "job-name=sweep-fake"]:
         assert f"#SBATCH --{text}" in script
     assert "srun" in script and " --cpus-per-task=6 " in script
-    assert crew.jobs == ["71"] and "job 71" not in " ".join(crew.about())  # it is in no queue
+    assert crew.jobs == ["71"]
+    (programs / "squeue").write_text("#!/bin/sh\nfor job in 71 71 9; do echo $job PENDING PartitionTimeLimit; done\n")
+    assert crew.earlier({}) == 2 and "job 71" in crew.about()[0]
+    assert "scancel 71" in crew.parting()[1]
 
 
 def test_jobs_that_are_gone_end_the_watch_only_where_cells_are_left_that_nobody_runs(
@@ -205,10 +209,19 @@ def test_jobs_that_are_gone_end_the_watch_only_where_cells_are_left_that_nobody_
     plan = make_plan(fake_study(), runner=RUNNER)
     crew = SlurmCrew(plan.place(tmp_path), plan, workers=2, since=0.0, options=slurm_options([]))
     waiting, running, done = {"a": CellState("waiting")}, {"b": CellState("running")}, {"c": CellState("done")}
+    assert crew.is_working(waiting), "the queue has not been looked at"
+    (programs / "squeue").write_text("#!/bin/sh\necho 7 PENDING Dependency\n")
+    crew.folder.mkdir(parents=True)
+    (crew.folder / "7_submission.sh").touch()
+    assert crew.tend() == ["1 job(s) wait in Slurm's queue: Dependency"] and crew.tend() == []
+    assert crew.is_working(waiting)
+    (programs / "squeue").write_text("#!/bin/sh\n")
+    crew.tend()
     assert crew.is_working(waiting | running)
     assert not crew.is_working(waiting) and "1 cell(s) are not done" in crew.ended(waiting)[0]
     assert not crew.is_working(done) and not crew.ended(done)
     (programs / "squeue").write_text("#!/bin/sh\nexit 1\n")
+    crew.tend()
     assert crew.is_working(waiting), "a controller that is away says nothing about the jobs"
 
 
@@ -259,9 +272,10 @@ def test_a_worker_that_is_to_leave_gives_its_cell_back_after_a_step(
 
     monkeypatch.setattr(ProgressFile, "__call__", told)
     assert worker.work() == EXIT_INTERRUPTED
-    assert steps == [1, 2, 3], "it runs no other cell either"
+    assert steps == [1, 2, 3]
     (given_back,) = trials_of(tmp_path, TrialState.FAIL)
     assert given_back.user_attrs["interrupted"] and queue.states()[given_back.user_attrs["cell_id"]].state == "waiting"
+    assert worker.work() == EXIT_INTERRUPTED and steps == [1, 2, 3], "told between two cells it takes no other"
 
 
 def test_a_job_replaces_a_worker_that_dies_and_gives_up_where_none_can_start(tmp_path: Path) -> None:
