@@ -72,8 +72,8 @@ def slurm_options(texts: Sequence[str]) -> dict[str, Any]:
     _one_gpu(options)
     if options["signal_delay_s"] + EARLY_SECONDS >= 60 * options["timeout_min"]:
         raise InputError(
-            f"timeout_min={options['timeout_min']} and signal_delay_s={options['signal_delay_s']} leave no time to work: "
-            f"Slurm's signal comes so many seconds before the end, and up to {EARLY_SECONDS} s earlier. Give more minutes."
+            f"With timeout_min={options['timeout_min']} and signal_delay_s={options['signal_delay_s']} no time is left to "
+            f"work: Slurm's signal comes so many seconds before the end, and up to {EARLY_SECONDS} s earlier."
         )
     return options
 

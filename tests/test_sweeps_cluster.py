@@ -164,7 +164,7 @@ def test_options_are_those_of_submitit_or_of_sbatch(programs: Path) -> None:
         ("partitoin=gpu", "partitoin=gpu' is not understood.*partition.*sbatch.NAME=VALUE"),
         ("partition", "KEY=VALUE"),
         ("nodes=2", "is not understood"),
-        ("timeout_min=3", "leave no time to work"),
+        ("timeout_min=3", "no time is left to work"),
         ("timeout_min=soon", "timeout_min is a number above 0, not 'soon'"),
         ("gpus_per_node=4", "ask for one, and for more workers .--workers 4."),
         ("gpus_per_node=a100:2", "several GPUs"),
