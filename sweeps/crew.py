@@ -14,8 +14,10 @@ from pathlib import Path
 from lvlm.errors import InputError
 from sweeps.plan import Place, Plan
 
-ORDERLY_EXITS = (0, 3, 130)
-"""Done, stopped after failures, interrupted: see `sweeps.worker`. Anything else is a worker that died."""
+ORDERLY_EXITS = (0, 3, 4, 130)
+"""Done, stopped after failures, no room on the disk, interrupted: see `sweeps.worker`. Anything else is a worker that
+died."""
+DISK_FULL_EXIT = 4
 FENCED_EXIT = 75
 QUICK_SECONDS = 15.0
 QUICK_DEATHS = 3
@@ -70,6 +72,8 @@ class Crew:
                     member.settled, self._quick_deaths = True, 0
                 continue
             del self._members[index]
+            if code == DISK_FULL_EXIT:
+                said.append(f"worker {index} stopped: there is no room left on the disk ({member.log})")
             if code in ORDERLY_EXITS:
                 continue
             if code > 0 and code != FENCED_EXIT and time.monotonic() - member.started < QUICK_SECONDS:
@@ -89,7 +93,8 @@ class Crew:
         return bool(self._members)
 
     def stop(self) -> None:
-        """Ask every worker to give its cell back and leave; those that do not are killed."""
+        """Ask every worker to give its cell back and leave; those that do not are killed, and all are at a second
+        Ctrl-C."""
         running = [member.process for member in self._members.values() if member.process.poll() is None]
         for process in running:
             _signal(process, signal.SIGTERM)
@@ -97,7 +102,8 @@ class Crew:
         for process in running:
             try:
                 process.wait(timeout=max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            except (subprocess.TimeoutExpired, KeyboardInterrupt) as reason:
+                deadline = time.monotonic() if isinstance(reason, KeyboardInterrupt) else deadline
                 _signal(process, signal.SIGKILL)
                 process.wait()
         self._members.clear()
@@ -114,23 +120,24 @@ class Crew:
             "OMP_NUM_THREADS": str(self.threads),
             "LVLM_HOME": str(self.place.home),
         }
-        command = [
-            sys.executable,
-            "-m",
-            "sweeps",
-            "worker",
-            self.plan.study,
-            *self.plan.overrides,
-            "--version",
-            self.plan.version,
-            "--since",
-            str(self.since),
-        ]
         with open(log, "ab") as output:
             process = subprocess.Popen(
-                command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+                command_of(self.plan, self.since),
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=True,
             )
         return _Member(process, time.monotonic(), log)
+
+
+def command_of(plan: Plan, since: float) -> list[str]:
+    """What starts a worker on this plan; `since` as in `sweeps.worker.Worker`."""
+    return [
+        *(sys.executable, "-m", "sweeps", "worker", plan.study, *plan.overrides),
+        *("--version", plan.version, "--since", str(since)),
+    ]
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:
