@@ -42,6 +42,8 @@ def _launch(options: argparse.Namespace) -> int:
         retry_failed=options.retry_failed,
         cluster=options.cluster,
         cluster_options=options.cluster_option,
+        storage=options.storage,
+        new_version=options.new_version,
     )
     if outcome.interrupted:
         return 130
@@ -54,8 +56,8 @@ def _plan(options: argparse.Namespace) -> int:
 
     plan = make_plan(options.study, budget=options.budget, overrides=options.overrides, runner=options.runner)
     place = plan.place(options.home)
-    if place.journal.exists():
-        states = Queue(plan, place.journal).states()
+    if (storage := place.storage).exists:
+        states = Queue(plan, storage).states()
     else:
         states = {cell.id: CellState("waiting") for cell in plan.cells}
     first, *rest = describe(plan, states, workers=options.workers)
@@ -72,6 +74,13 @@ def _worker(options: argparse.Namespace) -> int:
     )
 
 
+def _proxy(options: argparse.Namespace) -> int:
+    from sweeps.plan import find_home
+    from sweeps.storage import serve
+
+    return serve(find_home(options.home), host=options.host, port=options.port)
+
+
 def _status(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.live import Live
@@ -82,7 +91,7 @@ def _status(options: argparse.Namespace) -> int:
 
     place = find_place(options.study, options.home, options.overrides)
     plan = Plan.load(place)
-    queue = Queue(plan, place.journal)
+    queue = Queue(plan, place.storage)
     console = Console(highlight=False)
     states = queue.states()
     if not options.watch:
@@ -217,6 +226,15 @@ def _command_line() -> CommandLine:
         "last checkpoint, array_parallelism (jobs at once), setup (a line of shell before the worker), or any option "
         "of sbatch as sbatch.NAME=VALUE",
     )
+    sub.add_argument(
+        "--storage",
+        metavar="URL",
+        help="where the trials are kept: postgresql://USER@HOST/DATABASE, or grpc://HOST:PORT of `proxy` (default: "
+        "$LVLM_STORAGE, else a file in the study's folder)",
+    )
+    sub.add_argument(
+        "--new-version", action="store_true", help="go on although the study file was changed since its last launch"
+    )
     sub = add(
         "plan", _plan, "show arms, seeds, stages after sharing and cost; starts nothing", "plan drivers --budget full"
     )
@@ -234,6 +252,16 @@ def _command_line() -> CommandLine:
         type=float,
         help="failures before this moment (seconds since 1970) do not stop the worker (default: now)",
     )
+    sub = add(
+        "proxy",
+        _proxy,
+        "keep the trials of studies for workers on many machines (Optuna's gRPC proxy over a file of this work folder, "
+        "without a login): launch with --storage grpc://HOST:PORT",
+        "proxy --host 10.0.0.5",
+        study=False,
+    )
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    sub.add_argument("--port", type=_whole("a port", 1, 65535), default=13000, help="port (default: %(default)s)")
     sub = add("status", _status, "show how a sweep stands", "status drivers --watch")
     add_overrides(sub, LAUNCHED_HELP)
     sub.add_argument("--watch", action="store_true", help="stay and refresh until nothing is left to run")

@@ -25,7 +25,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import Checkpointable
 
 from lvlm.errors import InputError
-from sweeps.crew import FENCED_EXIT, ORDERLY_EXITS, QUICK_DEATHS, QUICK_SECONDS, python_path, worker_command
+from sweeps.crew import FENCED_EXIT, ORDERLY_EXITS, QUICK_DEATHS, QUICK_SECONDS, command_of, python_path
 from sweeps.devices import cores
 from sweeps.plan import Place, Plan
 from sweeps.queue import CellState, count
@@ -70,10 +70,11 @@ def slurm_options(texts: Sequence[str]) -> dict[str, Any]:
         else:
             options[key] = _number(key, value) if key in (*WHOLE_NUMBERS, "mem_gb") else value == "true" or value
     _one_gpu(options)
-    if options["signal_delay_s"] + EARLY_SECONDS >= 60 * options["timeout_min"]:
+    minutes, delay = options["timeout_min"], options["signal_delay_s"]
+    if delay + EARLY_SECONDS >= 60 * minutes:
         raise InputError(
-            f"With timeout_min={options['timeout_min']} and signal_delay_s={options['signal_delay_s']} no time is left to "
-            f"work: Slurm's signal comes so many seconds before the end, and up to {EARLY_SECONDS} s earlier."
+            f"With timeout_min={minutes} and signal_delay_s={delay} no time is left to work: "
+            f"Slurm's signal comes so long before the end, and up to {EARLY_SECONDS} s earlier."
         )
     return options
 
@@ -205,11 +206,9 @@ class SlurmCrew:
         """Submit so many workers as one array. Raises `InputError` where Slurm refuses it."""
         if number <= 0:
             return
-        executor = SlurmExecutor(
-            self.folder, max_num_timeout=1_000_000
-        )  # a requeue costs nothing, so there is no limit
+        executor = SlurmExecutor(self.folder, max_num_timeout=1_000_000)  # a job may come back as often as it likes
         executor.update_parameters(**self._parameters())
-        command = worker_command(self.place, self.plan, self.since)
+        command = [*command_of(self.plan, self.since), "--home", str(self.place.home)]
         job = PullWorker(command, patience_seconds=PATIENCE_SHARE * self.options["signal_delay_s"])
         try:
             executor.map_array(job, range(number))

@@ -18,19 +18,15 @@ from sweeps.identity import is_alive
 from sweeps.plan import Place, Plan
 from sweeps.queue import CellState
 
-ORDERLY_EXITS = (0, 3, 130)
-"""Done, stopped after failures, interrupted: see `sweeps.worker`. Anything else is a worker that died."""
+ORDERLY_EXITS = (0, 3, 4, 130)
+"""Done, stopped after failures, no room on the disk, interrupted: see `sweeps.worker`. Anything else is a worker that
+died."""
+DISK_FULL_EXIT = 4
 FENCED_EXIT = 75
 QUICK_SECONDS = 15.0
 QUICK_DEATHS = 3
 """Workers that end by themselves so soon, and so often with none in between that lives longer, cannot start at all."""
 PATIENCE_SECONDS = 15.0
-
-
-def worker_command(place: Place, plan: Plan, since: float) -> list[str]:
-    """What starts a worker on a plan, on any machine that shares the work folder."""
-    study = [plan.study, *plan.overrides, "--home", str(place.home)]
-    return [sys.executable, "-m", "sweeps", "worker", *study, "--version", plan.version, "--since", str(since)]
 
 
 def python_path() -> str:
@@ -89,6 +85,8 @@ class Crew:
                     member.settled, self._quick_deaths = True, 0
                 continue
             del self._members[index]
+            if code == DISK_FULL_EXIT:
+                said.append(f"worker {index} stopped: there is no room left on the disk ({member.log})")
             if code in ORDERLY_EXITS:
                 continue
             if code > 0 and code != FENCED_EXIT and time.monotonic() - member.started < QUICK_SECONDS:
@@ -115,7 +113,8 @@ class Crew:
         return []
 
     def stop(self) -> None:
-        """Ask every worker to give its cell back and leave; those that do not are killed."""
+        """Ask every worker to give its cell back and leave; those that do not are killed, and all are at a second
+        Ctrl-C."""
         running = [member.process for member in self._members.values() if member.process.poll() is None]
         for process in running:
             _signal(process, signal.SIGTERM)
@@ -123,7 +122,8 @@ class Crew:
         for process in running:
             try:
                 process.wait(timeout=max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            except (subprocess.TimeoutExpired, KeyboardInterrupt) as reason:
+                deadline = time.monotonic() if isinstance(reason, KeyboardInterrupt) else deadline
                 _signal(process, signal.SIGKILL)
                 process.wait()
         self._members.clear()
@@ -137,12 +137,24 @@ class Crew:
             "PYTHONPATH": python_path(),
             "LVLM_HOME": str(self.place.home),
         }
-        command = worker_command(self.place, self.plan, self.since)
         with open(log, "ab") as output:
             process = subprocess.Popen(
-                command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+                command_of(self.plan, self.since),
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=True,
             )
         return _Member(process, time.monotonic(), log)
+
+
+def command_of(plan: Plan, since: float) -> list[str]:
+    """What starts a worker on this plan; `since` as in `sweeps.worker.Worker`."""
+    return [
+        *(sys.executable, "-m", "sweeps", "worker", plan.study, *plan.overrides),
+        *("--version", plan.version, "--since", str(since)),
+    ]
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:

@@ -4,7 +4,6 @@ launch` and from Jupyter."""
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.live import Live
 
-from ablations.studies import FOLDER, Study
-from lvlm.check import open_corpora
+from ablations.studies import Study
 from lvlm.errors import InputError
-from lvlm.records import TRAINER_VERSION, RunRecord
 from sweeps import status
+from sweeps.checks import check_changes, check_making, check_source
 from sweeps.crew import Crew
 from sweeps.devices import default_workers, usable_gpus
 from sweeps.plan import DEFAULT_RUNNER, TRACEBACK_FILE, Place, Plan
@@ -26,6 +24,7 @@ from sweeps.planner import describe, make_plan
 from sweeps.progress import duration
 from sweeps.queue import MAX_ATTEMPTS, CellState, Queue, count
 from sweeps.read import export
+from sweeps.storage import StorageDown, choose_storage
 from sweeps.tracking import Tracker, database
 from sweeps.worker import FAILURES_IN_A_ROW, load_runner
 
@@ -65,6 +64,8 @@ def launch(
     home: str | Path | None = None,
     runner: str = DEFAULT_RUNNER,
     retry_failed: bool = False,
+    storage: str | None = None,
+    new_version: bool = False,
     cluster: str | None = None,
     cluster_options: Sequence[str] = (),
 ) -> Outcome:
@@ -73,7 +74,9 @@ def launch(
     `study` is a name, the path of a study file or a `Study`. `overrides` are `key=value` texts on its base config; what
     they give lies in a folder of its own (NAME@HASH). `budget` is `default` or `full` (else the environment variable
     BUDGET decides). Cells that failed by an error stay failed unless `retry_failed`; killed ones are taken up again
-    from their checkpoint. Ctrl-C stops the workers and returns.
+    from their checkpoint. `storage` is the URL of the database or proxy that keeps the trials (else LVLM_STORAGE, else
+    a file in the study's folder). A study whose file was changed since its last launch is an error unless
+    `new_version`. Ctrl-C stops the workers and returns; a second one kills them.
 
     With `cluster` (`slurm`) the workers are jobs, which `cluster_options` (`key=value`) say more about; they run on
     after Ctrl-C, and launching again counts those that are still there.
@@ -85,20 +88,30 @@ def launch(
     load_runner(runner)
     plan = make_plan(study, budget=budget, overrides=overrides, runner=runner)
     place = plan.place(home)
-    _check_source(plan, place)
+    check_source(plan, place)
+    if not new_version:
+        check_changes(plan, place)
     if runner == DEFAULT_RUNNER:
-        _check_making(plan, place)
+        check_making(plan, place)
     left_to_do = [cell for cell in plan.cells if not place.is_recorded(cell.id)]
     gpus = usable_gpus(left_to_do) if slurm is None else ()
+    workers = workers or default_workers(len(left_to_do), len(gpus), on_cluster=slurm is not None)
+    kept = choose_storage(place.folder, plan.study, storage)
+    if not kept.is_shared and workers > 1:
+        raise InputError(
+            f"{kept} is a SQLite file, where two workers can be given one cell. Launch with --workers 1, or keep the "
+            "trials in the journal (no --storage), in PostgreSQL or behind Optuna's gRPC proxy."
+        )
+    queue = Queue(plan, kept)
+    queue.states()  # raises for a storage that does not answer, before anything is written
+    kept.save()
     plan.save(place)
-    queue = Queue(plan, place.journal)
     queue.add_missing()
     queue.reap()
     queue.requeue_killed()
     if retry_failed:
         queue.requeue_failed()
     console = Console(highlight=False, soft_wrap=True)
-    workers = workers or default_workers(len(left_to_do), len(gpus), on_cluster=slurm is not None)
     for line in describe(plan, queue.states(), workers=workers):
         console.print(line, markup=False)
 
@@ -140,72 +153,6 @@ def _slurm(cluster: str | None, options: Sequence[str]) -> dict[str, Any] | None
     return slurm_options(options)
 
 
-def _check_source(plan: Plan, place: Place) -> None:
-    """Raise where the plan that lies there came from another study file of the same name."""
-    if not place.current_plan.exists():
-        return
-    try:
-        before = _study_file(str(json.loads(place.current_plan.read_text(encoding="utf-8"))["source"]))
-    except (ValueError, TypeError, KeyError):  # of another version: the launch writes it anew
-        return
-    now = _study_file(plan.source)
-    if before and now and not before.samefile(now):
-        raise InputError(
-            f"{place.folder} holds the results of the study file {before}, and {now} has the same name. Launch it into "
-            "another work folder (--home DIR), or give the file and its study another name."
-        )
-
-
-def _study_file(source: str) -> Path | None:
-    """The file behind a plan's `source`; None where there is none (any more)."""
-    shipped = FOLDER / f"{source}.py"
-    path = shipped if shipped.is_file() else Path(source)
-    return path if path.is_file() else None
-
-
-def _check_making(plan: Plan, place: Place) -> None:
-    """Raise for a corpus that a cell to run cannot open or use, and for finished cells that were made of other
-    backbones or corpora, or by another trainer, than are here now: a cell is known by its config, which names them
-    and not what is in them.
-
-    Once for the whole plan, before any worker starts.
-    """
-    from lvlm.model.backbones import backbone_digests
-
-    opened: dict[str, dict[str, str]] = {}
-    digests: dict[str, dict[str, str]] = {}
-    others: list[str] = []
-    differ: set[str] = set()
-    for cell in plan.cells:
-        recorded = RunRecord.load(place.cell(cell.id)) if place.is_recorded(cell.id) else None
-        config = cell.run_config()
-        data = json.dumps([cell.config[part] for part in ("pretrain", "instruct", "evaluate")], sort_keys=True)
-        try:
-            if data not in opened:
-                opened[data] = {path: corpus.stamp() for path, corpus in open_corpora(config).items()}
-        except InputError:
-            if recorded is None:
-                raise
-            continue  # nothing is left to train on it: its results stand for themselves
-        model = f"{config.model.tower} {config.model.llm} {config.seed}"
-        if model not in digests:
-            digests[model] = backbone_digests(config.model, seed=config.seed)
-        if recorded is None:
-            continue
-        now = {"backbones": digests[model], "corpora": opened[data], "trainer": TRAINER_VERSION}
-        if found := {key for key, value in now.items() if recorded.provenance.get(key, value) != value}:
-            others.append(cell.id)
-            differ |= found
-    if others:
-        names = {"backbones": "other backbones", "corpora": "other corpora", "trainer": "another trainer version"}
-        made = " and ".join(name for key, name in names.items() if key in differ)
-        raise InputError(
-            f"{len(others)} finished cells in {place.folder} were made with {made} than are here "
-            "now, so their results cannot stand in one table with new ones. Launch into another work folder "
-            "(--home DIR), or remove that one."
-        )
-
-
 def _start_tracking(tracker: Tracker, queue: Queue, console: Console) -> None:
     states = queue.states()
     if not tracker.mark("RUNNING", states) or tracker.send_unsent(states, say=console.print):
@@ -226,10 +173,17 @@ def _work(crew: Crew | SlurmCrew, queue: Queue, console: Console) -> bool:
         for line in crew.about():
             console.print(line, markup=False)
         with _display(crew, console, states) as show:
+            away = False
             while crew.is_working(states):
                 time.sleep(POLL_SECONDS)
                 said = crew.tend()
-                states = queue.states()
+                try:
+                    states = queue.states()
+                    said += ["the storage answers again"] if away else []
+                    away = False
+                except StorageDown as error:
+                    said += [] if away else [f"{error} The workers train on."]
+                    away = True
                 show(states, said)
         for line in crew.ended(states):
             console.print(line, markup=False)

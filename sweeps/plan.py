@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lvlm.errors import InputError
 from lvlm.records import RECORD_FILE, write_json
+from sweeps.storage import Storage, find_storage
 
 if TYPE_CHECKING:
     from lvlm.config import RunConfig
@@ -47,8 +48,9 @@ class Place:
         return "" if self.home == _home() else f" --home {shlex.quote(str(self.home))}"
 
     @property
-    def journal(self) -> Path:
-        return self.folder / "journal.log"
+    def storage(self) -> Storage:
+        """Where the trials of this study are kept."""
+        return find_storage(self.folder, self.name.partition("@")[0])
 
     @property
     def logs(self) -> Path:
@@ -64,7 +66,7 @@ class Place:
         return self.folder / "cells" / cell_id
 
     def is_recorded(self, cell_id: str) -> bool:
-        """Whether the run of this cell has finished, whatever the journal says."""
+        """Whether the run of this cell has finished, whatever its trial says."""
         return (self.cell(cell_id) / RECORD_FILE).exists()
 
 
@@ -140,6 +142,11 @@ class Plan:
                 f"Nothing has been launched in {place.folder} (no {path.name}). Start it with: python -m sweeps launch "
                 f"{place.name.partition('@')[0]}, and with the same key=value settings as here.{_others(place)}"
             )
+        return cls.read(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """The plan in a file."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{**data, "cells": [PlannedCell(**cell) for cell in data["cells"]]})

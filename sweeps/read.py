@@ -61,9 +61,9 @@ def _cell(cell: PlannedCell) -> Cell:
 
 def _failed(place: Place, plan: Plan) -> dict[str, str]:
     """Why cells failed, in one line each."""
-    if not place.journal.exists():
+    if not place.storage.exists:
         return {}
-    states = Queue(plan, place.journal).states()
+    states = Queue(plan, place.storage).states()
     return {
         cell.id: (states[cell.id].error or "").partition("\n")[0]
         for cell in plan.cells

@@ -169,7 +169,7 @@ class Tracker:
         return True
 
     def _shown(self, cell: PlannedCell) -> State:
-        """How MLflow shows a cell that has ended: a run that left its record is done, whatever the journal says."""
+        """How MLflow shows a cell that has ended: a run that left its record is done, whatever its trial says."""
         return "done" if self.place.is_recorded(cell.id) else "failed"
 
     def _tell_parent(self, states: Mapping[str, CellState]) -> bool:

@@ -3,6 +3,7 @@ Imported by workers too."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -55,8 +56,8 @@ def fake_study(
 
 
 def run(config: RunConfig, folder: Path, *, home: Path, on_progress: Callable[[dict[str, Any]], None]) -> RunRecord:
-    """What `lvlm.run.run` leaves behind, after FAKE_SECONDS; fails for the tiles in FAKE_FAIL, and diverges for those
-    in FAKE_DIVERGE. Every call is noted in `home/calls.txt`."""
+    """What `lvlm.run.run` leaves behind, after FAKE_SECONDS; fails for the tiles in FAKE_FAIL, diverges for those in
+    FAKE_DIVERGE, and finds the disk full while `home/full` is there. Every call is noted in `home/calls.txt`."""
     finished = (folder / "record.json").exists()
     with open(home / CALLS, "a", encoding="utf-8") as calls:
         calls.write(f"{folder.name} {'repeated' if finished else 'started'} {os.environ.get('OMP_NUM_THREADS')}\n")
@@ -64,6 +65,8 @@ def run(config: RunConfig, folder: Path, *, home: Path, on_progress: Callable[[d
         raise ValueError(f"no such tiles: {config.model.tiles}")
     if str(config.model.tiles) in os.environ.get("FAKE_DIVERGE", "").split(","):
         raise Diverged("The loss is nan at step 3.")
+    if (home / "full").exists():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "checkpoint.pt"))
     steps = 10
     for step in range(1, steps + 1):
         on_progress({"kind": "step", "stage": "pretrain", "step": step, "steps": steps, "loss": 1 / step})

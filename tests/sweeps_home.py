@@ -47,7 +47,7 @@ def work_alone(home: Path, study: Any, *, overrides: Sequence[str] = (), retry_f
     plan = make_plan(study, runner=RUNNER, overrides=overrides)
     place = plan.place(home)
     plan.save(place)
-    queue = Queue(plan, place.journal)
+    queue = Queue(plan, place.storage)
     queue.add_missing()
     if retry_failed:
         queue.requeue_failed()

@@ -20,12 +20,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lvlm.errors import InputError
 from sweeps.cluster import PullWorker, SlurmCrew, slurm_options
-from sweeps.journal import Journal
 from sweeps.launcher import Outcome, launch
 from sweeps.plan import Place
 from sweeps.planner import make_plan
 from sweeps.progress import ProgressFile
 from sweeps.queue import CellState, Queue
+from sweeps.storage import Trials
 from sweeps.worker import EXIT_INTERRUPTED, Worker
 from tests import sweeps_home
 from tests.sweeps_fakes import RUNNER, fake_study
@@ -46,8 +46,8 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def trials_of(home: Path, *states: TrialState) -> list[FrozenTrial]:
-    journal = Place(home, "fake").journal
-    return Journal(journal, "fake").trials(states) if journal.exists() else []
+    storage = Place(home, "fake").storage
+    return Trials(storage).trials(states) if storage.exists else []
 
 
 def when(condition: Any, action: Any) -> threading.Thread:
@@ -261,7 +261,7 @@ def test_a_worker_that_is_to_leave_gives_its_cell_back_after_a_step(
 ) -> None:
     plan = make_plan(fake_study(), runner=RUNNER)
     plan.save(place := plan.place(tmp_path))
-    queue = Queue(plan, place.journal)
+    queue = Queue(plan, place.storage)
     queue.add_missing()
     worker, steps = Worker(plan, place), []
 

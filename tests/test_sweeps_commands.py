@@ -38,7 +38,7 @@ def planned(home: Path) -> Place:
     plan = make_plan(fake_study(), runner=RUNNER)
     place = Place(home, "fake")
     plan.save(place)
-    queue = Queue(plan, place.journal)
+    queue = Queue(plan, place.storage)
     queue.add_missing()
     for outcome in ("done", "failed", "running"):
         claim = queue.claim()
