@@ -24,6 +24,7 @@ from lvlm.records import (
     TRAINER_VERSION,
     RunRecord,
     write_json,
+    write_table,
     write_text,
 )
 from lvlm.startup import DataAhead, no_collection
@@ -398,9 +399,7 @@ class _Run:
             curve = "".join(stage.curve.read_text(encoding="utf-8") for stage in self.stages.values())
             write_text(self.folder / CURVE_FILE, curve)
             for frame, name in ((scores, SCORES_FILE), (predictions, PREDICTIONS_FILE)):
-                temporary = self.folder / f".{name}.{os.getpid()}.tmp"
-                frame.to_parquet(temporary, index=False)
-                os.replace(temporary, self.folder / name)
+                write_table(self.folder / name, frame)
         notes = [*notes, *setting_notes(self.config), *refusal_notes(self.config, self.corpora)]
         hashes = {name: plan.hash for name, plan in plans.items()}
         seconds = self.phases.summary()

@@ -56,16 +56,8 @@ class Concepts:
         return tuple(self.names)
 
     def attributes(self, code: str) -> dict[str, str]:
-        """Name -> attribute id ("emoji:1f436") of a language, for the score of scenes. Names that differ in marks
-        alone (vowel signs of Burmese, tones of Thai) share one, as that score splits such scripts by letter."""
-        by_form: dict[str, list[str]] = defaultdict(list)
-        for concept, name in self.names[code].items():
-            by_form[_form(name, marks=False)].append(concept)
-        return {
-            self.names[code][concept]: f"emoji:{'+'.join(members)}"
-            for members in by_form.values()
-            for concept in members
-        }
+        """Name -> attribute id ("emoji:1f436") of a language, for the score of scenes."""
+        return {name: f"emoji:{concept}" for concept, name in self.names[code].items()}
 
     def of(self, *pools: Pool) -> tuple[str, ...]:
         """The concepts of some pools: those of `tune` and `test` are never shown or named in training."""
@@ -157,11 +149,10 @@ def _shared_names(language: Annotations, candidates: Container[str]) -> set[str]
     return {emoji for form, members in by_form.items() if len(members) > 1 or not form for emoji in members}
 
 
-def _form(name: str, *, marks: bool = True) -> str:
-    """Letters, digits and `marks` of a name, in one case."""
+def _form(name: str) -> str:
+    """Letters, digits and marks of a name, in one case."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    kept = {"L", "N", "M"} if marks else {"L", "N"}
-    return "".join(character for character in folded if unicodedata.category(character)[0] in kept)
+    return "".join(character for character in folded if unicodedata.category(character)[0] in "LNM")
 
 
 def _related(languages: Sequence[Annotations], kept: Mapping[str, str]) -> dict[str, tuple[str, ...]]:

@@ -27,8 +27,6 @@ CONTRAST = 90
 MARGIN = 8
 PAPER_ROOM = 8
 """Of the paper around its text, also where none is laid."""
-SPACELESS = frozenset({"Hant", "Hans", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"})
-"""Scripts in which no space stands between words."""
 
 
 @dataclass(frozen=True, slots=True)

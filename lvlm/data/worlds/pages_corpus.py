@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import regex
 
+from lvlm.data.boundaries import SPACELESS
 from lvlm.data.worlds.at_hand import POOLS, Written, written_languages
 from lvlm.data.worlds.folder import (
     Row,
@@ -28,7 +29,7 @@ from lvlm.data.worlds.folder import (
     write_text,
     written_whole,
 )
-from lvlm.data.worlds.pages import SPACELESS, Page, draw_page
+from lvlm.data.worlds.pages import Page, draw_page
 from lvlm.data.worlds.plots_corpus import SOURCES_FILE, SPLITS
 from lvlm.data.worlds.textures import photographs
 from lvlm.data.worlds.typefaces import Typeface, face_for, typefaces
