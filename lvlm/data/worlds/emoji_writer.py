@@ -16,12 +16,14 @@ import numpy as np
 
 from lvlm.data.checks import IMAGE_PLACEHOLDER
 from lvlm.data.worlds.cldr import open_names
-from lvlm.data.worlds.emoji import OWN_NUMBER, Concepts, Pool, load_concepts
+from lvlm.data.worlds.emoji import OWN_GROUP, OWN_NUMBER, Concepts, load_concepts
 from lvlm.data.worlds.emoji_items import LETTERS, Item, Kind, answer, choice_item, hard_negatives, pair_item, prompt
 from lvlm.data.worlds.emoji_pictures import AUGMENTATIONS, Augmentation, Pictures, open_pictures
 from lvlm.data.worlds.emoji_pictures import scene as scene_picture
 from lvlm.data.worlds.emoji_pictures import single as single_picture
 from lvlm.data.worlds.folder import (
+    POOLS,
+    Pool,
     check_numbers,
     json_line,
     made,
@@ -37,7 +39,7 @@ from lvlm.data.worlds.folder import (
 )
 from lvlm.errors import InputError
 
-VERSION = 1
+VERSION = 2
 """Of what the world writes; raised when the same seed, sizes and sources give other files than before."""
 OWN_SIZES = {"train_images": 2400, "tune_images": 60, "test_images": 240}
 KINDS: tuple[Kind, ...] = ("naming", "choice", "naming", "pair")
@@ -45,7 +47,6 @@ KINDS: tuple[Kind, ...] = ("naming", "choice", "naming", "pair")
 SCENE_PROBABILITY = {1: 0.4, 2: 0.3, 3: 0.15, 4: 0.15}
 """How many emoji a picture to describe shows."""
 CAPTION_EVERY = 3  # one in so many tune and test images has a scene beside it
-POOLS: tuple[Pool, ...] = ("train", "tune", "test")
 CONCEPTS_FILE = "concepts.json"
 REFUSED_FILE = "refused.csv"
 PICTURES_FOLDER = "pictures"
@@ -90,14 +91,20 @@ def write_emoji(
                         row = _row(item, item_id, shown, origin, known, code, gold=pool != "train")
                         rows[split][code].write(json_line(row))
         _write_concepts(partial, known, drawn)
-        _write_corpus_file(partial, known, seed, sizes, f"{source.title} and {drawn.title}")
+        note = _made(seed, sizes, len(known.ids), (OWN_GROUP,) if languages is None else languages)
+        _write_corpus_file(partial, known, seed, f"{note} From {source.title} and {drawn.title}")
     return Path(folder)
 
 
 def is_written(folder: Path | str) -> bool:
-    """Whether `folder` holds the world as this version writes it with seed 0 and its own size, whatever it drew on."""
-    own = made("emoji", VERSION, 0, {**OWN_SIZES, "concepts": OWN_NUMBER})
-    return note_of(Path(folder)).startswith(own)
+    """Whether `folder` holds the world as this version writes it with seed 0, its own size and languages, whatever it
+    drew on."""
+    return note_of(Path(folder)).startswith(_made(0, OWN_SIZES, OWN_NUMBER, (OWN_GROUP,)))
+
+
+def _made(seed: int, sizes: dict[str, int], concepts: int, languages: Sequence[str]) -> str:
+    said = made("emoji", VERSION, seed, {**sizes, "concepts": concepts})
+    return f"{said} Languages asked for: {', '.join(languages)}."
 
 
 Entry = tuple[str, str, Item, list[str], str]
@@ -254,7 +261,7 @@ def read_concepts(folder: Path | str) -> Concepts:
     return Concepts(tuple(related), data["names"], related, ())
 
 
-def _write_corpus_file(folder: Path, concepts: Concepts, seed: int, sizes: dict[str, int], sources: str) -> None:
+def _write_corpus_file(folder: Path, concepts: Concepts, seed: int, note: str) -> None:
     lacking = sum(entry.reason == "no name" for entry in concepts.refused)
     others = len(concepts.refused) - lacking
     write_corpus_file(
@@ -265,9 +272,8 @@ def _write_corpus_file(folder: Path, concepts: Concepts, seed: int, sizes: dict[
         splits={"captions": "train", "instruct": "train", "tune": "tune", "test": "report"},
         seed=seed,
         note=(
-            f"{made('emoji', VERSION, seed, {**sizes, 'concepts': len(concepts.ids)})} From {sources}, in "
-            f"{len(concepts.languages)} languages; {lacking} emoji lack a name in one or more, {others} are left out "
-            f"for other reasons ({REFUSED_FILE})."
+            f"{note}, in {len(concepts.languages)} languages; {lacking} emoji lack a name in one or more, {others} are "
+            f"left out for other reasons ({REFUSED_FILE})."
         ),
         attributes="attributes.json",
     )

@@ -25,6 +25,9 @@ PNG_COMPRESS_LEVEL = 1  # a third larger than the default and several times fast
 
 Row = dict[str, Any]
 Permission = Literal["train", "tune", "report"]
+Pool = Literal["train", "tune", "test"]
+POOLS: tuple[Pool, ...] = ("train", "tune", "test")
+"""What is learned from, chosen by and reported: words, concepts and pictures belong to one of them each."""
 
 
 def stream(seed: int, purpose: str, index: int) -> np.random.Generator:

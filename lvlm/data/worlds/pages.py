@@ -27,8 +27,6 @@ CONTRAST = 90
 MARGIN = 8
 PAPER_ROOM = 8
 """Of the paper around its text, also where none is laid."""
-SPACELESS = frozenset({"Hant", "Hans", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"})
-"""Scripts in which no space stands between words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,7 @@ def _broken(parts: Sequence[str], face: Typeface, pixels: int, room: float, most
             lines.append(part)
         else:
             break
-    return lines
+    return [line.strip() for line in lines]
 
 
 def _width(text: str, face: Typeface, pixels: int) -> float:

@@ -8,13 +8,17 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-import regex
+from icu4py.breakers import LineBreaker
 
-from lvlm.data.worlds.at_hand import POOLS, Written, written_languages
+from lvlm.data.boundaries import SPACELESS
+from lvlm.data.worlds.at_hand import Written, at_hand, written_languages
 from lvlm.data.worlds.folder import (
+    POOLS,
+    Pool,
     Row,
     check_numbers,
     json_line,
@@ -28,20 +32,24 @@ from lvlm.data.worlds.folder import (
     write_text,
     written_whole,
 )
-from lvlm.data.worlds.pages import SPACELESS, Page, draw_page
+from lvlm.data.worlds.pages import Page, draw_page
 from lvlm.data.worlds.plots_corpus import SOURCES_FILE, SPLITS
 from lvlm.data.worlds.textures import photographs
 from lvlm.data.worlds.typefaces import Typeface, face_for, typefaces
-from lvlm.data.worlds.words import Pool, given_lists, pool_of
+from lvlm.data.worlds.words import given_lists, pool_of
 from lvlm.errors import InputError
 from lvlm.languages import language as language_row
 
-VERSION = 1
+VERSION = 2
 """Of what is written; raised when the same seed, sizes and sources give other files than before."""
 OWN_SIZES = {"train_pages": 300, "tune_pages": 20, "test_pages": 100}
 """Pages per language."""
+UNSPACED = SPACELESS | {"Tibt"}
+"""Scripts in which no space stands between words; in Tibetan a mark stands between syllables."""
 MOST_LINES = 5
 MOST_WORDS = 20
+MOST_LETTERS = 80
+"""Of a page of running text in a script without spaces."""
 FEWEST_PARAGRAPHS = 5
 READ_TEXT = "Read the text in the image."
 READ_LINE = "Read line {number} of the text in the image."
@@ -61,7 +69,7 @@ class Texts:
 
     @property
     def joiner(self) -> str:
-        return "" if language_row(self.code).script in SPACELESS else " "
+        return "" if language_row(self.code).script in UNSPACED else " "
 
     def parts(self, pool: Pool, rng: np.random.Generator) -> list[str]:
         """Enough parts for one page."""
@@ -69,8 +77,11 @@ class Texts:
         if not self.running:
             return [source[place] for place in rng.integers(len(source), size=int(rng.integers(1, MOST_WORDS + 1)))]
         paragraph = source[int(rng.integers(len(source)))]
-        parts = regex.findall(r"\X", paragraph) if not self.joiner else paragraph.split()
-        return list(parts[: MOST_WORDS * (1 if self.joiner else 4)])
+        if self.joiner:
+            return paragraph.split()[:MOST_WORDS]
+        pieces = list(LineBreaker(paragraph, self.code))  # by ICU's dictionaries; none splits a syllable
+        ends = accumulate(map(len, pieces))
+        return [piece for piece, end in zip(pieces, ends, strict=True) if end - len(piece) < MOST_LETTERS]
 
 
 def write_pages(
@@ -160,10 +171,13 @@ def _texts(
     if words is not None:
         raise InputError("--words and --text both say what the pages read. Give one of them.")
     files = given_lists(text)
-    if languages is not None and (lacking := [code for code in languages if code not in files]):
-        raise InputError(f"--text {text} holds no file for {', '.join(lacking)}. It has: {', '.join(files)}.")
-    codes = list(files) if languages is None else [code for code in files if code in languages]
-    return [_of_text(code, files[code]) for code in codes], {}
+
+    def texts(code: str) -> Texts:
+        if code not in files:
+            raise InputError(f"--text {text} holds no file for {code}. It has: {', '.join(files)}.")
+        return _of_text(code, files[code])
+
+    return at_hand(list(files) if languages is None else languages, texts)
 
 
 def _of_words(language: Written) -> Texts:

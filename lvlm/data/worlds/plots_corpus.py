@@ -10,9 +10,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from lvlm.data.worlds.at_hand import POOLS, Written, written_languages
+from lvlm.data.worlds.at_hand import Written, written_languages
 from lvlm.data.worlds.chart import draw_plot, fits
 from lvlm.data.worlds.folder import (
+    POOLS,
+    Pool,
     Row,
     check_numbers,
     json_line,
@@ -27,7 +29,6 @@ from lvlm.data.worlds.folder import (
     written_whole,
 )
 from lvlm.data.worlds.plots import Kind, Plot, PlotQuestion, ground_questions, read_questions, sample_plot
-from lvlm.data.worlds.words import Pool
 from lvlm.errors import InputError
 
 VERSION = 1

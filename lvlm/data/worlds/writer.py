@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
 
 from lvlm.data.worlds.folder import (
+    Pool,
     Row,
     check_numbers,
     corpus_entry,
@@ -53,8 +53,6 @@ DIALOGUE_TURNS = 3
 CAPTION_TURN_SHARE = 0.15  # of the training dialogues one turn asks for a caption
 CAPTION_EVERY = 3  # one in so many tune and test images also has a caption item
 QUESTIONS_PER_IMAGE = 2  # of a tune or test image
-
-Pool = Literal["train", "tune", "test"]
 
 
 def write_world(
