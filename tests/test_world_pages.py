@@ -77,6 +77,16 @@ def test_lines_hold_the_parts_in_order_and_never_touch() -> None:
         assert (np.diff(inked) == 1).sum() >= len(drawn.lines), "two lines run into each other"
 
 
+def test_a_text_that_the_turn_makes_too_wide_lies_on_paper_of_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages_module, "PAPER_SHARE", 1.0)
+    monkeypatch.setattr(pages_module, "SIDES", (320, 320))
+    for index in range(20):
+        block = Image.new("L", (560 + 3 * index, 319), 255)
+        monkeypatch.setattr(pages_module, "_block", lambda *_, block=block: block)
+        drawn = page("en", index)
+        assert drawn.box[2] - drawn.box[0] <= 320 - 2 * pages_module.MARGIN
+
+
 def test_pages_differ_in_font_background_and_size() -> None:
     drawn = [page("en", index) for index in range(12)]
     assert len({each.image.size for each in drawn}) > 8 and len({each.image.tobytes() for each in drawn}) == 12
