@@ -94,7 +94,7 @@ def test_a_user_s_list_comes_first_and_may_carry_counts(tmp_path: Path) -> None:
     ("make", "message"),
     [
         (lambda folder: load_words("la"), "no words at hand in 'la'"),
-        (lambda folder: load_words("en", folder / "absent"), "do not exist"),
+        (lambda folder: load_words("en", folder / "absent"), "absent does not exist"),
         (lambda folder: load_words("en", folder), "holds no word list"),
         (lambda folder: given_lists(write_list(folder, "klingon", ["abc"])), "Unknown language"),
         (lambda folder: load_words("en", write_list(folder, "en", ["слово"])), "no word in the script Latn"),

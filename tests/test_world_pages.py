@@ -165,7 +165,7 @@ def test_a_user_s_text_is_read_by_paragraphs_on_the_user_s_photographs(
         (["--languages", "fr"], "no file for fr"),
         (["--languages", "script:Arab"], "No language of script:Arab can be written here: --text"),
         (["--photos", str(text)], "holds no photograph"),
-        (["--text", str(tmp_path / "absent")], "do not exist"),
+        (["--text", str(tmp_path / "absent")], "absent does not exist"),
     ):
         assert cli.main(["data", "pages", str(tmp_path / "no"), *small, *more]) == 2
         assert said in capsys.readouterr().err

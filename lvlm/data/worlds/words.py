@@ -97,7 +97,9 @@ def load_words(code: str, given: Path | None = None) -> WordList:
 def given_lists(given: Path) -> dict[str, Path]:
     """Language -> its file, of a file CODE.txt or of a folder that holds such files."""
     if not given.exists():
-        raise InputError(f"The word lists {given} do not exist. Name a file such as zu.txt, or a folder of them.")
+        raise InputError(
+            f"{given} does not exist. Name a file called by its language, such as zu.txt, or a folder of them."
+        )
     files = sorted(given.glob("*.txt")) if given.is_dir() else [given]
     if not files:
         raise InputError(f"The folder {given} holds no word list. A list is called by its language, such as zu.txt.")
