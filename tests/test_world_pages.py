@@ -145,13 +145,15 @@ def test_a_user_s_text_is_read_by_paragraphs_on_the_user_s_photographs(
     text, photos = tmp_path / "text", tmp_path / "photos"
     text.mkdir()
     photos.mkdir()
-    (text / "de.txt").write_text("\n".join([*paragraphs, "日本語の行"]), encoding="utf-8")
+    too_wide = f"https://{'w' * 60} {paragraphs[0]}"
+    (text / "de.txt").write_text("\n".join([*paragraphs, "日本語の行", too_wide]), encoding="utf-8")
     Image.new("RGB", (700, 900), (10, 200, 30)).save(photos / "meadow.jpg")
     small = ["--train", "6", "--tune", "2", "--test", "6", "--text", str(text), "--photos", str(photos)]
     assert cli.main(["data", "pages", str(tmp_path / "out"), *small, "--languages", "L100"]) == 0
     assert "holds no file for fr. It has: de" in capsys.readouterr().err
     sources = json.loads((tmp_path / "out" / "sources.json").read_text(encoding="utf-8"))
-    assert sources["de"]["paragraphs"] == 181 and sources["de"]["without glyphs"] == 1
+    assert sources["de"]["paragraphs"] == 182 and sources["de"]["without glyphs"] == 1
+    assert sources["de"]["begin with too wide a word"] == 1
     for row in rows(tmp_path / "out", "test", "de"):
         if row["source"] == "text":
             said = row["text_label"].replace("\n", " ")

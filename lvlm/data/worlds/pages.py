@@ -83,6 +83,12 @@ def draw_page(
     return Page(image, tuple(broken), box)
 
 
+def fits_any_page(part: str, faces: Sequence[Typeface]) -> bool:
+    """Whether a page of any width can begin with this part, whichever of the faces that can write it is drawn."""
+    able = [face for face in faces if not face.lacks(part)]
+    return all(_width(part, face, SMALLEST_LETTERS) <= SIDES[0] - 6 * MARGIN for face in able)
+
+
 def _broken(parts: Sequence[str], face: Typeface, pixels: int, room: float, most: int, joiner: str) -> list[str]:
     """`parts` in lines no wider than `room`, `most` at most; empty where the first part alone is wider."""
     lines: list[str] = []

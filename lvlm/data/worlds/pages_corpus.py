@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from lvlm.data.worlds.folder import (
     write_text,
     written_whole,
 )
-from lvlm.data.worlds.pages import Page, draw_page
+from lvlm.data.worlds.pages import Page, draw_page, fits_any_page
 from lvlm.data.worlds.plots_corpus import SOURCES_FILE, SPLITS
 from lvlm.data.worlds.textures import photographs
 from lvlm.data.worlds.typefaces import Typeface, face_for, typefaces
@@ -69,7 +69,7 @@ class Texts:
 
     @property
     def joiner(self) -> str:
-        return "" if language_row(self.code).script in UNSPACED else " "
+        return "" if _unspaced(self.code) else " "
 
     def parts(self, pool: Pool, rng: np.random.Generator) -> list[str]:
         """Enough parts for one page."""
@@ -78,10 +78,10 @@ class Texts:
             return [source[place] for place in rng.integers(len(source), size=int(rng.integers(1, MOST_WORDS + 1)))]
         paragraph = source[int(rng.integers(len(source)))]
         if self.joiner:
-            return paragraph.split()[:MOST_WORDS]
-        pieces = list(LineBreaker(paragraph, self.code))  # by ICU's dictionaries; none splits a syllable
-        ends = accumulate(map(len, pieces))
-        return [piece for piece, end in zip(pieces, ends, strict=True) if end - len(piece) < MOST_LETTERS]
+            return list(islice(_parts_of(paragraph, self.code), MOST_WORDS))
+        parts = list(_parts_of(paragraph, self.code))
+        ends = accumulate(map(len, parts))
+        return [part for part, end in zip(parts, ends, strict=True) if end - len(part) < MOST_LETTERS]
 
 
 def write_pages(
@@ -184,8 +184,17 @@ def _of_words(language: Written) -> Texts:
     return Texts(language.code, typefaces(language.code), language.pools, False, language.record())
 
 
+def _unspaced(code: str) -> bool:
+    return language_row(code).script in UNSPACED
+
+
+def _parts_of(paragraph: str, code: str) -> Iterator[str]:
+    """What may stand on a line of its own: words, or what ICU's dictionaries find, which splits no syllable."""
+    return iter(LineBreaker(paragraph, code) if _unspaced(code) else paragraph.split())
+
+
 def _of_text(code: str, file: Path) -> Texts:
-    """The paragraphs of a file, one a line, of which a font has all glyphs."""
+    """The paragraphs of a file, one a line, of which a font has all glyphs and every page can show the beginning."""
     try:
         paragraphs = [" ".join(line.split()) for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
@@ -194,18 +203,20 @@ def _of_text(code: str, file: Path) -> Texts:
     if not unique:
         raise InputError(f"{file} holds no text. Give one paragraph a line (100 are enough).")
     face, can = face_for(unique, code)
+    begin = [paragraph for paragraph in can if fits_any_page(next(_parts_of(paragraph, code)), typefaces(code))]
     pools: dict[Pool, tuple[str, ...]] = {
-        pool: tuple(paragraph for paragraph in can if pool_of(paragraph) == pool) for pool in POOLS
+        pool: tuple(paragraph for paragraph in begin if pool_of(paragraph) == pool) for pool in POOLS
     }
     if few := [pool for pool in POOLS if len(pools[pool]) < FEWEST_PARAGRAPHS]:
         raise InputError(
-            f"{file} leaves fewer than {FEWEST_PARAGRAPHS} paragraphs for {', '.join(few)}: {len(can)} of its lines "
+            f"{file} leaves fewer than {FEWEST_PARAGRAPHS} paragraphs for {', '.join(few)}: {len(begin)} of its lines "
             "can be written with the fonts here. Give a longer text, one paragraph a line (100 are enough)."
         )
     record: dict[str, object] = {
         "text": file.name,
         "paragraphs": len(unique),
         "without glyphs": len(unique) - len(can),
+        "begin with too wide a word": len(can) - len(begin),
         **{str(pool): len(own) for pool, own in pools.items()},
         "font": str(face),
     }
