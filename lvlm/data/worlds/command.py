@@ -62,7 +62,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the corpus that was asked for, unless it is there as it would be written."""
+    """Write the corpus that was asked for; shapes, reading and emoji as they are by themselves may be there already."""
     name, folder = options.name, options.folder
     special = {option for taken in TAKES.values() for option in taken}
     own = {option: value for option in sorted(special) if (value := getattr(options, option)) is not None}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from lvlm.data.worlds.cldr import Annotations, NameSource
 from lvlm.data.worlds.folder import POOLS, Pool
 from lvlm.errors import InputError
-from lvlm.languages import asked_for, in_table_order
+from lvlm.languages import asked_for, in_table_order, is_group
 
 OWN_GROUP = "L100"
 """Languages of a world unless told otherwise: those of Centurio's 100 that have names."""
@@ -102,28 +102,13 @@ def load_concepts(
     asked = (OWN_GROUP,) if languages is None else languages
     if not asked:
         raise InputError("languages is empty. Name at least one language, or leave it out for all with names.")
-    given, members = asked_for(asked, source.languages())
+    given, members = asked_for(asked, source.languages() if any(map(is_group, asked)) else ())
     codes = in_table_order({*given, *members})
     known = {code: source.annotations(code) for code in dict.fromkeys(("en", *codes))}
     candidates = {
         emoji: emoji_id(emoji) for emoji in sorted(known["en"].names) if len(emoji) == 1 and emoji_id(emoji) in pictures
     }
-    refused: list[Refused] = []
-    named: dict[str, str] = {}
-    for emoji, concept in candidates.items():
-        if any(ord(emoji) in part for part in TURNED):
-            refused.append(Refused(concept, known["en"].names[emoji], "means another when turned"))
-        elif lacking := tuple(code for code in codes if emoji not in known[code].names):
-            refused.append(Refused(concept, known["en"].names[emoji], "no name", lacking))
-        else:
-            named[emoji] = concept
-    shared = {code: _shared_names(known[code], named) for code in codes}
-    kept: list[str] = []
-    for emoji, concept in named.items():
-        if unclear := tuple(code for code in codes if emoji in shared[code]):
-            refused.append(Refused(concept, known["en"].names[emoji], "named as another, or without a letter", unclear))
-        else:
-            kept.append(emoji)
+    kept, refused = _named_by_all(candidates, known, codes)
     if number is not None and number < FEWEST:
         raise InputError(f"{number} concepts are asked for, which are too few. Ask for at least {FEWEST}.")
     if number is not None and number > len(kept):
@@ -142,6 +127,29 @@ def load_concepts(
     if len(kept) < FEWEST or not all(concepts.of(pool) for pool in POOLS):
         raise InputError(_too_few(concepts, source.title))
     return concepts
+
+
+def _named_by_all(
+    candidates: Mapping[str, str], known: Mapping[str, Annotations], codes: Sequence[str]
+) -> tuple[list[str], list[Refused]]:
+    """The emoji among `candidates` (emoji -> id) that can take part, and why the others cannot."""
+    english, refused = known["en"].names, list[Refused]()
+    named: dict[str, str] = {}
+    for emoji, concept in candidates.items():
+        if any(ord(emoji) in part for part in TURNED):
+            refused.append(Refused(concept, english[emoji], "means another when turned"))
+        elif lacking := tuple(code for code in codes if emoji not in known[code].names):
+            refused.append(Refused(concept, english[emoji], "no name", lacking))
+        else:
+            named[emoji] = concept
+    shared = {code: _shared_names(known[code], named) for code in codes}
+    kept: list[str] = []
+    for emoji, concept in named.items():
+        if unclear := tuple(code for code in codes if emoji in shared[code]):
+            refused.append(Refused(concept, english[emoji], "named as another, or without a letter", unclear))
+        else:
+            kept.append(emoji)
+    return kept, refused
 
 
 def gaps(concepts: Concepts) -> list[tuple[str, int, int]]:

@@ -4,9 +4,7 @@ Called by `python -m lvlm data pages DIR`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
@@ -16,24 +14,8 @@ from icu4py.breakers import LineBreaker
 
 from lvlm.data.boundaries import SPACELESS
 from lvlm.data.worlds.at_hand import Written, at_hand, written_languages
-from lvlm.data.worlds.folder import (
-    POOLS,
-    Pool,
-    Row,
-    check_numbers,
-    json_line,
-    made,
-    new_pool,
-    open_rows,
-    progress,
-    save_png,
-    stream,
-    write_corpus_file,
-    write_text,
-    written_whole,
-)
+from lvlm.data.worlds.folder import POOLS, Picture, Pool, Row, check_numbers, stream, write_untranslated
 from lvlm.data.worlds.pages import Page, draw_page, fits_any_page
-from lvlm.data.worlds.plots_corpus import SOURCES_FILE, SPLITS
 from lvlm.data.worlds.textures import photographs
 from lvlm.data.worlds.typefaces import Typeface, face_for, typefaces
 from lvlm.data.worlds.words import given_lists, pool_of
@@ -105,37 +87,21 @@ def write_pages(
     if photos is not None:
         photographs(photos)
     found, missing = _texts(languages, words, text)
-    codes = [texts.code for texts in found]
-    with (
-        written_whole(Path(folder), version=VERSION) as partial,
-        progress("pages", sum(sizes.values()) * len(found)) as advance,
-    ):
-        for pool, count in zip(POOLS, sizes.values(), strict=True):
-            pictures = new_pool(partial, pool)
-            with ExitStack() as files:
-                rows = open_rows(files, partial / SPLITS[pool], codes)
-                for texts in found:
-                    for index in range(count):
-                        rng = stream(seed, f"pages/{pool}/{texts.code}", index)
-                        lines = int(rng.integers(1, MOST_LINES + 1))
-                        page = draw_page(
-                            texts.parts(pool, rng), texts.faces, rng, lines=lines, joiner=texts.joiner, photos=photos
-                        )
-                        save_png(page.image, pictures / f"{texts.code}-{index:05d}.png")
-                        for row in _rows(page, pool, texts.code, index, rng):
-                            rows[texts.code].write(json_line(row))
-                        advance()
-        sources = {texts.code: texts.record for texts in found}
-        write_text(partial / SOURCES_FILE, json.dumps(sources, ensure_ascii=False, indent=1) + "\n")
-        write_corpus_file(
-            partial,
-            name="pages",
-            languages=codes,
-            translatable=False,
-            splits={"instruct": "train", "tune": "tune", "test": "report"},
-            seed=seed,
-            note=made("pages", VERSION, seed, sizes),
-        )
+    texts_of = {texts.code: texts for texts in found}
+    counts = dict(zip(POOLS, sizes.values(), strict=True))
+
+    def drawn(code: str, pool: Pool) -> Iterator[Picture]:
+        texts = texts_of[code]
+        for index in range(counts[pool]):
+            rng = stream(seed, f"pages/{pool}/{code}", index)
+            lines = int(rng.integers(1, MOST_LINES + 1))
+            page = draw_page(texts.parts(pool, rng), texts.faces, rng, lines=lines, joiner=texts.joiner, photos=photos)
+            yield f"{code}-{index:05d}.png", page.image, _rows(page, pool, code, index, rng)
+
+    sources = {texts.code: texts.record for texts in found}
+    write_untranslated(
+        Path(folder), name="pages", version=VERSION, seed=seed, sizes=sizes, sources=sources, pictures=drawn
+    )
     return Path(folder), missing
 
 
