@@ -423,9 +423,12 @@ def test_a_world_of_other_languages_is_not_taken_for_the_own_one(
 ) -> None:
     monkeypatch.setattr(emoji_writer, "OWN_SIZES", {"train_images": 1, "tune_images": 1, "test_images": 1})
     monkeypatch.setattr(emoji_writer, "OWN_NUMBER", len(EMOJI))
-    assert is_written(write_emoji(tmp_path / "own", seed=0, **sources))
+    monkeypatch.setattr(cldr, "DEBIAN_FOLDER", sources["names"])
+    own = write_emoji(tmp_path / "own", seed=0, **sources)
     few = write_emoji(tmp_path / "few", seed=0, languages=["T5", "sw"], **sources)
-    assert not is_written(few) and open_corpus(few).languages == ("en", "de", "sw")
+    assert is_written(own) and not is_written(few) and open_corpus(few).languages == ("en", "de", "sw")
+    monkeypatch.setattr(cldr, "DEBIAN_FOLDER", tmp_path / "absent")
+    assert is_written(own), "where there is no CLDR, nothing could be written in its place"
 
 
 def test_the_command_writes_the_world_and_refuses_its_options_elsewhere(

@@ -25,6 +25,7 @@ from lvlm.data.worlds.folder import (
     POOLS,
     Pool,
     check_numbers,
+    corpus_entry,
     json_line,
     made,
     new_pool,
@@ -38,8 +39,9 @@ from lvlm.data.worlds.folder import (
     written_whole,
 )
 from lvlm.errors import InputError
+from lvlm.languages import group_languages
 
-VERSION = 2
+VERSION = 1
 """Of what the world writes; raised when the same seed, sizes and sources give other files than before."""
 OWN_SIZES = {"train_images": 2400, "tune_images": 60, "test_images": 240}
 KINDS: tuple[Kind, ...] = ("naming", "choice", "naming", "pair")
@@ -91,20 +93,21 @@ def write_emoji(
                         row = _row(item, item_id, shown, origin, known, code, gold=pool != "train")
                         rows[split][code].write(json_line(row))
         _write_concepts(partial, known, drawn)
-        note = _made(seed, sizes, len(known.ids), (OWN_GROUP,) if languages is None else languages)
-        _write_corpus_file(partial, known, seed, f"{note} From {source.title} and {drawn.title}")
+        _write_corpus_file(partial, known, seed, sizes, f"{source.title} and {drawn.title}")
     return Path(folder)
 
 
 def is_written(folder: Path | str) -> bool:
-    """Whether `folder` holds the world as this version writes it with seed 0, its own size and languages, whatever it
-    drew on."""
-    return note_of(Path(folder)).startswith(_made(0, OWN_SIZES, OWN_NUMBER, (OWN_GROUP,)))
-
-
-def _made(seed: int, sizes: dict[str, int], concepts: int, languages: Sequence[str]) -> str:
-    said = made("emoji", VERSION, seed, {**sizes, "concepts": concepts})
-    return f"{said} Languages asked for: {', '.join(languages)}."
+    """Whether `folder` holds the world as this version writes it with seed 0, its own size and the languages that
+    Unicode CLDR has here; without CLDR any will do."""
+    folder = Path(folder)
+    if not note_of(folder).startswith(made("emoji", VERSION, 0, {**OWN_SIZES, "concepts": OWN_NUMBER})):
+        return False
+    try:
+        languages = group_languages(OWN_GROUP, open_names().languages())
+    except InputError:
+        return True
+    return tuple(corpus_entry(folder)["languages"]) == languages
 
 
 Entry = tuple[str, str, Item, list[str], str]
@@ -261,7 +264,7 @@ def read_concepts(folder: Path | str) -> Concepts:
     return Concepts(tuple(related), data["names"], related, ())
 
 
-def _write_corpus_file(folder: Path, concepts: Concepts, seed: int, note: str) -> None:
+def _write_corpus_file(folder: Path, concepts: Concepts, seed: int, sizes: dict[str, int], sources: str) -> None:
     lacking = sum(entry.reason == "no name" for entry in concepts.refused)
     others = len(concepts.refused) - lacking
     write_corpus_file(
@@ -272,8 +275,9 @@ def _write_corpus_file(folder: Path, concepts: Concepts, seed: int, note: str) -
         splits={"captions": "train", "instruct": "train", "tune": "tune", "test": "report"},
         seed=seed,
         note=(
-            f"{note}, in {len(concepts.languages)} languages; {lacking} emoji lack a name in one or more, {others} are "
-            f"left out for other reasons ({REFUSED_FILE})."
+            f"{made('emoji', VERSION, seed, {**sizes, 'concepts': len(concepts.ids)})} From {sources}, in "
+            f"{len(concepts.languages)} languages; {lacking} emoji lack a name in one or more, {others} are left out "
+            f"for other reasons ({REFUSED_FILE})."
         ),
         attributes="attributes.json",
     )
