@@ -26,7 +26,6 @@ VERSION = 2
 """Of what is written; raised when the same seed, sizes and sources give other files than before."""
 OWN_SIZES = {"train_pages": 300, "tune_pages": 20, "test_pages": 100}
 """Pages per language."""
-"""Scripts in which no space stands between words; in Tibetan a mark stands between syllables."""
 MOST_LINES = 5
 MOST_WORDS = 20
 MOST_LETTERS = 80
