@@ -21,6 +21,8 @@ import torch
 from lvlm import commands
 from lvlm.cli import main
 from lvlm.config import RunConfig, make_config, to_yaml
+from lvlm.data.corpus import open_corpus
+from lvlm.data.plan import build_plan
 from lvlm.errors import Diverged
 from lvlm.model.checkpoints import load
 from lvlm.model.parts import prepare_training
@@ -65,6 +67,14 @@ def config_of(corpus: Path, strategy: str, fields: Mapping[str, Any] | None = No
         "instruct__lora": {"r": 4, "alpha": 8, "dropout": 0.0},
     }
     return run_config(corpus, **settings | dict(fields or {}))
+
+
+def test_in_some_steps_one_process_has_text_alone(corpus: Path) -> None:
+    """Otherwise what follows would not show that the processes wait for each other."""
+    for name, stage in config_of(corpus, "ddp").stages().items():
+        plan = build_plan(name, stage, seed=0, corpora={str(corpus): open_corpus(corpus)})
+        steps = [[bool(plan.image_paths(entry)) for entry in plan.step_entries(step)] for step in range(plan.steps)]
+        assert any(any(shown[rank::2]) < any(shown) for shown in steps for rank in (0, 1)), name
 
 
 def curve(folder: Path) -> list[float]:
@@ -340,12 +350,12 @@ def main_of(config: RunConfig, folder: Path) -> None:
 
 def dies_in_step_7(config: RunConfig, folder: Path) -> None:
     """Both processes of a run, each killed by itself in the second stage."""
-    report = StageLoop._report
+    tell = StageLoop._tell
 
-    def dying(loop: StageLoop, row: Any, steps: int) -> None:
-        report(loop, row, steps)
-        if loop.stage == "instruct" and row["step"] == 7:
+    def dying(loop: StageLoop, *numbers: Any) -> None:
+        tell(loop, *numbers)
+        if loop.stage == "instruct" and loop.spent.step == 7:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    StageLoop._report = dying  # type: ignore[method-assign]  # in this process alone
+    StageLoop._tell = dying  # type: ignore[method-assign]  # in this process alone
     run(config, folder / "run", home=folder / "home")
