@@ -164,8 +164,8 @@ class _Run:
 
     def run(self, notes: list[str]) -> RunRecord:
         """All phases; returns the record, which the caller writes last."""
-        self.reporter.say(f"{self.config.name}: {self.compute.line()}")
         self._prepare()
+        self.reporter.say(f"{self.config.name}: {self.compute.line()}")
         if self.main:  # from here on the folder belongs to this configuration
             write_text(self.folder / CONFIG_FILE, to_yaml(self.config))
         for name in self.config.stages():
