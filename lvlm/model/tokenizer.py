@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
+from safetensors import SafetensorError
 from tokenizers import AddedToken
 from transformers import AutoConfig, AutoTokenizer
 
@@ -81,7 +82,7 @@ def load_counter(model_config: ModelConfig, *, seed: int) -> TokenCounter:
     source = resolve(model_config.llm, seed=seed)
     tokenizer = load_tokenizer(source)
     with llm_named(source):
-        template = chosen_template(model_config, AutoConfig.from_pretrained(source))
+        template = chosen_template(model_config, AutoConfig.from_pretrained(source, trust_remote_code=False))
     if template is None:
         return TokenCounter(Chat(tokenizer), separator="\n")
     tokenizer.chat_template = template.jinja()
@@ -108,7 +109,7 @@ def llm_named(source: str) -> Iterator[None]:
     """What transformers says about files of an LLM, as an error that names it."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
             f"The language model '{source}' cannot be loaded: {one_line(error).rstrip('.')}. "
             "Give a shipped one (tiny-lm, tiny-lm-clean), a local folder, or a hub name that can be reached."
