@@ -215,6 +215,13 @@ def test_a_backbone_that_is_cut_short_is_refused(tmp_path, part):
         tiny_world().assemble(**{part.removeprefix("hub "): str(tmp_path / "part")})
 
 
+@pytest.mark.parametrize("content", ['{"version": "1.0"}', '{"version": "1.0", "added_tokens": [], "model": {}}', "{"])
+def test_a_tokenizer_that_cannot_be_read_is_refused(tmp_path, content):
+    (make_llm(tmp_path) / "tokenizer.json").write_text(content)
+    with pytest.raises(InputError, match=r"language model .* cannot be loaded: tokenizer: "):
+        tiny_world().assemble(llm=str(tmp_path))
+
+
 def _cut(file):
     file.write_bytes(file.read_bytes()[:-50])
 
@@ -252,6 +259,15 @@ def test_a_lora_that_is_gone_is_refused(folders, tmp_path):
         Lvlm.from_pretrained(tmp_path / "broken")
     with pytest.raises(InputError, match=r"holds no config\.json"):
         load(tmp_path)
+
+
+def test_a_model_without_its_tokenizer_is_refused(folders, tmp_path):
+    shutil.copytree(folders / ADAPTER, tmp_path / "broken")
+    for file in (tmp_path / "broken").glob("*token*"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"The model .*broken cannot be read: .*Copy its whole folder\.") as refused:
+        load(tmp_path / "broken")
+    assert "\n" not in str(refused.value)
 
 
 def test_a_model_of_another_kind_is_refused():

@@ -14,6 +14,7 @@ from accelerate.utils import other as accelerate_other
 from safetensors.torch import save_file
 from torch import nn
 
+from lvlm.config import one_line
 from lvlm.errors import InputError
 from lvlm.model.attention import check_attention
 from lvlm.model.keys import read_tensors, readable, refuse
@@ -104,7 +105,12 @@ def saved_processor(found: Located) -> tuple[LvlmConfig, LvlmProcessor]:
     from lvlm.model.release import release_config, release_processor
 
     if found.layout == "own":
-        return LvlmConfig.from_pretrained(found.path), LvlmProcessor.from_pretrained(found.path)
+        try:
+            return LvlmConfig.from_pretrained(found.path), LvlmProcessor.from_pretrained(found.path)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"The model {found.path} cannot be read: {one_line(error).rstrip('.')}. Copy its whole folder."
+            ) from error
     config = release_config(found.path)
     return config, release_processor(found.path, config)
 

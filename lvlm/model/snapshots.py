@@ -84,7 +84,7 @@ def read_snapshot(file: Path) -> Snapshot:
             "their own: `data = torch.load(FILE, weights_only=False); key = 'module' if 'module' in data else "
             "'state_dict'; torch.save({key: data[key]}, NEW_FILE)`."
         ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # what torch raises depends on the bytes
         raise InputError(f"{file} is no checkpoint that torch can read: {one_line(error)}. Copy it again.") from error
     data = data if isinstance(data, dict) else {}
     key = next((name for name in ("module", "state_dict") if isinstance(data.get(name), Mapping)), None)

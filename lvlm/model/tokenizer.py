@@ -92,8 +92,12 @@ def load_counter(model_config: ModelConfig, *, seed: int) -> TokenCounter:
 def load_tokenizer(source: str, *, llm_config: Any = None) -> Any:
     """The tokenizer of a resolved LLM, with `<image_placeholder>` added where it lacks it. `llm_config` stands for a
     `config.json` beside it that transformers does not know."""
+    place = tokenizer_source(source)
     with llm_named(source):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(source), config=llm_config, trust_remote_code=False)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(place, config=llm_config, trust_remote_code=False)
+        except Exception as error:  # the package tokenizers has no class of its own for a file that it cannot read
+            raise ValueError(f"tokenizer: {error}") from error
     if tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER) in (None, tokenizer.unk_token_id):
         tokenizer.add_tokens([AddedToken(IMAGE_PLACEHOLDER, special=True, normalized=False)], special_tokens=True)
     return tokenizer
