@@ -19,7 +19,7 @@ from ablations.studies import Cell, Expectation, Study, list_studies, load_study
 from lvlm.config import one_line
 from lvlm.errors import InputError, nearest
 from lvlm.languages import language
-from lvlm.records import METRICS, SCORE_COLUMNS, write_text
+from lvlm.records import METRICS, SCORE_COLUMNS, write_table, write_text
 
 if TYPE_CHECKING:
     from ablations.contrasts import Change, Effect
@@ -90,9 +90,7 @@ def write_results(
     if origin is not None:
         origin.save(folder)
     path = folder / RESULTS_FILE
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    table.to_parquet(temporary, index=False)
-    os.replace(temporary, path)
+    write_table(path, table)
     return path
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lvlm import scoring
-from lvlm.commands import HOME_HELP, CommandLine, add_overrides
+from lvlm.commands import HOME_HELP, Command, CommandLine, add_overrides
 from lvlm.config import RunConfig, fingerprint, load_config, make_settings
 from lvlm.data.benchmarks import command as benchmark
 from lvlm.data.sources import command as corpus
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 DETECTOR_HELP = "what tells the language of an answer: auto, corpus, packaged, or a fastText file such as GlotLID's"
 PRESETS = Path(__file__).parent / "presets"
+AddCommand = Callable[[str, Command, str, str], argparse.ArgumentParser]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,9 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command_line() -> CommandLine:
     line = CommandLine("lvlm", "Train, evaluate and use multilingual vision-language models.", "plan tiny")
-    command = line.add
     line.parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher says it this way too
+    for add_commands in (_training, _scoring, _using, _making):
+        add_commands(line.add)
+    return line
 
+
+def _training(command: AddCommand) -> None:
     train = command("train", _train, "Train and evaluate one run.", "train tiny seed=1 instruct.mix.english_share=0.25")
     plan = command(
         "plan", _plan, "Print the mix that a run would see; trains nothing.", "plan tiny instruct.mix.languages=T5"
@@ -54,6 +59,7 @@ def _command_line() -> CommandLine:
     train.add_argument("--folder", type=Path, help="where the record goes (default: HOME/runs/NAME-SEED-FINGERPRINT)")
     for sub in (train, plan):
         sub.add_argument("--home", type=Path, help=HOME_HELP)
+    _add_processes(train)
 
     trident = command(
         "from-trident",
@@ -65,6 +71,8 @@ def _command_line() -> CommandLine:
         "line", nargs=argparse.REMAINDER, metavar="LINE", help="the command line, quoted, or its words behind --"
     )
 
+
+def _scoring(command: AddCommand) -> None:
     evaluate = command(
         "evaluate", _evaluate, "Score a checkpoint.", "evaluate runs/runs/my-run --tasks vqa --languages en de sw"
     )
@@ -88,14 +96,8 @@ def _command_line() -> CommandLine:
         default="own",
         help="vllm: for what `export --as llava` wrote (default: own)",
     )
-    for sub in (train, evaluate):
-        sub.add_argument(
-            "--processes",
-            type=int,
-            default=1,
-            metavar="N",
-            help="work as N processes here, one for each GPU (default: 1)",
-        )
+    _add_processes(evaluate)
+    _add_device(evaluate)
 
     fidelity = command(
         "fidelity",
@@ -125,6 +127,8 @@ def _command_line() -> CommandLine:
     lmms.add_argument("checkpoint", type=Path, help="a model folder, or the folder of a finished run")
     lmms.add_argument("rest", nargs=argparse.REMAINDER, metavar="OPTION", help="options of lmms-eval itself")
 
+
+def _using(command: AddCommand) -> None:
     generate = command(
         "generate",
         _generate,
@@ -135,8 +139,7 @@ def _command_line() -> CommandLine:
     generate.add_argument("image", type=Path)
     generate.add_argument("prompt", help="the question, in any language")
     generate.add_argument("--max-new-tokens", type=int, default=128)
-    for sub in (evaluate, generate):
-        sub.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: that of the run, else auto")
+    _add_device(generate)
 
     export = command(
         "export",
@@ -155,6 +158,8 @@ def _command_line() -> CommandLine:
         help="lvlm: read with this package installed; llava: stock LLaVA, for vLLM and others (no tiles, adapter mlp)",
     )
 
+
+def _making(command: AddCommand) -> None:
     worlds.add_options(command("data", worlds.run, worlds.TEXT, worlds.EXAMPLE))
     corpus.add_options(command("corpus", corpus.run, corpus.TEXT, corpus.EXAMPLE))
     translate.add_options(command("translate", _translate, translate.TEXT, translate.EXAMPLE))
@@ -178,7 +183,15 @@ def _command_line() -> CommandLine:
     backbones.add_argument(
         "--scale", type=float, default=1.0, help="train this share of the full length, to try the script out"
     )
-    return line
+
+
+def _add_processes(sub: argparse.ArgumentParser) -> None:
+    told = "work as N processes here, one for each GPU (default: 1)"
+    sub.add_argument("--processes", type=int, default=1, metavar="N", help=told)
+
+
+def _add_device(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: that of the run, else auto")
 
 
 def _presets() -> list[str]:

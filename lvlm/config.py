@@ -176,15 +176,18 @@ def set_value(data: dict[str, Any], path: str, value: Any) -> None:
 def flatten(config: RunConfig) -> dict[str, Any]:
     """Dotted name -> value for every field, as recorded in MLflow; settings of an allocation only where it has them.
     Lists are kept as JSON text."""
+    fields = flat(config.model_dump(mode="json"))
+    return {key: json.dumps(value) if isinstance(value, list) else value for key, value in fields.items()}
 
-    def walk(value: Any, prefix: str) -> Iterable[tuple[str, Any]]:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                yield from walk(inner, f"{prefix}.{key}" if prefix else key)
-        else:
-            yield prefix, json.dumps(value) if isinstance(value, list | tuple) else value
 
-    return dict(walk(config.model_dump(mode="json"), ""))
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value for everything in nested mappings; an empty one has none."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return found
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -195,6 +195,14 @@ def is_group(name: str) -> bool:
     return name in GROUPS or name.startswith(("script:", "family:"))
 
 
+def asked_for(names: Sequence[str], available: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(codes, members) of a list that may name groups beside languages: the codes as they are written, `en` among them,
+    and the `available` languages of its groups."""
+    groups = [name for name in dict.fromkeys(names) if is_group(name) and name != "en"]
+    codes = tuple(name for name in names if name not in groups)
+    return codes, in_table_order({code for group in groups for code in group_languages(group, available)})
+
+
 def group_languages(group: str, available: Sequence[str]) -> tuple[str, ...]:
     """The languages of a group (`en`, `T5-T3`, `L100`, `all`, `script:Arab`, `family:Turkic`) that are `available`,
     English first. Every group has English beside its own languages; groups of tiers are nested."""

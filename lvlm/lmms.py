@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lvlm.errors import InputError
+from lvlm.ready import recorded_config
 
 if TYPE_CHECKING:
     from lmms_eval.models.registry_v2 import ModelManifest
@@ -26,8 +27,7 @@ def manifest() -> ModelManifest:
 
 def run(checkpoint: Path, options: Sequence[str]) -> int | None:
     """`lmms-eval --model lvlm` on a checkpoint with further options of its own; its exit status."""
-    if not checkpoint.exists():
-        raise InputError(f"There is no checkpoint {checkpoint}. Give a model folder, or the folder of a finished run.")
+    recorded_config(checkpoint)  # a fault in it shows before lmms-eval is loaded
     try:
         from lmms_eval.cli.dispatch import main
         from lmms_eval.models import MODEL_REGISTRY_V2

@@ -44,6 +44,8 @@ class LvlmModel(lmms):  # type: ignore[misc]
         super().__init__()
         if unknown := {name: value for name, value in others.items() if value is not None and name != "max_batch_size"}:
             raise InputError(f"The model lvlm has no argument {', '.join(unknown)}. It takes pretrained=CHECKPOINT.")
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise InputError(f"The model lvlm takes a whole number of pictures as --batch_size, not '{batch_size}'.")
         self.batch_size = int(batch_size)
         recorded = recorded_config(Path(pretrained))
         self._open = ExitStack()

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("lvlm", "torch", "transformers", "timm", "peft", "accelerate", "tokenizers", "pillow", "numpy")
+PACKAGES = ("lvlm", "torch", "transformers", "timm", "peft", "accelerate", "deepspeed", "tokenizers", "pillow", "numpy")
 
 
 class Phases:

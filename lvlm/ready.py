@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvlm.config import RunConfig, load_config
+from lvlm.errors import InputError
 from lvlm.records import CONFIG_FILE
 from lvlm.settings import ModelConfig
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 
 def recorded_config(checkpoint: Path) -> RunConfig | None:
-    """The config of a run's folder; a bare model folder has none."""
+    """The config of a run's folder; a bare model folder has none. A checkpoint that is not there is an error."""
+    if not checkpoint.exists():
+        raise InputError(f"There is no checkpoint {checkpoint}. Give a model folder, or the folder of a finished run.")
     return load_config(checkpoint / CONFIG_FILE) if (checkpoint / CONFIG_FILE).exists() else None
 
 

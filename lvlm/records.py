@@ -8,9 +8,12 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lvlm.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CONFIG_FILE = "config.yaml"
 PLAN_FILE = "plan.json"
@@ -30,15 +33,16 @@ PREDICTION_COLUMNS = (
     "task", "language", "item", "source", "prompt", "answer", "prediction",
     "score", "score_any_language", "answer_language", *NAMED_METRICS,
 )  # fmt: skip
-METRICS = ("score", "score_any_language", "fidelity", "undetermined", "majority", "random", *NAMED_METRICS)
+METRICS = ("score", "score_any_language", "fidelity", "undetermined", "majority", "random", "together", *NAMED_METRICS)
 """`score`, `score_any_language`, `fidelity`, `undetermined` (share of answers whose language cannot be told),
-`majority` (the score of the most frequent gold answer) and `random` (the expected score of a choice at random, where
-there are choices): percent, always apart. `score_any_language` is NaN for items that are not translated. A task has
-those that say something of it.
+`majority` (the score of the most frequent gold answer), `random` (the expected score of a choice at random, where
+there are choices) and `together` (share of the pictures of MME whose questions are all right, its acc+, and of the
+questions of M3Exam that are right in every rotation): percent, always apart. `score_any_language` is NaN for items that
+are not translated. A task has those that say something of it.
 """
 TASKS = (
     "caption", "vqa", "reading", "naming", "choice", "pair", "xm3600", "maxm", "xgqa", "xvnli", "marvl", "vgr", "vlod",
-    "mtvqa", "smpqa_ground", "smpqa_read", "m3exam", "xmmmu", "bin_mc", "cvqa", "mme", "mmmu",
+    "mtvqa", "smpqa_ground", "smpqa_read", "m3exam", "m3exam_cyclic", "xmmmu", "bin_mc", "cvqa", "mme", "mmmu",
 )  # fmt: skip
 """What can be scored, in the order of every table: the tasks of the worlds, then those of the benchmarks."""
 
@@ -86,6 +90,13 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write `table` as parquet, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    table.to_parquet(temporary, index=False)
     os.replace(temporary, path)
 
 

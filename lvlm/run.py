@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvlm.check import check_evaluation, check_learns, open_corpora, refusal_notes, setting_notes, tuning
-from lvlm.config import FREE_COMPUTE, LABELS, MASKS_DEPEND_ON, RunConfig, fingerprint, load_config, to_yaml
+from lvlm.config import RunConfig, fingerprint, to_yaml
 from lvlm.errors import InputError
 from lvlm.processes import process_count
 from lvlm.provenance import Phases, git_commit, machine, versions
@@ -24,10 +24,11 @@ from lvlm.records import (
     TRAINER_VERSION,
     RunRecord,
     write_json,
+    write_table,
     write_text,
 )
 from lvlm.startup import DataAhead, no_collection
-from lvlm.train.identity import config_diff
+from lvlm.train.identity import check_same_config, config_diff
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,38 +138,6 @@ def check_same_data(folder: Path, config: RunConfig, record: RunRecord) -> None:
         )
 
 
-def check_same_config(folder: Path, config: RunConfig) -> list[str]:
-    """Raise, with a diff, if `folder` holds a run of another configuration, or an unfinished one whose dropout would
-    go on with other masks; returns what differs among the settings that may."""
-    path = folder / CONFIG_FILE
-    if not path.exists():
-        return []
-    found, wanted = load_config(path).model_dump(mode="json"), config.model_dump(mode="json")
-    for label in LABELS:
-        found.pop(label), wanted.pop(label)
-    allowed: dict[str, Any] = {}
-    for name in FREE_COMPUTE:
-        before, now = found["compute"].pop(name), wanted["compute"].pop(name)
-        if before != now:
-            allowed[name] = f"resumed with compute.{name}: {before!r} -> {now!r}"
-    lines = config_diff(found, wanted)
-    if lines:
-        raise InputError(
-            f"The run folder {folder} was started with another configuration and cannot be resumed with this one. "
-            f"There -> here: {'; '.join(lines)}. "
-            "Use the old configuration or another folder; only compute settings about memory and speed may change."
-        )
-    dropping = [name for name, stage in config.stages().items() if stage.lora.dropout > 0]
-    moving = [allowed[name] for name in MASKS_DEPEND_ON if name in allowed]
-    if moving and dropping and not (folder / RECORD_FILE).exists():
-        raise InputError(
-            f"The run folder {folder} cannot be {' and '.join(moving)}: lora.dropout is above 0 in "
-            f"{' and '.join(dropping)}, and its masks are drawn for each micro-batch, so that more than the last bits "
-            "would change. Use the old value or another folder."
-        )
-    return list(allowed.values())
-
-
 class _Run:
     """The phases of one run."""
 
@@ -197,6 +166,7 @@ class _Run:
     def run(self, notes: list[str]) -> RunRecord:
         """All phases; returns the record, which the caller writes last."""
         self._prepare()
+        self.reporter.say(f"{self.config.name}: {self.compute.line()}")
         if self.main:  # from here on the folder belongs to this configuration
             write_text(self.folder / CONFIG_FILE, to_yaml(self.config))
         for name in self.config.stages():
@@ -268,26 +238,9 @@ class _Run:
 
     def _train(self, name: str) -> None:
         """Have the stage trained, here or by whoever was first, and its model in memory."""
-        from lvlm.data.images import content_digest
         from lvlm.model.checkpoints import load
-        from lvlm.train.stages import make_stage
 
-        batches = self.batches[name]
-        with self.phases("data"):
-            data = {"images": content_digest(batches.images(), self.home)}
-            if self.config.stages()[name].validate_every:
-                data |= {f"tune {use.path}:{use.split}": self._digest(use) for use in self.config.evaluate.tune_corpora}
-        stage = make_stage(
-            self.home,
-            self.config,
-            name,
-            parent=next((stage.key for stage in reversed(self.stages.values())), None),
-            backbones=self.backbones,
-            plan_hash=batches.plan.hash,
-            data=data,
-            compute=self.compute.identity(),
-            masks=self._masks(),
-        )
+        stage = self._stage(name)
         trained_here = False
 
         def train() -> Mapping[str, Any]:
@@ -297,16 +250,15 @@ class _Run:
             validate = self._validate if stage.config.validate_every else None
             return self.training(
                 stage,
-                batches=batches,
+                batches=self.batches[name],
                 model=self.model,
                 processor=self.processor,
                 later_images=later,
                 validate=validate,
             )
 
-        with self.phases(
-            "shared stages"
-        ):  # waiting for another worker and loading its model; training here has phases of its own
+        # Waiting for another worker and loading its model; training here has phases of its own.
+        with self.phases("shared stages"):
             result = stage.train_once(
                 train, self.compute.accelerator, on_wait=lambda owner: self.reporter.say(f"{name}: waiting for {owner}")
             )
@@ -321,6 +273,28 @@ class _Run:
                 )
                 self.model.to(self.compute.device)
         self.stages[name], self.results[name] = stage, {**result, "trained_here": trained_here}
+
+    def _stage(self, name: str) -> Stage:
+        """The stage in the cache, keyed by all that it depends on."""
+        from lvlm.data.images import content_digest
+        from lvlm.train.stages import make_stage
+
+        batches = self.batches[name]
+        with self.phases("data"):
+            data = {"images": content_digest(batches.images(), self.home)}
+            if self.config.stages()[name].validate_every:
+                data |= {f"tune {use.path}:{use.split}": self._digest(use) for use in self.config.evaluate.tune_corpora}
+        return make_stage(
+            self.home,
+            self.config,
+            name,
+            parent=next((stage.key for stage in reversed(self.stages.values())), None),
+            backbones=self.backbones,
+            plan_hash=batches.plan.hash,
+            data=data,
+            compute=self.compute.identity(),
+            masks=self._masks(),
+        )
 
     def _masks(self) -> dict[str, Any]:
         """What a mask of dropout depends on beside the step: how its samples are divided."""
@@ -398,9 +372,7 @@ class _Run:
             curve = "".join(stage.curve.read_text(encoding="utf-8") for stage in self.stages.values())
             write_text(self.folder / CURVE_FILE, curve)
             for frame, name in ((scores, SCORES_FILE), (predictions, PREDICTIONS_FILE)):
-                temporary = self.folder / f".{name}.{os.getpid()}.tmp"
-                frame.to_parquet(temporary, index=False)
-                os.replace(temporary, self.folder / name)
+                write_table(self.folder / name, frame)
         notes = [*notes, *setting_notes(self.config), *refusal_notes(self.config, self.corpora)]
         hashes = {name: plan.hash for name, plan in plans.items()}
         seconds = self.phases.summary()

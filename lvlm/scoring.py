@@ -4,7 +4,6 @@ languages takes texts for. Called by `lvlm.cli`."""
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from lvlm.errors import InputError
 from lvlm.languages import group_languages, in_table_order, is_group
 from lvlm.processes import process_index
 from lvlm.ready import model_source, ready, recorded_config
-from lvlm.records import PREDICTIONS_FILE, SCORES_FILE
+from lvlm.records import PREDICTIONS_FILE, SCORES_FILE, TASKS, write_table
 from lvlm.settings import EvaluateConfig
 
 if TYPE_CHECKING:
@@ -58,9 +57,7 @@ def evaluate(options: argparse.Namespace) -> None:
         print(f"note: {note}")
     if options.out and keep:
         for frame, name in ((scores, SCORES_FILE), (predictions, PREDICTIONS_FILE)):
-            temporary = options.out / f".{name}.{os.getpid()}.tmp"
-            frame.to_parquet(temporary, index=False)
-            os.replace(temporary, options.out / name)
+            write_table(options.out / name, frame)
         keep.remove()
         print(f"written: {options.out}")
 
@@ -144,6 +141,13 @@ def fidelity(options: argparse.Namespace) -> None:
     """Print what a detector takes labelled texts for, or tell the languages of finished predictions again."""
     if options.check == (options.predictions is not None):
         raise InputError("fidelity needs either --check or a predictions.parquet.")
+    if options.table and options.predictions:
+        raise InputError(f"--table {options.table} is for --check; with predictions leave it out.")
+    if options.detector in ("auto", "corpus"):
+        raise InputError(
+            f"--detector {options.detector} learns from the corpora of an evaluation, and there are none here. Give "
+            "packaged, or a fastText file."
+        )
     from lvlm.evaluate.detectors import open_detector
 
     detector = open_detector(options.detector)
@@ -164,15 +168,11 @@ def _checked(options: argparse.Namespace, detector: Detector) -> Iterator[str]:
 
 def _told_again(options: argparse.Namespace, detector: Detector) -> Iterator[str]:
     """Fidelity and undetermined share of finished predictions, as recorded and by this detector."""
-    import pandas as pd
-
     from lvlm.evaluate.fidelity import fidelity, undetermined
+    from lvlm.evaluate.tasks import MEASURES
 
-    if not options.predictions.is_file():
-        raise InputError(
-            f"There are no predictions {options.predictions}. Give a run's or an evaluation's {PREDICTIONS_FILE}."
-        )
-    table = pd.read_parquet(options.predictions)
+    table = _predictions(options.predictions)
+    table = table[[MEASURES[task].in_language for task in table["task"]]]
     codes = _languages(options.languages, list(dict.fromkeys(table["language"])))
     yield f"{'task':12s} {'language':10s} {'answers':>7s} {'fidelity':>8s} {'undet.':>6s}   recorded:"
     for (task, code), rows in table.groupby(["task", "language"], sort=False):
@@ -182,6 +182,24 @@ def _told_again(options: argparse.Namespace, detector: Detector) -> Iterator[str
             again = [detector.detect(answer) for answer in rows["prediction"]]
             told = [f"{fidelity(some, asked)[0]:8.1f} {undetermined(some)[0]:6.1f}" for some in (again, recorded)]
             yield f"{task:12s} {code:10s} {len(rows):7d} {told[0]}   {told[1]}"
+
+
+def _predictions(path: Path) -> pd.DataFrame:
+    import pandas as pd
+    import pyarrow
+
+    wanted = f"Give a run's or an evaluation's {PREDICTIONS_FILE}."
+    if not path.is_file():
+        raise InputError(f"There are no predictions {path}. {wanted}")
+    try:
+        table = pd.read_parquet(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path} is no parquet file that can be read. {wanted}") from error
+    if missing := [name for name in ("task", "language", "prediction", "answer_language") if name not in table]:
+        raise InputError(f"{path} lacks the columns {', '.join(missing)}. {wanted}")
+    if unknown := sorted(set(table["task"]) - set(TASKS)):
+        raise InputError(f"{path} has the tasks {', '.join(unknown)}, which are not known here. {wanted}")
+    return table
 
 
 def _languages(wanted: list[str] | None, there: list[str]) -> list[str]:

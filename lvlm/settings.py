@@ -65,7 +65,7 @@ class ModelConfig(Settings):
 
     tower: str = "tiny-vit"
     """`tiny-vit` (draw `seed % n` of the n shipped), `tiny-vit/3` (that draw), a folder, a folder of draws named 0,
-    1, ..., or a name that timm knows.
+    1, ..., a name that timm knows, or a hub name of a plain vision transformer of transformers, which has a slash.
     """
     llm: str = "tiny-lm"
     """`tiny-lm`, `tiny-lm/3`, `tiny-lm-clean` (never answers in another language), a local folder, a
@@ -92,9 +92,8 @@ class ModelConfig(Settings):
     """How a conversation is written: by the tokenizer's own chat template, or as Centurio's code does for the LLM's
     family."""
     feature_layer: int = -2
-    """Which block of the tower gives the features, counted from the end; -2 is the penultimate one, without final
-    norm.
-    """
+    """Which block of the tower gives the features, counted from the end, or which stage of a tower of timm in stages;
+    -2 is the penultimate one, without final norm."""
     attn: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """How attention is computed; `flash_attention_2` needs a GPU and the package flash-attn, and Gemma 2 computes with
     `eager` or that. A tower of timm chooses for itself."""

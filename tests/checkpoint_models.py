@@ -43,8 +43,9 @@ def edit(file, change):
         torch.save(data, file)
 
 
-def write_own(folder, model, processor):
-    model.save_pretrained(folder)
+def write_own(folder, model, processor, **settings):
+    """A model and its processor as this package saves them."""
+    model.save_pretrained(folder, **settings)
     processor.save_pretrained(folder)
     return folder
 

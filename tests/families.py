@@ -6,6 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tests.tiny import begin_with, byte_level
+
 CONTROLS = {
     "qwen2": ("<|im_start|>", "<|im_end|>"),
     "phi3": ("<s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
@@ -36,6 +38,43 @@ OWN = {
 }
 
 
+ALTERNATE = (
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}"
+)
+TEMPLATES = {
+    "qwen2": (
+        "{% if messages[0]['role'] == 'system' %}{{ '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}"
+        "{% else %}{{ '<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+        "<|im_end|>\n' }}{% endif %}{% for m in messages %}{% if m['role'] != 'system' or not loop.first %}"
+        "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "phi3": (
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+    ),
+    "llama": (
+        "{% for m in messages %}{% set text = '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' "
+        "+ m['content'] | trim + '<|eot_id|>' %}{% if loop.first %}{% set text = bos_token + text %}{% endif %}"
+        "{{ text }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    ),
+    "gemma2": (
+        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+        "{% endif %}{% for m in messages %}" + ALTERNATE + "{% set role = 'model' if m['role'] == 'assistant' else "
+        "m['role'] %}{{ '<start_of_turn>' + role + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+    ),
+    "cohere": (
+        "{{ bos_token }}{% for m in messages %}" + ALTERNATE + "{% set role = '<|USER_TOKEN|>' if m['role'] == 'user' "
+        "else '<|CHATBOT_TOKEN|>' %}{{ '<|START_OF_TURN_TOKEN|>' + role + m['content'].strip() "
+        "+ '<|END_OF_TURN_TOKEN|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}{% endif %}"
+    ),
+}
+"""Model type -> what its makers' own template writes, without its tools."""
+
+
 def tiny_config(family: str, **changes: Any) -> Any:
     """The config of a two-layer LLM of a family."""
     from transformers import AutoConfig
@@ -43,41 +82,26 @@ def tiny_config(family: str, **changes: Any) -> Any:
     return AutoConfig.for_model(family, **{"vocab_size": 40, **SIZES, **OWN.get(family, {}), **changes})
 
 
-def tokenizer_of(family: str, *, placeholder: bool = False) -> Any:
+def tokenizer_of(family: str, *, placeholder: bool = False, own: bool = False) -> Any:
     """A small byte-level tokenizer with the family's control tokens, its BOS put before every text as the large one
-    does, and Centurio's template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    does, and Centurio's template or the family's `own`."""
     from transformers import PreTrainedTokenizerFast
 
     from lvlm.model.chat import IMAGE_PLACEHOLDER
     from lvlm.model.templates import CENTURIO
 
     controls = CONTROLS[family]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
     special = ["<pad>", *controls, *([IMAGE_PLACEHOLDER] if placeholder else [])]
     special += ["<|endoftext|>"] if family == "qwen2" else []  # which transformers' class for Qwen adds if it lacks
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["Was ist das? Ein Kreis."], trainer)
-    bos = None if family == "qwen2" else controls[0]
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
-        )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=byte_level(["Was ist das? Ein Kreis."], special, vocabulary=300),
         pad_token="<pad>",
-        bos_token=bos,
         eos_token=controls[-1],
         extra_special_tokens=special[1:],
     )
-    fast.chat_template = CENTURIO[family].jinja()
+    if family != "qwen2":
+        begin_with(fast, controls[0])
+    fast.chat_template = TEMPLATES[family] if own else CENTURIO[family].jinja()
     return fast
 
 

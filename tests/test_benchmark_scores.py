@@ -14,7 +14,7 @@ from lvlm.data.corpus import Corpus, Item, open_corpus
 from lvlm.evaluate import corpora_detector, score_answers
 from lvlm.evaluate.cider import Cider
 from lvlm.evaluate.items import asked_items
-from lvlm.evaluate.tasks import MEASURES, scorer_of
+from lvlm.evaluate.tasks import MEASURES, _relaxed, scorer_of
 from lvlm.evaluate.tiers import left_out, summarise
 from lvlm.records import METRICS, NAMED_METRICS, TASKS
 from lvlm.settings import CorpusUse, EvaluateConfig
@@ -97,6 +97,37 @@ def test_a_choice_at_random_is_worth_one_in_as_many(
     name: str, task: str, code: str, random: float, tmp_path: Path
 ) -> None:
     assert metrics(scored(benchmark(name, tmp_path), first)[0], task, code)["random"] == pytest.approx(random)
+
+
+def test_both_questions_of_a_picture_and_all_rotations_of_a_question_count_together(tmp_path: Path) -> None:
+    mme = benchmark("mme", tmp_path)
+    scores, _ = scored(mme, lambda _: "Yes")
+    assert metrics(scores, "mme", "en")["score"] == 40.0
+    assert metrics(scores, "mme", "en")["together"] == pytest.approx(100 / 3), "of three pictures one is right"
+    exam = benchmark("m3exam_cyclic", tmp_path)
+    scores, _ = scored(exam, lambda _: "A")
+    found = scores.set_index("metric").loc["together"]
+    assert metrics(scores, "m3exam_cyclic", "th")["score"] == 40.0 and (found["value"], found["n"]) == (0.0, 2)
+    assert metrics(scored(exam, first)[0], "m3exam_cyclic", "th")["together"] == 100.0
+    assert "together" not in metrics(scored(benchmark("m3exam", tmp_path), first)[0], "m3exam", "th")
+
+
+def test_what_is_asked_in_part_does_not_count_as_a_whole(tmp_path: Path) -> None:
+    exam = benchmark("m3exam_cyclic", tmp_path)
+    four = scored(exam, first, items=4)[0].set_index("metric").loc["together"]
+    assert (four["value"], four["n"]) == (100.0, 1)
+    one = scored(exam, first, items=1)[0].set_index("metric").loc["together"]
+    assert math.isnan(one["value"]) and one["n"] == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "choice"), [(task, choice) for task, measure in MEASURES.items() for choice in measure.choices]
+)
+def test_every_choice_of_a_task_is_found_in_an_answer(task: str, choice: str) -> None:
+    item = Item("1", "toy", "de", task, "toy", "Which?", (choice,), ())
+    others = [other for other in MEASURES[task].choices if other != choice]
+    for answer in (choice, f"{choice}.", f"({choice})"):
+        assert _relaxed(item, "de", answer, [choice]) == 100.0 and _relaxed(item, "de", answer, others[:1]) == 0.0
 
 
 def test_open_questions_have_no_random_row_and_any_listed_answer_counts(tmp_path: Path) -> None:

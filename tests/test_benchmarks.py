@@ -45,7 +45,7 @@ def test_five_items_become_a_corpus_whose_pictures_decode(form: Any, name: str, 
     for code, found in items(corpus).items():
         by_task = {task: [item for item in found if item.task == task] for task in {item.task for item in found}}
         for task, some in by_task.items():
-            assert len(some) <= 10 and task.replace("xmmmu", "mmmu") in prompts()
+            assert len(some) <= 10 and {"xmmmu": "mmmu", "m3exam_cyclic": "m3exam"}.get(task, task) in prompts()
             assert all(item.language == code and item.source.startswith(task.partition("_")[0]) for item in some)
             assert all(item.images for item in some)
     assert sum(map(len, items(corpus).values())) >= 5
@@ -104,6 +104,11 @@ def test_images_within_questions_and_options_keep_their_places(tmp_path: Path) -
     assert [Path(image).name for image in exam[1].images] == ["image-1.jpg", "image-2.jpg"]
     assert [item.answers for item in exam] == [("B",), ("B",), ("B",), ("C",), ("A",)]
     assert len(exam[4].images) == 2 == exam[4].prompt.count(I)
+    (tmp_path / "cyclic").mkdir()
+    cyclic = items(written(AUTHORS["m3exam_cyclic"], "m3exam_cyclic", tmp_path / "cyclic"))["th"]
+    assert [item.answers for item in cyclic] == [("B",), ("A",), ("C",), ("B",), ("A",)]
+    assert cyclic[0].prompt == exam[0].prompt and "\nA. สาม\nB. หนึ่ง\nC. สอง\n" in cyclic[2].prompt
+    assert cyclic[4].images == exam[1].images[::-1], "pictures turn with the options that they are in"
     (tmp_path / "mmmu").mkdir()
     mmmu = {item.id: item for item in items(written(AUTHORS["mmmu"], "mmmu", tmp_path / "mmmu"))["en"]}
     second, third = (mmmu[f"mmmu-validation_Economics_{number}"] for number in (2, 3))
@@ -124,9 +129,42 @@ def test_centurios_rows_are_prompts_or_fill_its_templates(tmp_path: Path) -> Non
     (tmp_path / "m3").mkdir()
     exam = written(CENTURIO["m3exam"], "m3exam", tmp_path / "m3").items("test", "th")
     assert len(exam) == 5 and exam[1].prompt.startswith("Q 1\nOptions:\nA. one"), "rotations are left aside"
+    (tmp_path / "cycle").mkdir()
+    cycle = written(CENTURIO["m3exam_cyclic"], "m3exam_cyclic", tmp_path / "cycle").items("test", "th")
+    assert [item.answers for item in cycle[:2]] == [("A",), ("B",)]
+    assert [item.id for item in cycle[1:3]] == ["m3exam_cyclic-q0-00001", "m3exam_cyclic-q1-00002"]
     (tmp_path / "cvqa").mkdir()
     found = written(CENTURIO["cvqa"], "cvqa", tmp_path / "cvqa").items("test", "es")
     assert {item.source for item in found} == {"cvqa:es-mexico", "cvqa:es-chile"} and len(found) == 10
+
+
+def test_true_is_an_answer_where_nothing_is_said_to_be_true_or_false(tmp_path: Path) -> None:
+    """Only Centurio's rows of marvl write yes and no as True and False."""
+    CENTURIO["mtvqa"](tmp_path / "source")
+    path = tmp_path / "source" / "mtvqa" / "mtvqa_test_it.json"
+    write_json(path, [row | {"text_label": "True"} for row in json.loads(path.read_text())])
+    write_benchmark("mtvqa", tmp_path / "source", tmp_path / "corpus")
+    assert {item.answers for item in open_corpus(tmp_path / "corpus").items("test", "it")} == {("True",)}
+
+
+def test_a_line_ends_where_json_lines_end_it(tmp_path: Path) -> None:
+    AUTHORS["xm3600"](tmp_path)
+    path = tmp_path / "captions.jsonl"
+    path.write_text(path.read_text(encoding="utf-8").replace("dem See", "dem\u2028See\x85"), encoding="utf-8")
+    write_benchmark("xm3600", tmp_path, tmp_path / "corpus")
+    assert "dem\u2028See" in open_corpus(tmp_path / "corpus").items("test", "de")[0].answers[0]
+
+
+def test_an_image_whose_place_a_translation_has_lost_is_shown_first(tmp_path: Path) -> None:
+    from tests.examples.benchmarks import png, write_parquet
+
+    row = {"id": "validation_Art_1", "question": "कौन?", "image_1": png(1), "question_type": "open", "options": "[]",
+           "answer": "(2, 3)"}  # fmt: skip
+    write_parquet(tmp_path / "hi.parquet", [row])
+    write_benchmark("xmmmu", tmp_path, tmp_path / "corpus")
+    (item,) = open_corpus(tmp_path / "corpus").items("test", "hi")
+    assert item.prompt == f"{I}\nकौन?{WORD}" and len(item.images) == 1
+    assert item.answers == ("(2, 3)",), "a pair of numbers is one answer"
 
 
 def test_languages_and_first_leave_the_rest_out(tmp_path: Path) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 
 import pytest
-from tokenizers.processors import TemplateProcessing
 
 from lvlm.errors import InputError
 from lvlm.model.chat import IGNORED, IMAGE_PLACEHOLDER, Chat
-from tests.tiny import make_tokenizer
+from tests.tiny import begin_with, make_tokenizer
 
 CONVERSATIONS = {
     "one turn": [("What colour?", "Red.")],
@@ -41,10 +40,10 @@ def llama(tmp_path_factory):
     return tokenizer
 
 
-def supervised(tokenizer, ids, labels):
+def supervised(tokenizer, input_ids, labels):
     """The decoded runs of supervised ids."""
     runs, last = [], IGNORED
-    for token, label in zip(ids, labels, strict=True):
+    for token, label in zip(input_ids, labels, strict=True):
         if label != IGNORED:
             assert label == token
             runs = [*runs, [token]] if last == IGNORED else [*runs[:-1], [*runs[-1], token]]
@@ -155,9 +154,7 @@ TALKATIVE = [
 def adding(tmp_path_factory):
     """A tokenizer that puts a BOS before every text by itself, which its template does not write."""
     tokenizer = make_tokenizer(tmp_path_factory.mktemp("adding"))
-    tokenizer.bos_token = "<pad>"
-    begin = [("<pad>", tokenizer.bos_token_id)]
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<pad> $A", special_tokens=begin)
+    begin_with(tokenizer, "<pad>")
     return tokenizer
 
 

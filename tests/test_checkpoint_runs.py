@@ -113,6 +113,27 @@ def test_a_release_in_bf16_computes_as_the_run_asks(tmp_path, corpus, fresh, pre
         assert {value.dtype for value in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_release_whose_tower_alone_is_in_fp32_loses_no_bit_of_it(tmp_path, fresh, precision):
+    """As Centurio's are, by the size of their files."""
+    model, processor, _ = fresh
+    merge_lora(model.language_model)
+    folder = write_release(tmp_path / "release", model, processor)
+    for file in folder.glob("*.safetensors"):
+        edit(file, halve_all_but_the_tower)
+    loaded, _ = load(folder, precision=precision)
+    whole = model.vision_tower.state_dict()
+    assert all(torch.equal(value, whole[key]) for key, value in loaded.vision_tower.state_dict().items())
+    assert loaded.config.halved == (["llm"] if precision == "bf16" else None)
+    weight = loaded.language_model.model.layers[0].mlp.up_proj.weight
+    assert weight.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+    assert torch.equal(weight.float(), model.language_model.model.layers[0].mlp.up_proj.weight.bfloat16().float())
+
+
+def halve_all_but_the_tower(state):
+    state |= {key: value.bfloat16() for key, value in state.items() if not key.startswith("vision_tower.")}
+
+
 def test_a_snapshot_is_held_as_the_run_computes_and_loses_nothing_that_learned(tmp_path, fresh, monkeypatch):
     model, _, _ = fresh
     path = write_snapshot(tmp_path, model, deepspeed=False, tower=True)

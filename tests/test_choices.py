@@ -1,5 +1,7 @@
 """An answer to a question with choices is told apart from the words around it; a letter in a word chooses nothing."""
 
+from string import ascii_uppercase
+
 import pytest
 
 from lvlm.evaluate.choices import chosen_letter, chosen_word, options
@@ -17,6 +19,7 @@ Answer with the option's letter from the given choices directly."""
 def test_options_are_the_last_list_of_a_prompt_that_begins_with_a() -> None:
     assert options(PROMPT) == {"A": "a red car", "B": "Vitamin A", "C": "der Hund", "D": ""}
     assert options("A. one\nB. two\nQuestion\n A. three\n B. four") == {"A": "three", "B": "four"}
+    assert len(options("\n".join(f"{letter}. x" for letter in ascii_uppercase) + "\nX. y")) == 26
     assert options("A. Milne wrote this.\nWho?") == options("B. two\nC. three") == options("What?") == {}
 
 

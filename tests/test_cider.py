@@ -68,3 +68,8 @@ def test_icu_divides_what_is_written_without_spaces(code: str, caption: str, som
     assert "ICU" in str(segmentation(code))
     spaced = " ".join(caption.replace(" ", ""))
     assert segment(spaced, code) == said, "spaces that a corpus has put between words change nothing"
+
+
+def test_tibetan_is_divided_into_syllables() -> None:
+    assert segment("བོད་ཡིག་ནི། ལེགས་པོ་འདུག།", "bo") == ("བོད", "ཡིག", "ནི", "ལེགས", "པོ", "འདུག")
+    assert segmentation("bo") == segmentation("dz") == "by syllable"

@@ -187,6 +187,8 @@ def test_the_command_tells_finished_predictions_again(tmp_path: Path, fasttext_f
         (["fidelity", "--check", "--table", "x.csv"], "--table x.csv does not exist"),
         (["fidelity", "--check", "--languages", "arz"], "names arz, of which there are no texts"),
         (["fidelity", "--check", "--languages", "qqq"], "Unknown language code 'qqq'"),
+        (["fidelity", "--check", "--detector", "auto"], "--detector auto learns from the corpora"),
+        (["fidelity", "x.parquet", "--table", "x.csv"], "--table x.csv is for --check"),
     ],
 )
 def test_what_cannot_be_checked_is_refused(words: list[str], message: str, capsys: Any) -> None:
@@ -200,12 +202,42 @@ def test_what_cannot_be_checked_is_refused(words: list[str], message: str, capsy
         ("language,text\nde,\n", "line 2: language or text is empty"),
         ("lang,text\nde,ja\n", "lacks the column language"),
         ("language,text\n", "has no row"),
+        ("language,text\nde,ja\nqqq,ja\n", r"own\.csv, line 3: Unknown language code 'qqq'"),
     ],
 )
 def test_a_table_with_a_fault_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "own.csv").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message):
         read_table(tmp_path / "own.csv")
+
+
+def test_a_table_may_begin_with_a_byte_order_mark_and_must_be_utf8(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_bytes(b"\xef\xbb\xbflanguage,text\nde,rot\n")
+    assert read_table(tmp_path / "own.csv") == {"de": ("rot",)}
+    (tmp_path / "own.csv").write_bytes("language,text\nde,grün\n".encode("latin-1"))
+    with pytest.raises(InputError, match="is not UTF-8"):
+        read_table(tmp_path / "own.csv")
+
+
+def test_files_that_are_no_predictions_are_refused(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "text.parquet").write_text("no table")
+    pd.DataFrame({"task": ["vqa"]}).to_parquet(tmp_path / "short.parquet")
+    rows = {"task": ["ocr"], "language": ["es"], "prediction": ["gato"], "answer_language": ["es"]}
+    pd.DataFrame(rows).to_parquet(tmp_path / "other.parquet")
+    for name, message in (
+        ("text", "is no parquet file"),
+        ("short", "lacks the columns language, prediction, answer_language"),
+        ("other", "has the tasks ocr"),
+    ):
+        assert cli.main(["fidelity", str(tmp_path / f"{name}.parquet")]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_letters_have_no_language_to_tell_again(tmp_path: Path, fasttext_file: Path, capsys: Any) -> None:
+    rows = {"task": ["cvqa", "vqa"], "language": "es", "prediction": ["A", "gato"], "answer_language": ["en", "es"]}
+    pd.DataFrame(rows).to_parquet(tmp_path / "predictions.parquet")
+    assert cli.main(["fidelity", str(tmp_path / "predictions.parquet"), "--detector", str(fasttext_file)]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["vqa"]
 
 
 def test_the_built_in_worlds_are_closed(tmp_path: Path) -> None:

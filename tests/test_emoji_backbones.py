@@ -16,7 +16,8 @@ from lvlm.backbones.emoji import build_emoji
 from lvlm.backbones.emoji_text import KINDS, TURNS, EmojiText
 from lvlm.backbones.emoji_vision import BANK, draw_views, emoji_bank
 from lvlm.backbones.text import NO_MIX
-from lvlm.data.worlds.emoji import Concepts
+from lvlm.data.worlds.cldr import open_names
+from lvlm.data.worlds.emoji import Concepts, emoji_id, load_concepts
 from lvlm.data.worlds.emoji_items import LETTERS
 from lvlm.data.worlds.emoji_writer import PICTURES_FOLDER, read_concepts, write_emoji
 from lvlm.errors import InputError
@@ -24,7 +25,7 @@ from lvlm.languages import language
 from lvlm.model.backbones import resolve
 from lvlm.model.lvlm import Lvlm
 from lvlm.settings import ModelConfig
-from tests.emoji_sources import write_cldr, write_pictures
+from tests.emoji_sources import EMOJI, write_cldr, write_pictures
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,13 @@ def test_held_out_concepts_are_read_about_and_low_tiers_less(concepts: Concepts)
     said = "\n".join(text for _, turns in drawn for turn in turns for text in turn)
     assert all(concepts.names["sw"][concept] in said for concept in concepts.of("test"))
     assert max(len(turns) for _, turns in drawn) == max(TURNS.values())
+
+
+def test_a_language_of_no_tier_is_read_like_the_lowest(tmp_path: Path) -> None:
+    names = open_names(write_cldr(tmp_path, languages=["en", "jv", "br"]))
+    everything = load_concepts(names, pictures=set(map(emoji_id, EMOJI)), languages=["all"])
+    counts = Counter(code for code, _ in EmojiText(everything).documents(np.random.default_rng(3), count=3000))
+    assert everything.languages == ("en", "jv", "br") and counts["br"] == pytest.approx(counts["jv"], rel=0.25)
 
 
 def test_the_answer_mix_sets_how_often_names_are_answered_in_english(concepts: Concepts) -> None:

@@ -14,14 +14,15 @@ from PIL import Image
 
 from lvlm import cli
 from lvlm.data.corpus import open_corpus
-from lvlm.data.worlds import cldr, emoji_pictures
+from lvlm.data.worlds import cldr, emoji_pictures, emoji_writer
 from lvlm.data.worlds.cldr import open_names
 from lvlm.data.worlds.emoji import Concepts, emoji_id, gaps, load_concepts, pool_of
 from lvlm.data.worlds.emoji_items import LETTERS
 from lvlm.data.worlds.emoji_pictures import AUGMENTATIONS, draw_look, open_pictures, scene, single
-from lvlm.data.worlds.emoji_writer import CONCEPTS_FILE, REFUSED_FILE, read_concepts, write_emoji
+from lvlm.data.worlds.emoji_writer import CONCEPTS_FILE, REFUSED_FILE, is_written, read_concepts, write_emoji
 from lvlm.data.worlds.fonts import font_path
 from lvlm.errors import InputError
+from lvlm.evaluate.metrics import AttributeReader
 from lvlm.evaluate.tasks import Scorer
 from lvlm.languages import TIERS, language
 from tests.emoji_sources import EMOJI, LANGUAGES, keywords_of, name_of, write_cldr, write_pictures
@@ -169,12 +170,11 @@ def test_a_name_that_is_not_a_concepts_own_or_says_nothing_is_refused(tmp_path: 
     assert {entry.languages for entry in concepts.refused} == {("ru",)}
 
 
-def test_names_that_differ_in_marks_alone_stay_apart_but_score_alike(tmp_path: Path) -> None:
+def test_names_that_differ_in_marks_alone_are_told_apart_in_a_caption(tmp_path: Path) -> None:
     concepts = load(tmp_path, renamed={"de": {EMOJI[0]: "เสือ", EMOJI[1]: "เสื้อ"}})
     assert not concepts.refused
-    attributes = concepts.attributes("de")
-    assert attributes["เสือ"] == attributes["เสื้อ"] == f"emoji:{IDS[0]}+{IDS[1]}"
-    assert len(set(attributes.values())) == len(IDS) - 1
+    reader = AttributeReader.of(concepts.attributes("de"))
+    assert reader.read("เสื้อ, เสือ, เสื้อ") == {f"emoji:{IDS[0]}": 1, f"emoji:{IDS[1]}": 2}
 
 
 def test_the_pool_of_a_concept_depends_on_it_alone(tmp_path: Path) -> None:
@@ -391,6 +391,8 @@ def test_a_picture_stays_inside_its_image_and_a_scene_reads_row_by_row() -> None
         ({"languages": []}, "languages is empty"),
         ({"concepts": 61}, "61 concepts are asked for; 60 emoji"),
         ({"concepts": 5}, "are too few"),
+        ({"concepts": 0}, "0 concepts are asked for, which are too few"),
+        ({"concepts": -3}, "-3 concepts are asked for, which are too few"),
         ({"seed": -1}, "seed is -1"),
         ({"test_images": 0}, "test_images is 0"),
     ],
@@ -414,6 +416,19 @@ def test_a_broken_file_of_cldr_and_a_folder_without_pictures_are_named(tmp_path:
         open_pictures(tmp_path / "empty")
     with pytest.raises(InputError, match=f"{CONCEPTS_FILE} cannot be read.*lvlm data emoji"):
         read_concepts(tmp_path)
+
+
+def test_a_world_of_other_languages_is_not_taken_for_the_own_one(
+    tmp_path: Path, sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emoji_writer, "OWN_SIZES", {"train_images": 1, "tune_images": 1, "test_images": 1})
+    monkeypatch.setattr(emoji_writer, "OWN_NUMBER", len(EMOJI))
+    monkeypatch.setattr(cldr, "DEBIAN_FOLDER", sources["names"])
+    own = write_emoji(tmp_path / "own", seed=0, **sources)
+    few = write_emoji(tmp_path / "few", seed=0, languages=["T5", "sw"], **sources)
+    assert is_written(own) and not is_written(few) and open_corpus(few).languages == ("en", "de", "sw")
+    monkeypatch.setattr(cldr, "DEBIAN_FOLDER", tmp_path / "absent")
+    assert is_written(own), "where there is no CLDR, nothing could be written in its place"
 
 
 def test_the_command_writes_the_world_and_refuses_its_options_elsewhere(

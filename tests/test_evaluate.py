@@ -2,15 +2,12 @@
 
 import json
 import math
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-import torch.multiprocessing
 
 from lvlm.data.corpus import Corpus, open_corpus
 from lvlm.errors import InputError
@@ -19,8 +16,10 @@ from lvlm.evaluate.generate import Prompt, generate_answers
 from lvlm.evaluate.items import asked_items
 from lvlm.evaluate.tiers import left_out, summarise
 from lvlm.records import METRICS, PREDICTION_COLUMNS, SCORE_COLUMNS
-from lvlm.settings import CorpusUse, EvaluateConfig
+from lvlm.settings import ComputeConfig, CorpusUse, EvaluateConfig
+from lvlm.train.compute import compute
 from tests.corpora import make_corpus, test_row, write_rows
+from tests.processes import together
 from tests.tiny import tiny_image, tiny_world
 
 
@@ -145,28 +144,6 @@ def test_the_model_comes_back_as_it_was_and_progress_ends_at_the_total(assembled
         assert model.training is training
     assert told[-1] == (10, 10)
     assert answers(assembled, []) == []
-
-
-def _process(rank: int, world: int, meeting: str, work: Callable[[], Any], results: Any) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
-    results[rank] = work()
-    torch.distributed.destroy_process_group()
-
-
-def on_processes(world: int, meeting: Path, work: Callable[[], Any]) -> list[Any]:
-    """What every one of `world` gloo processes returns."""
-    context = torch.multiprocessing.get_context("fork")
-    with context.Manager() as manager:
-        results = manager.dict()
-        members = [
-            context.Process(target=_process, args=(rank, world, str(meeting), work, results)) for rank in range(world)
-        ]
-        for member in members:
-            member.start()
-        for member in members:
-            member.join(60)
-        return [results[rank] for rank in range(world)]
 
 
 # A corpus small enough to score by hand: two questions and a caption in three languages.
@@ -294,6 +271,20 @@ def test_an_untranslatable_corpus_has_no_other_language_to_be_right_in(tmp_path:
     assert ["toy" in note and "not translated" in note for note in scores.attrs["notes"]] == [True]
 
 
+def test_a_language_that_lacks_an_id_leaves_its_gold_answers_to_the_others(tmp_path: Path) -> None:
+    folder = make_corpus(tmp_path, ("en", "de", "sw"), test_rows=3)
+    path = folder / "test" / "de.jsonl"
+    *rows, last = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(rows), encoding="utf-8")
+    (folder / "refused" / "test").mkdir(parents=True)
+    (folder / "refused" / "test" / "de.jsonl").write_text(last, encoding="utf-8")
+    corpus = open_corpus(folder)
+    golds = {item.id: item.answers[0] for item in corpus.items("test", "sw")}
+    asked = asked_items(config(corpus), {"toy": corpus}, permission="report")
+    _, predictions = score_answers(asked, [golds[entry.item.id] for entry in asked], corpora_detector(corpus))
+    assert (predictions["score_any_language"] == 100).all() and len(predictions) == 8
+
+
 def test_the_limit_takes_the_same_ids_in_every_language_and_is_nested(tmp_path: Path) -> None:
     corpus = open_corpus(make_corpus(tmp_path, ("en", "de", "sw"), test_rows=40))
 
@@ -370,18 +361,15 @@ def test_seven_items_on_one_two_and_three_processes(assembled: Any, images: list
     alone = generate_answers(model, processor, prompts, max_new_tokens=5)
     assert len(set(alone)) > 2
 
-    def work() -> Any:
-        torch.set_num_threads(1)
-        return (
-            generate_answers(model, processor, prompts, max_new_tokens=5),
-            evaluate(model, processor, chosen, {"toy": corpus}, batch_size=4),
-        )
-
-    for world in (2, 3):
-        for found, tables in on_processes(world, tmp_path / f"meeting-{world}", work):
-            assert found == alone
+    def work() -> None:
+        with compute(ComputeConfig(device="cpu")):
+            assert generate_answers(model, processor, prompts, max_new_tokens=5) == alone
+            tables = evaluate(model, processor, chosen, {"toy": corpus}, batch_size=4)
             for frame, expected in zip(tables, ten, strict=True):
                 pd.testing.assert_frame_equal(frame, expected)
+
+    for world in (2, 3):
+        assert together(work, world) == [0] * world
 
 
 def test_nothing_to_evaluate_gives_empty_tables(assembled: Any) -> None:

@@ -287,6 +287,9 @@ def test_lmms_eval_gets_our_answers_in_its_order(folders: tuple[Path, Path], lmm
     adapter.clean()
     with pytest.raises(InputError, match="no argument tiles"):
         lmms_model.LvlmModel(pretrained=str(folders[0]), tiles=3)
+    for size in ("auto", "0"):
+        with pytest.raises(InputError, match=f"a whole number .* not '{size}'"):
+            lmms_model.LvlmModel(pretrained=str(folders[0]), batch_size=size)
 
 
 def test_the_command_hands_over_to_lmms_eval(

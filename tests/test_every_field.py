@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 from lvlm.check import tuning
 from lvlm.config import RunConfig, flat_fields, make_config, set_value
@@ -21,7 +22,11 @@ from lvlm.errors import InputError
 from lvlm.evaluate import evaluate
 from lvlm.model.tiling import pixels
 from lvlm.run import run
-from lvlm.settings import ComputeConfig
+from lvlm.settings import TrainedParts
+from lvlm.train import images, loop
+from lvlm.train.batches import MicroBatch
+from lvlm.train.compute import compute
+from lvlm.train.strategies import StepLoss
 from tests.corpora import change_row, make_corpus, train_row, write_rows
 from tests.tiny import make_llm, make_tower, tiny_image, tiny_world
 
@@ -126,8 +131,8 @@ def of_both_stages(field: str, value: Any) -> dict[str, tuple[str, Changes]]:
 
 
 FIELDS: dict[str, tuple[str, Changes]] = {
-    "name": ("record", {}),
-    "tags": ("record", {}),
+    "name": ("run: name", {"name": "other"}),
+    "tags": ("run: tags", {"tags": ["one", "two"]}),
     "seed": ("weights", {"seed": 1}),
     "model.tower": ("model", {"model.tower": "another"}),
     "model.llm": ("model", {"model.llm": "another"}),
@@ -159,17 +164,29 @@ FIELDS: dict[str, tuple[str, Changes]] = {
     "evaluate.tune_items": ("answers", {"evaluate.tune_items": 1}),
     "evaluate.max_new_tokens": ("answers", {"evaluate.max_new_tokens": 1}),
     "evaluate.detector": ("answers", {"evaluate.detector": "packaged"}),
-    **{f"compute.{name}": ("read", {}) for name in ComputeConfig.model_fields},
+    "compute.device": ("run: device", {"compute.device": "cuda"}),
+    "compute.precision": ("run: precision", {"compute.precision": "bf16"}),
+    "compute.threads": ("run: threads", {"compute.threads": 2}),
+    "compute.micro_batch_tokens": ("run: passes", {"compute.micro_batch_tokens": 64}),
+    "compute.packing": ("run: passes", {"compute.packing": True}),
+    "compute.gradient_checkpointing": ("run: blocks", {"compute.gradient_checkpointing": True}),
+    "compute.strategy": ("launched", {"compute.strategy": "ddp"}),
+    "compute.loader_workers": ("run: workers", {"compute.loader_workers": 1}),
+    "compute.feature_cache": ("run: features", {"compute.feature_cache": "on"}),
+    "compute.feature_cache_gib": ("run: features", {"compute.feature_cache": "on", "compute.feature_cache_gib": 1e-6}),
+    "compute.evaluate_batch": ("run: blocks", {"compute.evaluate_batch": 1}),
+    "compute.checkpoint_every": ("run: checkpoints", {"compute.checkpoint_every": 1e-6}),
 }
-"""Field -> (what it changes, the changes). `read`: it moves where and how fast something is computed and at most its
-last bits, so that it is only seen that a run asks for it; tests of their own say that the results stay. `refused`: a
-run cannot have it. `quantised`: without bitsandbytes the model is refused, with it another one."""
+"""Field -> (what it changes, the changes). `run: ...`: what is seen of a run, whose results stay, as tests of their own
+say. `refused`: a run cannot have it. `quantised`: without bitsandbytes the model is refused, with it another one.
+`launched`: one process divides nothing, but is refused where it contradicts its launcher."""
 
 
 NEEDS: dict[str, Changes] = {
     "model.pool": {"model.adapter": "window-pool", "model.pool": 1},
     "model.shuffle": {"model.adapter": "window-shuffle", "model.shuffle": 1},
     "model.queries": {"model.adapter": "resampler"},
+    "compute.feature_cache_gib": {"compute.feature_cache": "on"},
     **{
         f"{name}.mix.{field}": {f"{name}.{key}": value for key, value in changes.items()}
         for name in ("pretrain", "instruct")
@@ -204,7 +221,6 @@ def trained(config: RunConfig, name: str, corpus: Corpus, folder: Path) -> dict[
     """The stage `name`, trained alone: the weights that it learned, and how often it was validated."""
     from lvlm.model.parts import prepare_training
     from lvlm.train.batches import BatchStream, SampleEncoder, StepBatches
-    from lvlm.train.compute import compute
     from lvlm.train.loop import StageLoop
     from lvlm.train.progress import Reporter
 
@@ -285,36 +301,45 @@ def unchanged(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Calla
                 known[stage] = trained(config, stage, corpus, folder / stage)
             return known[stage][what]
         if what not in known:
-            known[what] = modelled(config) if what == "model" else answered(config, corpus)
+            outcomes: dict[str, Callable[[], Any]] = {
+                "model": lambda: modelled(config),
+                "answers": lambda: answered(config, corpus),
+                "run": lambda: seen(config, folder / "run"),
+            }
+            known[what] = outcomes[what]()
         return known[what]
 
     return outcome
 
 
-class Watched(ComputeConfig):
-    """Compute settings that note which of them are asked for."""
+def seen(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """What is seen of a short run: its record, the micro-batches and LLM blocks that it computes, the threads, loader
+    processes and checkpoints that it asks for."""
+    small = config.instruct and config.instruct.model_copy(update={"train": TrainedParts(llm="lora")})
+    found: dict[str, Any] = {name: [] for name in ("passes", "blocks", "threads", "workers", "checkpoints")}
 
-    def __getattribute__(self, name: str) -> Any:
-        if name in ComputeConfig.model_fields:
-            READ.add(name)
-        return super().__getattribute__(name)
+    def noting(what: str, note: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **settings: Any) -> Any:
+            found[what].append(note(*args, **settings))
+            return original(*args, **settings)
 
+        return noted
 
-READ: set[str] = set()
-CARRIED = {"name": "other", "tags": ["one", "two"]}
-"""What the record says of a run that was called so."""
+    def shape(_: Any, batch: MicroBatch, images: Any) -> tuple[Any, bool]:
+        return tuple(batch.input_ids.shape), batch.position_ids is None
 
-
-@pytest.fixture(scope="module")
-def watched(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """The fields of `compute` that one run reads, and those that its record carries."""
-    home = tmp_path_factory.mktemp("watched")
-    config = base(corpus, {"pretrain": None, "instruct.steps": 1, "instruct.train.tower": "frozen", **CARRIED})
-    watching = Watched.model_validate(config.compute.model_dump())
-    READ.clear()
-    record = run(config.model_copy(update={"compute": watching}), home / "run", home=home)
-    carried = {"name": record.name, "tags": record.tags}
-    return {f"compute.{name}" for name in READ} | {name for name, value in CARRIED.items() if carried[name] == value}
+    with pytest.MonkeyPatch.context() as patch:
+        for place, name, what, note in (
+            (StepLoss, "forward", "passes", shape),
+            (Qwen2MLP, "forward", "blocks", lambda *_: 1),
+            (images, "DataLoader", "workers", lambda *_, num_workers, **__: num_workers),
+            (loop, "save_checkpoint", "checkpoints", lambda *_, **__: 1),
+        ):
+            patch.setattr(place, name, noting(what, note, getattr(place, name)))
+        patch.setattr(torch, "set_num_threads", found["threads"].append)  # more than one would stay until a test forks
+        record = run(config.model_copy(update={"pretrain": None, "instruct": small}), folder / "run", home=folder)
+    told = {name: record.provenance[name] for name in ("device", "precision", "features_reason")}
+    return found | {"name": record.name, "tags": record.tags, "features": told.pop("features_reason"), **told}
 
 
 def concrete(changes: Changes, corpus: Corpus, folder: Path) -> Changes:
@@ -337,18 +362,24 @@ def concrete(changes: Changes, corpus: Corpus, folder: Path) -> Changes:
 
 @pytest.mark.parametrize("field", flat_fields())
 def test_another_value_changes_something(
-    field: str, corpus: Corpus, unchanged: Callable[[str, str], Any], tmp_path: Path, request: pytest.FixtureRequest
+    field: str, corpus: Corpus, unchanged: Callable[[str, str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert field in FIELDS, f"{field} is new: say in FIELDS what another value changes"
     kind, table = FIELDS[field]
-    if kind in ("read", "record"):
-        assert field in request.getfixturevalue("watched")
-        return
     if kind == "refused":
         with pytest.raises(InputError, match=field):
             base(corpus, table)
         return
     config = base(corpus, concrete(table, corpus, tmp_path))
+    if kind == "launched":
+        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+        with pytest.raises(InputError, match=f"{field} is ddp but accelerate was launched"), compute(config.compute):
+            pass
+        return
+    if field == "compute.device" and not torch.cuda.is_available():
+        with pytest.raises(InputError, match=f"{field} is cuda, but torch sees no GPU"):
+            seen(config, tmp_path)
+        return
     if kind == "quantised" and find_spec("bitsandbytes") is None:
         with pytest.raises(InputError, match=f"{field} needs the package bitsandbytes"):
             modelled(config)
@@ -357,6 +388,11 @@ def test_another_value_changes_something(
         assert lora_after(config) != lora_after(base(corpus, {})), field
         return
     stage = field.partition(".")[0] if "." in field else "instruct"
+    if kind.startswith("run: "):
+        what = kind.removeprefix("run: ")
+        known = seen(base(corpus, NEEDS[field]), tmp_path / "base") if field in NEEDS else unchanged("run", "")
+        assert seen(config, tmp_path / "changed")[what] != known[what], field
+        return
     if field in NEEDS:
         outcomes = {
             planned(one, stage, corpus) if kind == "plan" else modelled(one)

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -31,10 +30,11 @@ from lvlm.model.lvlm import Lvlm
 from lvlm.model.parts import prepare_training
 from lvlm.model.stock import stock_tower
 from lvlm.model.tower import TimmTower
+from tests.checkpoint_models import write_own
 from tests.foreign import make_family, make_timm_tower, model_config, write_snapshot
 from tests.test_model_towers import write as write_hub_tower
 from tests.test_model_training import stage, train
-from tests.tiny import make_tower, tiny_image
+from tests.tiny import begin_with, make_tower, tiny_image
 
 SMALL = {"img_size": 24, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
 TIMM = {
@@ -71,15 +71,9 @@ assert "lvlm" not in sys.modules
 """
 
 
-def saved(folder, model, processor):
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
 def assembled(folder, family="qwen2", **changes):
     """A folder with an untrained model without tiles."""
-    return saved(folder, *Lvlm.assemble(model_config(family, **{"tiles": 1, "adapter": "mlp"} | changes), seed=0))
+    return write_own(folder, *Lvlm.assemble(model_config(family, **{"tiles": 1, "adapter": "mlp"} | changes), seed=0))
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +93,7 @@ def with_bos(folder):
     """An LLM whose tokenizer puts a BOS before every text, and whose template writes one too, as Llama 3 and Aya."""
     make_family(folder, "qwen2")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_special_tokens({"bos_token": "<s>"})
-    single = {"single": "<s> $A", "pair": "<s> $A $B"}
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        **single, special_tokens=[("<s>", tokenizer.bos_token_id)]
-    )
+    begin_with(tokenizer, "<s>")
     tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
     tokenizer.save_pretrained(folder)
     return folder
@@ -216,7 +206,7 @@ def trained(tmp_path_factory):
     model, processor = Lvlm.assemble(model_config(tiles=2), seed=0)
     prepare_training(model, stage(tower="full", llm="lora"), seed=0)
     train(model, processor)
-    return saved(tmp_path_factory.mktemp("trained") / "model", model, processor)
+    return write_own(tmp_path_factory.mktemp("trained") / "model", model, processor)
 
 
 @pytest.mark.parametrize("form", ["merged", "adapters"])
@@ -242,7 +232,7 @@ def test_our_auto_classes_read_an_export(trained, tmp_path, form, auto):
 def test_16_bits_stay_in_stock_llava_unless_they_would_round_a_product(plain, tmp_path, name, dtype):
     """DINOv2 scales its branches, and stock towers have those scales in their weights."""
     model, processor = load(plain / name)
-    saved(tmp_path / "half", model.bfloat16(), processor)
+    write_own(tmp_path / "half", model.bfloat16(), processor)
     assert export(tmp_path / "half", tmp_path / "llava", form="llava").difference <= LIMIT
     state = load_file(tmp_path / "llava" / "model.safetensors")
     assert {value.dtype for value in state.values()} == {dtype}
@@ -250,7 +240,7 @@ def test_16_bits_stay_in_stock_llava_unless_they_would_round_a_product(plain, tm
 
 def test_16_bits_stay_unless_lora_is_merged(trained, tmp_path):
     model, processor = load(trained)
-    saved(tmp_path / "half", model.bfloat16(), processor)
+    write_own(tmp_path / "half", model.bfloat16(), processor)
     for form, dtype in (("adapters", torch.bfloat16), ("merged", torch.float32)):
         export(tmp_path / "half", tmp_path / form, form=form)
         state = load_file(tmp_path / form / "model.safetensors")

@@ -11,6 +11,7 @@ from lvlm.model.assembly import assemble
 from lvlm.model.chat import IMAGE_PLACEHOLDER
 from lvlm.model.checkpoints import load
 from lvlm.model.parts import prepare_training, set_train_mode
+from tests.checkpoint_models import write_own
 from tests.families import CONTROLS, SPARE_ROWS, TIED, attention_of, make_family, tokenizer_of
 from tests.test_model_training import stage
 from tests.tiny import tiny_image, tiny_world
@@ -52,8 +53,6 @@ def is_tied(model):
 
 
 def test_the_vocabulary_grows_where_no_row_is_spare_and_ties_stay(family, folder, tmp_path):
-    from transformers import AutoModelForCausalLM
-
     before = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     rows = before.get_input_embeddings().num_embeddings
     assert is_tied(before) == (family in TIED)
@@ -72,14 +71,12 @@ def test_the_vocabulary_grows_where_no_row_is_spare_and_ties_stay(family, folder
     assert is_tied(model) == (family in TIED)
     prepare_training(model, stage(llm="lora"), seed=0)
     train_on(model, processor)
-    model.save_pretrained(tmp_path / "kept")
-    model.save_pretrained(tmp_path / "merged", merge_lora=True)
-    processor.save_pretrained(tmp_path / "merged")
+    write_own(tmp_path / "kept", model, processor)
+    write_own(tmp_path / "merged", model, processor, merge_lora=True)
     batch = batch_of(processor)
     with torch.no_grad():
         expected = model(**batch).logits
     for name in ("kept", "merged"):
-        processor.save_pretrained(tmp_path / name)
         again, _ = load(tmp_path / name)
         assert is_tied(again) == (family in TIED), name
         with torch.no_grad():
@@ -109,8 +106,7 @@ def test_eager_and_sdpa_attention_agree(family, folder, tmp_path):
         assert sdpa.language_model.config._attn_implementation == "sdpa"
         with torch.no_grad():
             torch.testing.assert_close(sdpa(**batch).logits, expected, rtol=1e-5, atol=1e-5)
-    eager.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
+    write_own(tmp_path, eager, processor)
     plain, _ = load(tmp_path)
     assert plain.language_model.config._attn_implementation == attention_of(family), "the best that the family has"
     with torch.no_grad():

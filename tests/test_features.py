@@ -71,14 +71,14 @@ def test_the_key_is_that_of_weights_transform_tiles_precision_and_device(model: 
     assert tower_of(tiny_world().assemble(tiles=2, seed=3)[0]).key() in keys, "the seed of the adapter does not matter"
     keys |= {
         tower_of(tiny_world().assemble(tiles=tiles, **more)[0]).key()
-        for tiles, more in ((1, {}), (2, {"feature_layer": -1}))
+        for tiles, more in ((1, {}), (2, {"feature_layer": -1}), (2, {"fit": "letterbox"}), (2, {"image_size": 32}))
     }
     other = tiny_world().assemble(tiles=2)[0]
     with torch.no_grad():
         next(iter(other.vision_tower.parameters())).view(-1)[0] += 1e-3
     keys.add(tower_of(other).key())
     keys.add(TowerFeatures(model, device=torch.device("cuda"), precision="fp32").key())  # nothing runs there
-    assert len(keys) == 6
+    assert len(keys) == 8
 
 
 def test_a_changed_image_is_computed_again(model: Any, images: list[Path], tmp_path: Path) -> None:

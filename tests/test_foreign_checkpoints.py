@@ -76,10 +76,13 @@ def test_a_snapshot_gives_the_logits_it_was_written_with(tmp_path, family, kind,
     prepare_training(loaded, stage(llm="lora"), seed=0)  # the same LoRA goes on
 
 
-def test_deepspeeds_folder_and_a_renamed_file_are_the_same_snapshot(tmp_path, qwen):
+def test_deepspeeds_folder_and_a_renamed_file_are_the_same_snapshot(tmp_path, qwen, monkeypatch):
     path = write_snapshot(tmp_path, qwen[0], deepspeed=True, tower=True)
     folder = path.parents[1]
     assert locate(folder).path == path and locate(folder).lora == tmp_path / LORA
+    for place in (folder, path.parent):
+        monkeypatch.chdir(place)
+        assert locate(".").lora == locate(path.relative_to(place)).lora == tmp_path / LORA
     other = path.rename(path.with_name("weights.bin"))
     assert torch.equal(logits(load(other, model=model_config())[0], qwen[2]), logits(qwen[0], qwen[2]))
 
@@ -204,9 +207,11 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, fresh):
     assert "torch.save" in str(refused.value) and "\n" not in str(refused.value)
     torch.save({"weights": {}}, tmp_path / "other.pt")
     (tmp_path / "text.ckpt").write_text("no pickle")
+    (tmp_path / "short.ckpt").write_text("hi")
     for path, expected in {
         tmp_path / "other.pt": "no 'module' in it",
         tmp_path / "text.ckpt": "more than tensors|no checkpoint that torch can read",
+        tmp_path / "short.ckpt": "no checkpoint that torch can read",
         tmp_path / "none": "There is no checkpoint",
         tmp_path / LORA: "is a LoRA alone",
     }.items():

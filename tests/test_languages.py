@@ -19,6 +19,7 @@ from lvlm.languages import (
     GROUPS,
     NO_TIER,
     SIBLINGS,
+    asked_for,
     find,
     group_languages,
     in_table_order,
@@ -184,6 +185,14 @@ def test_groups_by_script_and_family() -> None:
 def test_a_group_of_nothing_is_an_error(group: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         group_languages(group, ("en", "ar"))
+
+
+def test_a_list_may_name_groups_beside_codes() -> None:
+    available = ("sw", "de", "en", "ar", "he")
+    assert asked_for(["iw", "T5", "script:Hebr"], available) == (("iw",), ("en", "ar", "de", "he"))
+    assert asked_for(["en", "sw"], available) == (("en", "sw"), ())
+    with pytest.raises(InputError, match="no language has this script"):
+        asked_for(["en", "script:Foo"], available)
 
 
 def test_siblings_are_rows_and_go_both_ways() -> None:

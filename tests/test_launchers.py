@@ -74,6 +74,7 @@ def test_every_launcher_starts_processes_that_find_each_other(corpus: Path, tmp_
     (record,) = (tmp_path / "home" / "runs").glob("*/record.json")
     provenance = json.loads(record.read_text())["provenance"]
     assert (provenance["processes"], provenance["strategy"]) == (2, strategy)
+    assert done.stderr.count(f"tiny: on cpu in fp32, threads: 1, 2 processes, {strategy}\n") == 1
 
 
 def test_another_number_of_processes_than_the_launcher_started_is_an_error(

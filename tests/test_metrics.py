@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from lvlm.errors import InputError
-from lvlm.evaluate.metrics import AttributeReader, equal, majority, normalise, token_f1, words
+from lvlm.evaluate.metrics import AttributeReader, equal, majority, normalise, normalised, token_f1, words
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,20 @@ def test_words_lose_their_punctuation_and_spaceless_scripts_are_split() -> None:
     )  # fmt: skip
     assert words("赤い丸") == ("赤", "い", "丸")
     assert words("— … !") == ()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "parts"),
+    [
+        ("เสื้อ", "เสือ", 3), ("ม้า", "มา", 2), ("ໜ້າ", "ໜາ", 3), ("ကို", "ကု", 1), ("ក្រហម", "ក្រហាម", 4),
+        ("བོད", "བད", 2),
+    ],
+)  # fmt: skip
+def test_marks_stay_with_their_character_where_no_space_stands_between_words(one: str, other: str, parts: int) -> None:
+    assert len(words(one)) == parts and all(word[0].isalpha() for word in words(one))
+    assert words(one) != words(other)
+    assert token_f1(one, [other]) < 100.0 and normalised(one, [other], "en") == 0.0
+    assert "".join(words(one)) == normalise(one)
 
 
 ENGLISH = {

@@ -388,7 +388,7 @@ def test_defaults_of_the_share() -> None:
 
 
 def test_many_ids_take_little_time() -> None:
-    """A quarter of a million ids in 100 languages; a million in 16 take about four seconds of one core."""
+    """A quarter of a million ids in 100 languages; a million take two to three seconds of one core."""
     ids = [f"{number:07d}" for number in range(250_000)]
     start = time.process_time()
     count = Counter(assign_languages(ids, languages=CODES, english_share=0.5).values())

@@ -193,6 +193,8 @@ def test_odd_grids_work_or_are_refused_with_the_reason():
     assert make("window-shuffle", grid=(27, 27), shuffle=3).tokens == 81
     with pytest.raises(InputError, match="cannot average a view of 3 x 3 tokens to 8 x 8"):
         make("window-pool")
+    with pytest.raises(InputError, match="averages 2 x 2 tokens, and a view has 1 x 1"):
+        make("multiscale-shuffle", grid=(1, 1))
 
 
 @pytest.mark.parametrize("name", KINDS)

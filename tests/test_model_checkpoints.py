@@ -10,17 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from lvlm.errors import InputError
 from lvlm.model.assembly import assemble
 from lvlm.model.checkpoints import load
+from lvlm.model.lora import inject_lora, lora_layers
 from lvlm.model.lvlm import Lvlm
 from lvlm.model.parts import prepare_training
-from tests.checkpoint_models import WEIGHT_FAULTS
+from tests.checkpoint_models import WEIGHT_FAULTS, write_own
 from tests.test_model_towers import write as write_hub_tower
 from tests.test_model_training import MODES, batch_for, stage, train
-from tests.tiny import make_llm, make_tower, tiny_image, tiny_world
+from tests.tiny import make_llm, make_tokenizer, make_tower, tiny_image, tiny_world
 
 VARIANTS = {"-".join(modes): dict(zip(("tower", "adapter", "llm"), modes, strict=True)) for modes in MODES}
 ADAPTER, LORA = "frozen-full-frozen", "full-full-lora"
@@ -95,14 +97,8 @@ def run(script, *args):
     return done.stdout.split()
 
 
-def saved(folder, model, processor, *, merge=False):
-    """Write a model with the logits that it gives."""
-    model.save_pretrained(folder, merge_lora=merge)
-    processor.save_pretrained(folder)
-    return folder
-
-
 def note(folder, model, batch, *, bf16=False):
+    """Write the logits that a model gives beside its files."""
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         logits = model(**batch).logits
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
@@ -119,19 +115,19 @@ def folders(tmp_path_factory):
         prepare_training(model, stage(**parts), seed=0)
         train(model, processor)
         batch = batch_for(model, processor)
-        note(saved(root / name, model, processor), model, batch)
+        note(write_own(root / name, model, processor), model, batch)
         if "lora" in name:
-            folder = saved(root / f"{name}-merged", model, processor, merge=True)
+            folder = write_own(root / f"{name}-merged", model, processor, merge_lora=True)
             note(folder, load(folder)[0], batch)
     for name in HELD:
         model, processor = assemble(tiny_world().model_config(tiles=2), seed=0, precision="bf16")
         prepare_training(model, stage(**VARIANTS[name]), seed=0, precision="bf16")
         with torch.autocast("cpu", torch.bfloat16):
             train(model, processor)
-        note(saved(root / f"{name}-bf16", model, processor), model, batch_for(model, processor), bf16=True)
+        note(write_own(root / f"{name}-bf16", model, processor), model, batch_for(model, processor), bf16=True)
     bare = make_llm(root.parent / f"{root.name}-llm", placeholder=False, tied=False)
     model, processor = tiny_world().assemble(llm=str(bare), adapter="mlp", feature_layer=-1)
-    note(saved(root / "untied-resized", model, processor), model, batch_for(model, processor))
+    note(write_own(root / "untied-resized", model, processor), model, batch_for(model, processor))
     return root
 
 
@@ -202,6 +198,60 @@ def test_weights_that_do_not_fit_are_refused(folders, tmp_path, file, fault):
         load(folder)
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "lora/llm/adapter_model.safetensors"])
+def test_weights_that_are_cut_short_are_refused(folders, tmp_path, file):
+    shutil.copytree(folders / LORA, tmp_path / "broken")
+    _cut(tmp_path / "broken" / file)
+    with pytest.raises(InputError, match=r"The weights in .*broken.* cannot be read: .*Copy them again\."):
+        load(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("part", ["llm", "tower", "hub tower"])
+def test_a_backbone_that_is_cut_short_is_refused(tmp_path, part):
+    make = {"llm": make_llm, "tower": make_tower, "hub tower": lambda folder: write_hub_tower(folder, "siglip")}
+    make[part](tmp_path / "part")
+    _cut(tmp_path / "part" / "model.safetensors")
+    with pytest.raises(InputError, match=r"cannot (be read|be loaded|load the tower).*: (Error while|incomplete)"):
+        tiny_world().assemble(**{part.removeprefix("hub "): str(tmp_path / "part")})
+
+
+@pytest.mark.parametrize("content", ['{"version": "1.0"}', '{"version": "1.0", "added_tokens": [], "model": {}}', "{"])
+def test_a_tokenizer_that_cannot_be_read_is_refused(tmp_path, content):
+    (make_llm(tmp_path) / "tokenizer.json").write_text(content)
+    with pytest.raises(InputError, match=r"language model .* cannot be loaded: tokenizer: "):
+        tiny_world().assemble(llm=str(tmp_path))
+
+
+def _cut(file):
+    file.write_bytes(file.read_bytes()[:-50])
+
+
+def test_a_backbone_s_code_is_never_run_nor_asked_for(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or "y")
+    for part in ("llm", "tower"):
+        config = {
+            "model_type": "their-own",
+            "auto_map": {name: f"theirs.{name}" for name in ("AutoConfig", "AutoModel")},
+        }
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(json.dumps(config))
+        (tmp_path / part / "theirs.py").write_text("raise SystemExit('remote code was run')")
+        make_tokenizer(tmp_path / part)
+        with pytest.raises(InputError, match="contains custom code"):
+            tiny_world().assemble(**{part: str(tmp_path / part)})
+    assert not asked
+
+
+def test_a_lora_whose_layers_are_named_by_a_pattern_comes_back(tmp_path):
+    model, processor = tiny_world().assemble()
+    inject_lora(model.language_model, LoraConfig(target_modules=r".*\.(q|v)_proj", exclude_modules=["lm_head"]))
+    again, _ = load(write_own(tmp_path, model, processor))
+    assert set(lora_layers(again.language_model)) == set(lora_layers(model.language_model))
+    config = json.loads((tmp_path / "lora" / "llm" / "adapter_config.json").read_text())
+    assert (config["target_modules"], config["exclude_modules"]) == (r".*\.(q|v)_proj", ["lm_head"])
+
+
 def test_a_lora_that_is_gone_is_refused(folders, tmp_path):
     shutil.copytree(folders / LORA, tmp_path / "broken")
     shutil.rmtree(tmp_path / "broken" / "lora")
@@ -209,6 +259,15 @@ def test_a_lora_that_is_gone_is_refused(folders, tmp_path):
         Lvlm.from_pretrained(tmp_path / "broken")
     with pytest.raises(InputError, match=r"holds no config\.json"):
         load(tmp_path)
+
+
+def test_a_model_without_its_tokenizer_is_refused(folders, tmp_path):
+    shutil.copytree(folders / ADAPTER, tmp_path / "broken")
+    for file in (tmp_path / "broken").glob("*token*"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"The model .*broken cannot be read: .*Copy its whole folder\.") as refused:
+        load(tmp_path / "broken")
+    assert "\n" not in str(refused.value)
 
 
 def test_a_model_of_another_kind_is_refused():
@@ -219,7 +278,7 @@ def test_a_model_of_another_kind_is_refused():
 def test_attention_is_that_which_was_asked_for(tmp_path):
     """No model folder keeps it, and the two differ in the last bits."""
     model, processor = tiny_world().assemble(attn="eager")
-    folder = saved(tmp_path / "model", model, processor)
+    folder = write_own(tmp_path / "model", model, processor)
     batch = batch_for(model, processor)
     eager, sdpa = load(folder, attn="eager")[0], load(folder, attn="sdpa")[0]
     for loaded, name in ((eager, "eager"), (sdpa, "sdpa")):
@@ -259,7 +318,7 @@ def test_what_is_computed_at_start_and_not_saved_comes_back(tmp_path, part):
         write_hub_tower(tmp_path / "tower", part)
         changes = {"tower": str(tmp_path / "tower")}
     model, processor = tiny_world().assemble(**changes)
-    loaded, _ = load(saved(tmp_path / "model", model, processor))
+    loaded, _ = load(write_own(tmp_path / "model", model, processor))
     computed = {name: value for name, value in model.named_buffers() if name not in model.state_dict()}
     assert any(not name.startswith("language_model.") for name in computed)
     assert all(torch.equal(loaded.get_buffer(name), value) for name, value in computed.items())

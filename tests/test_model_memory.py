@@ -18,6 +18,7 @@ from lvlm.model.parts import prepare_training, set_train_mode
 from lvlm.model.sums import SummableLora
 from lvlm.model.weights import matrices, quantised_layers
 from lvlm.run import run
+from tests.checkpoint_models import write_own
 from tests.families import CONTROLS, make_family
 from tests.test_model_towers import write
 from tests.test_model_training import batch_for, stage
@@ -55,8 +56,7 @@ def test_flash_attention_says_what_it_lacks(monkeypatch, nothing_is_loaded, pack
 
 def test_flash_attention_is_checked_for_a_saved_model_too(tmp_path):
     model, processor = tiny_world().assemble()
-    model.save_pretrained(tmp_path, merge_lora=True)
-    processor.save_pretrained(tmp_path)
+    write_own(tmp_path, model, processor)
     with pytest.raises(InputError, match=r"flash_attention_2 is not possible here.*model\.attn=sdpa"):
         load(tmp_path, attn="flash_attention_2")
 
@@ -88,9 +88,7 @@ def test_a_tower_of_transformers_attends_as_it_is_told_and_as_it_was_saved(tmp_p
     features = {}
     for attn in ("sdpa", "eager"):
         model, processor = tiny_world().assemble(tower=str(tmp_path / "tower"), attn=attn)
-        model.save_pretrained(tmp_path / attn, merge_lora=True)
-        processor.save_pretrained(tmp_path / attn)
-        saved, _ = load(tmp_path / attn, attn=attn)
+        saved, _ = load(write_own(tmp_path / attn, model, processor), attn=attn)
         assert model.vision_tower.model.config._attn_implementation == attn
         assert saved.vision_tower.model.config._attn_implementation == attn
         with torch.no_grad():
@@ -222,9 +220,7 @@ def test_a_part_in_bf16_takes_no_precision_from_the_others_when_saved(tmp_path):
     """As ZeRO leaves a frozen adapter."""
     model, processor = tiny_world().assemble()
     model.multi_modal_projector.bfloat16()
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    again = load(tmp_path)[0].state_dict()
+    again = load(write_own(tmp_path, model, processor))[0].state_dict()
     assert all(torch.equal(value, again[key]) for key, value in model.state_dict().items())
 
 
@@ -297,10 +293,8 @@ def test_lora_trains_on_a_quantised_llm_and_comes_back_to_the_bit(quantised, tmp
             expected = model(**batch).logits
     assert losses[-1] < 0.5 * losses[0]
     assert all(torch.equal(old, layer.weight.data) for old, layer in zip(before, layers.values(), strict=True))
-    model.save_pretrained(tmp_path / "kept")
-    model.save_pretrained(tmp_path / "merged", merge_lora=True)
-    processor.save_pretrained(tmp_path / "merged")
-    processor.save_pretrained(tmp_path / "kept")
+    write_own(tmp_path / "kept", model, processor)
+    write_own(tmp_path / "merged", model, processor, merge_lora=True)
     again, _ = load(tmp_path / "kept", bits=bits, precision=precision)
     whole, merged = load(tmp_path / "kept")[0], load(tmp_path / "merged")[0]
     with torch.no_grad():

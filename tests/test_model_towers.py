@@ -1,4 +1,5 @@
-"""Towers of timm and transformers give the chosen block's output, whole and alone, at their own size and at others."""
+"""Towers of timm and transformers give the output of the chosen block or stage, whole and alone, at their own size and
+at others."""
 
 from __future__ import annotations
 
@@ -6,24 +7,34 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import (
+    AutoModel,
     CLIPImageProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
+    ConvNextConfig,
     Dinov2Config,
     Dinov2Model,
+    PixtralVisionConfig,
+    Siglip2VisionConfig,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
     SiglipTextConfig,
     SiglipVisionConfig,
     SiglipVisionModel,
+    YolosConfig,
 )
 
 from lvlm.errors import InputError
 from lvlm.model.checkpoints import load
+from lvlm.model.parts import prepare_training, set_train_mode
 from lvlm.model.tiling import ImageTransform, pixels
 from lvlm.model.tower import TimmTower, load_tower
+from tests.checkpoint_models import write_own
+from tests.foreign import make_timm_tower
+from tests.test_model_training import stage
 from tests.tiny import make_tower, tiny_image, tiny_world
 
 SIZES = {
@@ -109,13 +120,82 @@ def test_another_image_size_for_a_folder_of_a_timm_tower(tmp_path, class_token):
 def test_a_saved_model_brings_its_tower_of_transformers_back(tmp_path, name, size):
     write(tmp_path / "tower", name)
     model, processor = tiny_world().assemble(tower=str(tmp_path / "tower"), fit="letterbox", image_size=size)
-    model.save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
-    again, read = load(tmp_path / "model")
+    again, read = load(write_own(tmp_path / "model", model, processor))
     views = pixels(tiny_image(), read.image_transform)
     assert torch.equal(views, pixels(tiny_image(), processor.image_transform)) and views.shape == (1, 3, size, size)
     with torch.no_grad():
         assert torch.equal(again.image_features(views), model.image_features(views))
+
+
+NO_PLAIN = {
+    "convnext": (ConvNextConfig(hidden_sizes=[4] * 4, depths=[1] * 4, image_size=64), "two images become"),
+    "siglip2": (Siglip2VisionConfig(**{k: v for k, v in SIZES.items() if k != "image_size"}), "names no image size"),
+    "pixtral": (PixtralVisionConfig(**SIZES), r"two images become \(1, 18, 16\)"),
+    "yolos": (YolosConfig(**SIZES | {"image_size": [24, 24]}), "changes what its last block gives"),
+}
+"""Vision models of transformers that are no plain transformers, and what is said of them."""
+
+
+@pytest.mark.parametrize("name", NO_PLAIN)
+def test_a_model_of_transformers_whose_output_is_not_a_block_s_tokens_is_refused(tmp_path, name):
+    config, expected = NO_PLAIN[name]
+    model = AutoModel.from_config(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(tmp_path)
+    CLIPImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=rf"no plain vision transformer: .*{expected}.*tower of timm"):
+        load_tower(tmp_path, feature_layer=-2)
+
+
+STAGES = {
+    "convnext_atto": {"dims": (4, 8, 12, 16), "depths": (1, 1, 1, 1)},
+    "resnet10t": {"channels": (8, 8, 16, 16)},
+    "swin_tiny_patch4_window7_224": {"img_size": 64, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2)},
+}
+"""Architecture of timm in stages -> what makes it small."""
+
+
+@pytest.mark.parametrize("architecture", STAGES)
+def test_a_tower_in_stages_gives_a_stage_s_map_as_tokens(tmp_path, architecture):
+    args = STAGES[architecture]
+    folder = make_timm_tower(tmp_path / "tower", architecture, image_size=64, **args)
+    whole = timm.create_model(architecture, num_classes=0, **args).eval()
+    whole.load_state_dict(load_file(folder / "model.safetensors"))
+    views = torch.randn(2, 3, 64, 64)
+    for layer in (-1, -2):
+        tower, description = load_tower(folder, feature_layer=layer)
+        with torch.no_grad():
+            expected = whole.forward_intermediates(views, norm=False, intermediates_only=True)[layer]
+            assert torch.equal(tower.eval()(views), expected.flatten(2).transpose(1, 2))
+        assert description["grid"] == list(expected.shape[2:]) and description["width"] == expected.shape[1]
+    _, description = load_tower(folder, feature_layer=-2, image_size=128)
+    assert description["grid"] == [2 * side for side in expected.shape[2:]]
+    model, processor = tiny_world().assemble(tower=str(folder))
+    again, _ = load(write_own(tmp_path / "model", model, processor))
+    with torch.no_grad():
+        assert torch.equal(again.image_features(views), model.image_features(views))
+
+
+def test_a_batch_norm_that_learns_keeps_its_statistics(tmp_path):
+    """Else the gradient would depend on what else is in the micro-batch."""
+    folder = make_timm_tower(tmp_path, "resnet10t", image_size=64, **STAGES["resnet10t"])
+    model, _ = tiny_world().assemble(tower=str(folder))
+    settings = stage(tower="full")
+    prepare_training(model, settings, seed=0)
+    set_train_mode(model, settings.train)
+    views = torch.randn(2, 3, 64, 64)
+    together, alone = model.image_features(views), model.image_features(views[:1])
+    torch.testing.assert_close(together[:1], alone)
+    assert together.requires_grad and model.vision_tower.model.bn1.weight.requires_grad
+
+
+def test_a_size_that_a_tower_cannot_read_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"other shapes: pos_embed"):
+        load_tower(make_tower(tmp_path / "transformer"), feature_layer=-2, image_size=4)
+    folder = make_timm_tower(tmp_path / "stages", "convnext_atto", image_size=64, **STAGES["convnext_atto"])
+    with pytest.raises(InputError, match=r"cannot read images of 8 x 8 pixels.*model\.image_size"):
+        load_tower(folder, feature_layer=-1, image_size=8)
 
 
 def test_siglip_so400m_has_729_tokens_of_1152():

@@ -81,9 +81,9 @@ def test_each_epoch_is_every_sample_once(toy: Path, reading: Path) -> None:
 
 @pytest.mark.parametrize(
     ("duration", "samples", "steps"),
-    [({}, 64, 7), ({"epochs": 1.0}, 64, 7), ({"epochs": 0.5}, 32, 4), ({"epochs": 2.5}, 160, 16), ({"samples": 33}, 33,
-    4),
-     ({"samples": 200}, 200, 20), ({"steps": 3}, 30, 3), ({"steps": 9}, 90, 9), ({"epochs": 0.001}, 1, 1)],
+    [({}, 64, 7), ({"epochs": 1.0}, 64, 7), ({"epochs": 0.5}, 32, 4), ({"epochs": 2.5}, 160, 16),
+     ({"samples": 33}, 33, 4), ({"samples": 200}, 200, 20), ({"steps": 3}, 30, 3), ({"steps": 9}, 90, 9),
+     ({"epochs": 0.001}, 1, 1)],
 )  # fmt: skip
 def test_durations(toy: Path, duration: dict[str, Any], samples: int, steps: int) -> None:
     plan = make_plan(toy, **duration)

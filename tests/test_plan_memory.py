@@ -240,15 +240,6 @@ def test_each_process_begins_elsewhere_and_finds_what_others_counted(
     assert not any(text.startswith("de question 0") for text in zero.seen[:80]) and len(zero.seen) == 160
 
 
-def test_whole_counts_are_at_hand_by_language(folder: Path) -> None:
-    found = plan(folder, Words())
-    assert list(found.whole_tokens()) == list(LANGUAGES)
-    assert {code: np.unique(own, axis=0).tolist() for code, own in found.whole_tokens().items()} == {
-        "en": [[8, 3]], "de": [[16, 6]], "sw": [[16, 6]],
-    }  # fmt: skip
-    assert all(own.shape == (40, 2) for own in found.whole_tokens().values())
-
-
 def test_the_first_row_that_cannot_be_cut_is_named(folder: Path) -> None:
     rows = [{**train_row(n, "en"), "id": f"e{n}"} for n in range(3)]
     rows[1]["context"] = ["word " * 9, "b"]

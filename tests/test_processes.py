@@ -21,6 +21,8 @@ import torch
 from lvlm import commands
 from lvlm.cli import main
 from lvlm.config import RunConfig, make_config, to_yaml
+from lvlm.data.corpus import open_corpus
+from lvlm.data.plan import build_plan
 from lvlm.errors import Diverged
 from lvlm.model.checkpoints import load
 from lvlm.model.parts import prepare_training
@@ -54,8 +56,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(corpus: Path, strategy: str, fields: Mapping[str, Any] | None = None, **changes: Any) -> RunConfig:
-    """Both stages without dropout, several micro-batches of unequal number a step; the tower learns in the second.
-    `changes` are compute settings, `fields` those of `run_config`."""
+    """Both stages without dropout, several micro-batches of unequal number a step; the tower learns in the second, and
+    each part at a rate of its own. `changes` are compute settings, `fields` those of `run_config`."""
     compute = {"device": "cpu", "threads": 1, "micro_batch_tokens": 150, "feature_cache": "off", "strategy": strategy}
     settings: dict[str, Any] = {
         "compute": compute | changes,
@@ -63,8 +65,17 @@ def config_of(corpus: Path, strategy: str, fields: Mapping[str, Any] | None = No
         "instruct__batch_samples": 2,
         "instruct__train": {"tower": "full", "adapter": "full", "llm": "lora"},
         "instruct__lora": {"r": 4, "alpha": 8, "dropout": 0.0},
+        "instruct__optim": {"lr": 1e-3, "adapter_lr": 5e-4, "tower_lr": 1e-4, "weight_decay": 0.1},
     }
     return run_config(corpus, **settings | dict(fields or {}))
+
+
+def test_in_some_steps_one_process_has_text_alone(corpus: Path) -> None:
+    """Each of them once; otherwise what follows would not show that neither leaves the other waiting."""
+    stage = config_of(corpus, "ddp").stages()["instruct"]
+    plan = build_plan("instruct", stage, seed=0, corpora={str(corpus): open_corpus(corpus)})
+    shown = [[bool(plan.image_paths(entry)) for entry in plan.step_entries(step)] for step in range(plan.steps)]
+    assert [True, False] in shown and [False, True] in shown
 
 
 def curve(folder: Path) -> list[float]:
@@ -155,7 +166,7 @@ def test_memory_settings_hold_in_two_processes(
     tolerance: float,
 ) -> None:
     monkeypatch.setattr("lvlm.train.features.FIRST_AHEAD", 1)
-    frozen = {"train": {"adapter": "full", "llm": "lora"}, "lora": {"r": 4, "alpha": 8, "dropout": 0.0}, "steps": 6}
+    frozen = {"train": {"adapter": "full", "llm": "lora"}, "optim": {}, "steps": 6}
     found, kept = {}, {}
     for processes in (1, 2):
         config = config_of(corpus, strategy, **settings).model_dump() | {"pretrain": None}
@@ -340,12 +351,12 @@ def main_of(config: RunConfig, folder: Path) -> None:
 
 def dies_in_step_7(config: RunConfig, folder: Path) -> None:
     """Both processes of a run, each killed by itself in the second stage."""
-    report = StageLoop._report
+    tell = StageLoop._tell
 
-    def dying(loop: StageLoop, row: Any, steps: int) -> None:
-        report(loop, row, steps)
-        if loop.stage == "instruct" and row["step"] == 7:
+    def dying(loop: StageLoop, *numbers: Any) -> None:
+        tell(loop, *numbers)
+        if loop.stage == "instruct" and loop.spent.step == 7:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    StageLoop._report = dying  # type: ignore[method-assign]  # in this process alone
+    StageLoop._tell = dying  # type: ignore[method-assign]  # in this process alone
     run(config, folder / "run", home=folder / "home")

@@ -10,7 +10,7 @@ from lvlm.model.chat import IGNORED, IMAGE_PLACEHOLDER, Chat
 from lvlm.model.processor import LvlmProcessor
 from lvlm.model.tiling import pixels
 from lvlm.model.tokenizer import TokenCounter
-from tests.tiny import make_tokenizer, tiny_image, tiny_world
+from tests.tiny import begin_with, make_tokenizer, tiny_image, tiny_world
 
 TURNS = [(f"{IMAGE_PLACEHOLDER}\nWhat?", "A red circle."), ("यह क्या है?", "लाल।")]
 
@@ -113,16 +113,9 @@ def test_users_cannot_type_an_end_of_turn(processor):
 
 
 def test_a_bos_that_the_tokenizer_adds_comes_exactly_once(tmp_path):
-    from tokenizers.processors import TemplateProcessing
-
-    from tests.tiny import make_tokenizer
-
     tokenizer = make_tokenizer(tmp_path)
-    tokenizer.bos_token = "<pad>"
+    begin_with(tokenizer, "<pad>")
     begin = tokenizer.bos_token_id
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<pad> $A", special_tokens=[("<pad>", begin)]
-    )
     assert tokenizer("a")["input_ids"][0] == begin
     processor = LvlmProcessor(tokenizer, image_size=24, mean=[0.5] * 3, std=[0.5] * 3, image_tokens=9)
     plain = render(processor, "hi")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -13,17 +14,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from lvlm.config import RunConfig, to_yaml
 from lvlm.errors import InputError
 from lvlm.records import CONFIG_FILE, RECORD_FILE, write_text
-from lvlm.run import check_same_config, run
+from lvlm.run import run
 from lvlm.settings import ComputeConfig
 from lvlm.train import features, loop, resume, stages, strategies
 from lvlm.train.batches import BatchStream
 from lvlm.train.compute import compute
+from lvlm.train.identity import check_same_config
 from lvlm.train.loop import StageLoop
 from lvlm.train.stages import Stage
 from tests.tiny import tiny_world
@@ -292,9 +295,18 @@ def test_checkpoints_take_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPa
     assert intervals(1000.0, 90.0, sooner=True) == [0, 0, 0]
 
 
-def test_a_checkpoint_of_other_parameters_is_refused(tmp_path: Path) -> None:
-    from lvlm.train.resume import load_checkpoint, save_checkpoint
+def test_the_randomness_of_a_step_is_that_of_its_place_and_process_alone() -> None:
+    def drawn(*place: Any) -> tuple[float, float, float]:
+        resume.seed_step(*place)
+        return random.random(), float(np.random.random()), float(torch.rand(()))
 
+    first = drawn(0, "instruct", 3, 0)
+    others = [(1, "instruct", 3, 0), (0, "pretrain", 3, 0), (0, "instruct", 4, 0), (0, "instruct", 3, 1)]
+    assert all(not set(first) & set(drawn(*place)) for place in others)
+    assert drawn(0, "instruct", 3, 0) == first
+
+
+def test_a_checkpoint_of_other_parameters_is_refused(tmp_path: Path) -> None:
     def copies(frozen: str) -> Any:
         """The strategy over a tiny model whose adapter learns but for one tensor."""
         model, _ = tiny_world().assemble()
@@ -306,9 +318,9 @@ def test_a_checkpoint_of_other_parameters_is_refused(tmp_path: Path) -> None:
             return strategies.share_work(model, stage, machinery)
 
     one, other = copies("linear_1.bias"), copies("linear_2.bias")
-    save_checkpoint(tmp_path, one.state(), position={"step": 1}, identity={"seed": 0})
+    resume.save_checkpoint(tmp_path, one.state(), position={"step": 1}, identity={"seed": 0})
     with pytest.raises(InputError, match="seed: 0 -> 1"):
-        load_checkpoint(tmp_path, one, identity={"seed": 1})
+        resume.load_checkpoint(tmp_path, one, identity={"seed": 1})
     with pytest.raises(InputError, match=r"linear_1\.bias, .*linear_2\.bias"):
-        load_checkpoint(tmp_path, other, identity={"seed": 0})
-    assert load_checkpoint(tmp_path, one, identity={"seed": 0}) == {"step": 1}
+        resume.load_checkpoint(tmp_path, other, identity={"seed": 0})
+    assert resume.load_checkpoint(tmp_path, one, identity={"seed": 0}) == {"step": 1}

@@ -13,7 +13,7 @@ from lvlm.config import RunConfig
 from lvlm.records import RunRecord
 from lvlm.run import run
 from lvlm.train import locks
-from lvlm.train.stages import make_stage
+from lvlm.train.stages import Stage, make_stage
 from tests.tiny import tiny_image
 from tests.train_world import run_config, write_corpus
 
@@ -67,28 +67,14 @@ CHANGES: dict[str, Any] = {
 def test_whatever_changes_a_stage_changes_its_key(
     first: tuple[RunConfig, RunRecord], corpus: Path, home: Path, field: str, tmp_path: Path
 ) -> None:
-    from lvlm.train.stages import Stage
-
-    def seen(stage: Stage, *_: Any, **__: Any) -> None:
-        raise InterruptedError(stage.key)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stage, "train_once", seen)
-        with pytest.raises(InterruptedError) as unchanged:
-            run(
-                run_config(corpus, name="another", compute={"device": "cpu", "threads": 1, "micro_batch_tokens": 64}),
-                tmp_path / "a",
-                home=home,
-            )
-        with pytest.raises(InterruptedError) as changed:
-            run(run_config(corpus, **{field: CHANGES[field]}), tmp_path / "b", home=home)
-    assert str(unchanged.value) == first[1].stage_keys["pretrain"], "name and memory settings are no part of it"
-    assert str(changed.value) != str(unchanged.value)
+    settings = {"device": "cpu", "threads": 1, "micro_batch_tokens": 64}
+    unchanged = pretrain_key(run_config(corpus, name="another", compute=settings), tmp_path / "a", home)
+    assert unchanged == first[1].stage_keys["pretrain"], "name and memory settings are no part of it"
+    assert pretrain_key(run_config(corpus, **{field: CHANGES[field]}), tmp_path / "b", home) != unchanged
 
 
 def pretrain_key(config: RunConfig, folder: Path, home: Path) -> str:
     """The key of the first stage, which is not trained."""
-    from lvlm.train.stages import Stage
 
     def seen(stage: Stage, *_: Any, **__: Any) -> None:
         raise InterruptedError(stage.key)
@@ -181,15 +167,29 @@ def test_a_stage_from_the_cache_keeps_its_attention(
     assert record.provenance["stages_trained_here"] == ["instruct"] and seen == ["eager", "eager"]
 
 
+def key_of(folder: Path, config: RunConfig, **masks: Any) -> str:
+    """The key of the second stage, with nothing before it."""
+    return make_stage(
+        folder, config, "instruct", parent=None, backbones={}, plan_hash="", data={}, compute={}, masks=masks
+    ).key
+
+
+def test_what_a_validation_says_depends_on_is_in_the_key(tmp_path: Path) -> None:
+    def key(every: float | None, **evaluate: Any) -> str:
+        changes = {f"evaluate__{name}": value for name, value in evaluate.items()}
+        return key_of(tmp_path, run_config(tmp_path, instruct__validate_every=every, **changes))
+
+    others: list[dict[str, Any]] = [{"tune_items": 3}, {"languages": ["en"]}, {"detector": "packaged"}]
+    assert len({key(0.5), key(0.5, detector="auto"), *(key(0.5, **other) for other in others)}) == 4
+    assert len({key(None), *(key(None, **other) for other in others)}) == 1, "where nothing is validated"
+
+
 def test_what_dropout_masks_depend_on_is_in_the_key(tmp_path: Path) -> None:
     def key(dropout: float, tokens: int = 300, processes: int = 1) -> str:
         config = run_config(
             tmp_path, instruct__lora={"r": 4, "dropout": dropout}, compute={"micro_batch_tokens": tokens}
         )
-        return make_stage(
-            tmp_path, config, "instruct", parent=None, backbones={}, plan_hash="", data={}, compute={},
-            masks={"micro_batch_tokens": tokens, "processes": processes},
-        ).key  # fmt: skip
+        return key_of(tmp_path, config, micro_batch_tokens=tokens, processes=processes)
 
     assert len({key(0.1), key(0.1, tokens=400), key(0.1, processes=2)}) == 3
     assert key(0.0) == key(0.0, tokens=400) == key(0.0, processes=2)

@@ -132,7 +132,7 @@ def constraints() -> dict[str, str]:
 def project(*extras: str) -> dict[str, str]:
     table = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = table["dependencies"] + [text for extra in extras for text in table["optional-dependencies"][extra]]
-    return {re.split(r"[><=!]", text)[0]: text for text in wanted}
+    return {re.split(r"[[><=!]", text)[0]: text for text in wanted}
 
 
 def test_constraints_cover_every_dependency() -> None:

@@ -1,4 +1,5 @@
-"""Centurio's templates, token for token: what a model of each family was trained on is what it is asked with."""
+"""Centurio's templates, token for token, and those of the families' makers: what a model of each family was trained on
+is what it is asked with."""
 
 from __future__ import annotations
 
@@ -7,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 from lvlm.errors import InputError
-from lvlm.model.chat import IGNORED, IMAGE_PLACEHOLDER
+from lvlm.model.chat import IMAGE_PLACEHOLDER
 from lvlm.model.processor import LvlmProcessor
 from lvlm.model.templates import CENTURIO, centurio_template
 from tests.families import CONTROLS, tokenizer_of
+from tests.test_chat import rendered, supervised
 
 ONE_IMAGE = {
     "qwen2": (
@@ -41,23 +43,12 @@ ONE_IMAGE = {
 """Family -> prompt, opener, answer, end of turn, next user turn: the strings of Centurio's code."""
 
 
-def processor_of(family):
-    """A processor with a small tokenizer of the family and Centurio's template."""
-    template = CENTURIO[family]
+def processor_of(family, *, own=False):
+    """A processor with a small tokenizer of the family and Centurio's template, or its makers'."""
     return LvlmProcessor(
-        tokenizer_of(family, placeholder=True), image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, image_tokens=1,
-        image_separator=template.separator, chat_template=template.jinja(),
+        tokenizer_of(family, placeholder=True, own=own), image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3, image_tokens=1,
+        image_separator="\n" if own else CENTURIO[family].separator,
     )  # fmt: skip
-
-
-def runs(processor, encoded):
-    """The decoded supervised runs."""
-    found, last = [], IGNORED
-    for token, label in zip(encoded["input_ids"], encoded["labels"], strict=True):
-        if label != IGNORED:
-            found = [*found, [token]] if last == IGNORED else [*found[:-1], [*found[-1], token]]
-        last = label
-    return [processor.tokenizer.decode(run) for run in found]
 
 
 @pytest.mark.parametrize("family", ONE_IMAGE)
@@ -72,7 +63,7 @@ def test_the_tokens_are_those_of_centurio(family):
     assert sum(token in whole for token in map(processor.tokenizer.convert_tokens_to_ids, CONTROLS[family])) == len(
         CONTROLS[family]
     )
-    assert runs(processor, encoded) == [answer + end, "Nichts." + end]
+    assert supervised(processor.tokenizer, **encoded) == [answer + end, "Nichts." + end]
     asked = processor.encode_prompt("Was?", 1)
     assert processor.tokenizer.decode(asked) == prompt + opener
     assert encoded["input_ids"][: len(asked)] == asked
@@ -86,19 +77,27 @@ CONVERSATIONS = {
 }
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["Centurio's", "own"])
 @pytest.mark.parametrize("family", ONE_IMAGE)
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_answers_and_ends_of_turns_are_learned_and_nothing_else(family, name):
-    processor, end = processor_of(family), ONE_IMAGE[family][3]
+def test_answers_and_ends_of_turns_are_learned_and_nothing_else(family, name, own):
+    processor, end = processor_of(family, own=own), ONE_IMAGE[family][3]
     turns = CONVERSATIONS[name]
-    assert runs(processor, processor.encode_sample(turns)) == [answer + end for _, answer in turns]
+    encoded = processor.encode_sample(turns)
+    assert supervised(processor.tokenizer, **encoded) == [answer + end for _, answer in turns]
+    begin = processor.tokenizer.bos_token or ""  # which Phi's makers leave to the tokenizer
+    whole = begin + rendered(processor.tokenizer, turns).removeprefix(begin)
+    assert processor.tokenizer.decode(encoded["input_ids"]) == whole
+    if "control strings" not in name:  # which the text rendered in one go cannot tell from the template's
+        assert encoded["input_ids"] == processor.tokenizer(whole, add_special_tokens=False)["input_ids"]
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["Centurio's", "own"])
 @pytest.mark.parametrize("family", ONE_IMAGE)
-def test_texts_create_no_control_token_and_there_is_one_bos(family):
+def test_texts_create_no_control_token_and_there_is_one_bos(family, own):
     """In training, in generation, and for a prompt that was rendered as the README does. A placeholder in a user text
     that no image goes with is an error; in an answer it is text."""
-    processor = processor_of(family)
+    processor = processor_of(family, own=own)
     typed = " ".join([*CONTROLS[family], "<pad>"])
     plain = processor.encode_sample([("Was?", "Ein Kreis.")])["input_ids"]
     hostile = processor.encode_sample([(typed, f"{typed} {IMAGE_PLACEHOLDER}")])["input_ids"]
@@ -116,9 +115,10 @@ def test_texts_create_no_control_token_and_there_is_one_bos(family):
     assert called == processor.encode_prompt("Was?")
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["Centurio's", "own"])
 @pytest.mark.parametrize("family", ONE_IMAGE)
-def test_an_image_in_a_later_turn_stays_there(family):
-    processor = processor_of(family)
+def test_an_image_in_a_later_turn_stays_there(family, own):
+    processor = processor_of(family, own=own)
     encoded = processor.encode_sample([("Hallo", "Ja?"), (f"{IMAGE_PLACEHOLDER}\nWas?", "Rot.")], 1)
     text = processor.tokenizer.decode(encoded["input_ids"])
     assert text.count(IMAGE_PLACEHOLDER) == 1 and text.index("Ja?") < text.index(IMAGE_PLACEHOLDER)
@@ -131,6 +131,8 @@ def test_a_system_turn_replaces_the_default_where_the_family_has_one():
     assert text == "<|im_start|>system\nKurz.<|im_end|>\n<|im_start|>user\nWas?<|im_end|>\n<|im_start|>assistant\n"
     with pytest.raises(InputError, match="leaves out or reorders turns"):
         processor_of("gemma2").encode_sample([("a", "b")], system="Kurz.")
+    with pytest.raises(InputError, match=r"refuses turns of system, user, assistant: System role not supported\."):
+        processor_of("gemma2", own=True).encode_sample([("a", "b")], system="Kurz.")
 
 
 def test_a_family_that_centurio_does_not_know():

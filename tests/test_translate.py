@@ -371,6 +371,7 @@ def test_an_id_that_is_missing_without_having_been_refused_is_still_an_error(tmp
         (["xx"], {}, "Unknown language code 'xx'"),
         (["en"], {}, "--to names en"),
         ([], {}, "no language"),
+        (["de", "zh-Hans"], {}, r"--to zh-Hans is in the script Hans; .* translated into Hant \(zho_Hant\)"),
         (["de"], {"splits": ["absent"]}, "has no split 'absent'"),
         (["de"], {"source": "fr"}, "has no 'fr' to translate from"),
         (["de"], {"batch": 0}, "--batch 0"),

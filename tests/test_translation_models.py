@@ -183,6 +183,8 @@ def test_the_command_translates_a_corpus_and_lists_what_it_refuses(
     open_corpus(folder).check("instruct")
     assert cli.main([*command, "T5"]) == 0
     assert "no token for ar, es, fr, ja, which are left out of T5" in capsys.readouterr().out
+    assert cli.main([*command, "T5", "fr"]) == 2
+    assert "has no token for fr. Leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ from PIL import ImageFont
 from lvlm.data.worlds import typefaces as typefaces_module
 from lvlm.data.worlds import words as words_module
 from lvlm.data.worlds.at_hand import SMPQA_LANGUAGES, written, written_languages
+from lvlm.data.worlds.cldr import DEBIAN_FOLDER
 from lvlm.data.worlds.typefaces import face_for, typefaces
-from lvlm.data.worlds.words import CLDR, FEWEST_WORDS, given_lists, load_words, pool_of, words_in
+from lvlm.data.worlds.words import FEWEST_WORDS, given_lists, load_words, pool_of, words_in
 from lvlm.errors import InputError
 from lvlm.languages import language
 
 NOTO = all(typefaces_module._installed(family, "Regular") for family in ("NotoSansThai", "NotoSansCJK"))
-needs_cldr = pytest.mark.skipif(not CLDR.is_dir(), reason="needs Debian's unicode-cldr-core")
+needs_cldr = pytest.mark.skipif(not DEBIAN_FOLDER.is_dir(), reason="needs Debian's unicode-cldr-core")
 needs_noto = pytest.mark.skipif(not NOTO, reason="needs Debian's fonts-noto-core and fonts-noto-cjk")
 
 
@@ -30,6 +31,13 @@ def write_list(folder: Path, code: str, words: list[str]) -> Path:
 
 def made_up(count: int, *, prefix: str = "wa") -> list[str]:
     return [prefix + "".join("abcdefghij"[int(digit)] for digit in f"{number:04d}") for number in range(count)]
+
+
+def test_two_lists_of_one_language_are_an_error(tmp_path: Path) -> None:
+    folder = write_list(tmp_path / "lists", "he", ["abc"]).parent
+    write_list(folder, "iw", ["abc"])
+    with pytest.raises(InputError, match=r"Both .*he\.txt and .*iw\.txt are for Hebrew"):
+        given_lists(folder)
 
 
 def test_the_rarer_half_of_a_frequency_list_is_its_second_half() -> None:
@@ -86,7 +94,7 @@ def test_a_user_s_list_comes_first_and_may_carry_counts(tmp_path: Path) -> None:
     ("make", "message"),
     [
         (lambda folder: load_words("la"), "no words at hand in 'la'"),
-        (lambda folder: load_words("en", folder / "absent"), "do not exist"),
+        (lambda folder: load_words("en", folder / "absent"), "absent does not exist"),
         (lambda folder: load_words("en", folder), "holds no word list"),
         (lambda folder: given_lists(write_list(folder, "klingon", ["abc"])), "Unknown language"),
         (lambda folder: load_words("en", write_list(folder, "en", ["слово"])), "no word in the script Latn"),

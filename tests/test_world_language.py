@@ -361,3 +361,7 @@ def test_questions_follow_their_seed_and_refuse_too_many() -> None:
     assert ask[0] == ask[1] and len(set(ask)) > 1
     with pytest.raises(ValueError, match="n=7"):
         questions_for(scenes(1, groups=1)[0], np.random.default_rng(0), n=7)
+
+
+def test_a_lexicon_is_found_under_any_code_of_its_language() -> None:
+    assert [load_lexicon(code).code for code in ("iw", "nb", "heb_Hebr", "German")] == ["he", "no", "he", "de"]

@@ -77,6 +77,16 @@ def test_lines_hold_the_parts_in_order_and_never_touch() -> None:
         assert (np.diff(inked) == 1).sum() >= len(drawn.lines), "two lines run into each other"
 
 
+def test_a_text_that_the_turn_makes_too_wide_lies_on_paper_of_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages_module, "PAPER_SHARE", 1.0)
+    monkeypatch.setattr(pages_module, "SIDES", (320, 320))
+    for index in range(20):
+        block = Image.new("L", (560 + 3 * index, 319), 255)
+        monkeypatch.setattr(pages_module, "_block", lambda *_, block=block: block)
+        drawn = page("en", index)
+        assert drawn.box[2] - drawn.box[0] <= 320 - 2 * pages_module.MARGIN
+
+
 def test_pages_differ_in_font_background_and_size() -> None:
     drawn = [page("en", index) for index in range(12)]
     assert len({each.image.size for each in drawn}) > 8 and len({each.image.tobytes() for each in drawn}) == 12
@@ -135,12 +145,15 @@ def test_a_user_s_text_is_read_by_paragraphs_on_the_user_s_photographs(
     text, photos = tmp_path / "text", tmp_path / "photos"
     text.mkdir()
     photos.mkdir()
-    (text / "de.txt").write_text("\n".join([*paragraphs, "日本語の行"]), encoding="utf-8")
+    too_wide = f"https://{'w' * 60} {paragraphs[0]}"
+    (text / "de.txt").write_text("\n".join([*paragraphs, "日本語の行", too_wide]), encoding="utf-8")
     Image.new("RGB", (700, 900), (10, 200, 30)).save(photos / "meadow.jpg")
     small = ["--train", "6", "--tune", "2", "--test", "6", "--text", str(text), "--photos", str(photos)]
-    assert cli.main(["data", "pages", str(tmp_path / "out"), *small]) == 0
+    assert cli.main(["data", "pages", str(tmp_path / "out"), *small, "--languages", "L100"]) == 0
+    assert "holds no file for fr. It has: de" in capsys.readouterr().err
     sources = json.loads((tmp_path / "out" / "sources.json").read_text(encoding="utf-8"))
-    assert sources["de"]["paragraphs"] == 181 and sources["de"]["without glyphs"] == 1
+    assert sources["de"]["paragraphs"] == 182 and sources["de"]["without glyphs"] == 1
+    assert sources["de"]["begin with too wide a word"] == 1
     for row in rows(tmp_path / "out", "test", "de"):
         if row["source"] == "text":
             said = row["text_label"].replace("\n", " ")
@@ -152,14 +165,40 @@ def test_a_user_s_text_is_read_by_paragraphs_on_the_user_s_photographs(
     for more, said in (
         (["--words", str(text)], "Give one of them"),
         (["--languages", "fr"], "no file for fr"),
+        (["--languages", "script:Arab"], "No language of script:Arab can be written here: --text"),
         (["--photos", str(text)], "holds no photograph"),
-        (["--text", str(tmp_path / "absent")], "do not exist"),
+        (["--text", str(tmp_path / "absent")], "absent does not exist"),
     ):
         assert cli.main(["data", "pages", str(tmp_path / "no"), *small, *more]) == 2
         assert said in capsys.readouterr().err
     (text / "de.txt").write_text("one\ntwo\n", encoding="utf-8")
     assert cli.main(["data", "pages", str(tmp_path / "no"), *small]) == 2
     assert "fewer than 5 paragraphs" in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
+RUNNING = {
+    "my": "မြန်မာနိုင်ငံတွင် လူအများ နေထိုင်ကြသည်။",
+    "km": "ខ្ញុំចង់ទៅផ្សារនៅថ្ងៃនេះ ដើម្បីទិញបន្លែ",
+    "th": "สุนัขสองตัววิ่งเล่นอยู่ในสวน เพราะอากาศดี",
+}
+
+
+@pytest.mark.system
+@needs_noto
+@pytest.mark.parametrize("code", RUNNING)
+def test_running_text_without_spaces_breaks_between_words(tmp_path: Path, code: str) -> None:
+    """No line begins in the middle of a syllable, with a sign that needs the letter before it, or ends in a blank."""
+    text = tmp_path / f"{code}.txt"
+    digits = "ขคงจฉชซญฐฑ" if code == "th" else "កខគឃងចឆជឈញ" if code == "km" else "ကခဂဃငစဆဇညတ"
+    names = ("".join(digits[int(digit)] for digit in f"{number:03d}") for number in range(200))
+    text.write_text("\n".join(f"{name} {RUNNING[code] * 3}" for name in names), encoding="utf-8")
+    folder, missing = write_pages(
+        tmp_path / "out", seed=0, languages=[code], train_pages=1, tune_pages=1, test_pages=12, text=text
+    )
+    assert not missing
+    lines = [line for row in rows(folder, "test", code) for line in row["text_label"].split("\n")]
+    assert len(lines) > 20 and all(line == line.strip() for line in lines)
+    assert all(unicodedata.category(line[0])[0] != "M" and line[-1] not in "\u17d2\u1039เแโใไ" for line in lines)
 
 
 @pytest.mark.system

@@ -381,7 +381,8 @@ def test_an_interrupted_write_leaves_nothing(
     [
         ({"name": "shape"}, "shapes"),
         ({"languages": []}, "languages is empty"),
-        ({"languages": ["en", "ger"]}, "ger"),
+        ({"languages": ["en", "pt"]}, "no lexicon for the language 'pt'"),
+        ({"languages": ["en", "zz"]}, "no lexicon for the language 'zz'"),
         ({"train": 0}, "train_images is 0"),
         ({"seed": -1}, "seed is -1"),
     ],

@@ -15,8 +15,9 @@ from PIL import Image
 from lvlm import cli
 from lvlm.config import make_config
 from lvlm.data.corpus import open_corpus
-from lvlm.data.worlds.at_hand import POOLS, SMPQA_LANGUAGES, Written, written
+from lvlm.data.worlds.at_hand import SMPQA_LANGUAGES, Written, written
 from lvlm.data.worlds.chart import Chart, draw_plot, fits
+from lvlm.data.worlds.folder import POOLS
 from lvlm.data.worlds.plots import PLOT_COLOURS, Plot, ground_questions, read_questions, sample_plot
 from lvlm.data.worlds.plots_corpus import asked_plots, draw_labels, write_plots
 from lvlm.data.worlds.words import pool_of

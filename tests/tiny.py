@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -63,22 +64,11 @@ def tiny_world() -> TinyWorld:
 
 def make_tokenizer(folder: Path, *, placeholder: bool = True, vocabulary: int = 400) -> Any:
     """A byte-level BPE tokenizer (every string can be encoded and decoded) with a ChatML template and no BOS."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
     special = list(SPECIAL_TOKENS if placeholder else SPECIAL_TOKENS[:-1])
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=byte_level(CORPUS, special, vocabulary=vocabulary),
         pad_token="<pad>",
         eos_token="<|im_end|>",
         extra_special_tokens=special[1:2] + special[3:],
@@ -87,6 +77,34 @@ def make_tokenizer(folder: Path, *, placeholder: bool = True, vocabulary: int = 
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
     return fast
+
+
+def byte_level(texts: Sequence[str], special: Sequence[str], *, vocabulary: int) -> Any:
+    """A byte-level BPE tokenizer trained on texts; its first tokens are the special ones."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(special),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def begin_with(tokenizer: Any, token: str) -> None:
+    """Let a tokenizer put a BOS before every text by itself."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.add_special_tokens({"bos_token": token})
+    begin = [(token, tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{token} $A", pair=f"{token} $A $B", special_tokens=begin
+    )
 
 
 def make_llm(folder: Path, *, seed: int = 0, placeholder: bool = True, hidden: int = 32, tied: bool = True) -> Path:

@@ -23,7 +23,7 @@ from lvlm.data.worlds.emoji_items import (
     prompt,
     told,
 )
-from lvlm.languages import language
+from lvlm.languages import NO_TIER, TIERS, language
 
 KINDS: dict[Kind, float] = {"naming": 0.5, "caption": 0.2, "choice": 0.15, "pair": 0.15}
 """Share of each kind of document."""
@@ -47,14 +47,14 @@ class EmojiText:
     def documents(self, rng: np.random.Generator, *, count: int) -> Iterator[tuple[str, Turns]]:
         """Yield `count` documents as (language of the requests, turns)."""
         codes = self.concepts.languages
-        weights = np.array([TIER_WEIGHT[language(code).tier] for code in codes])
+        weights = np.array([TIER_WEIGHT[_tier(code)] for code in codes])
         for index in rng.choice(len(codes), size=count, p=weights / weights.sum()):
             yield codes[index], self.document(rng, codes[index])
 
     def document(self, rng: np.random.Generator, code: str) -> Turns:
         """One document whose requests are in language `code`."""
         kind: Kind = list(KINDS)[int(rng.choice(len(KINDS), p=list(KINDS.values())))]
-        answered = "en" if rng.random() < self.answer_mix[language(code).tier] else code
+        answered = "en" if rng.random() < self.answer_mix[_tier(code)] else code
         turns: Turns = []
         for _ in range(TURNS[kind]):
             item = self._item(rng, kind)
@@ -92,6 +92,12 @@ class EmojiText:
         if draw < TOLD_IN_ENGLISH + TOLD_IN_ITS_OWN:
             return code
         return self.concepts.languages[int(rng.integers(len(self.concepts.languages)))]
+
+
+def _tier(code: str) -> str:
+    """A language of no tier is read as seldom as those of the lowest."""
+    tier = language(code).tier
+    return TIERS[-1] if tier == NO_TIER else tier
 
 
 def emoji_text_settings() -> dict[str, object]:

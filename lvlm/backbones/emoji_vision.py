@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, avg_pool2d, cross_entropy, grid_sample, interpolate, max_pool2d
 
 from lvlm.backbones.lm import stream
-from lvlm.backbones.vision import BACKGROUND_WEIGHT, MEAN, STD
+from lvlm.backbones.vision import BACKGROUND_WEIGHT, MEAN, STD, warmup_then_cosine
 from lvlm.backbones.vit import IMAGE_SIZE, PATCH_SIZE, WIDTH
 
 PICTURE = 96  # pixels of a generated picture; a global view halves it, a tile is a quarter of it at full resolution
@@ -138,7 +138,7 @@ def train_emoji_vit(
     started, running = time.monotonic(), math.nan
     for step in range(recipe.steps):
         for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * _factor(step, recipe)
+            group["lr"] = recipe.lr * warmup_then_cosine(step, recipe.steps, recipe.warmup_steps)
         pixels, labels = draw_views(bank, rng, pictures=recipe.batch)
         losses = cross_entropy(head(forward(pixels)).flatten(0, 1), labels.flatten(), reduction="none")
         weights = torch.where(labels.flatten() > 0, 1.0, BACKGROUND_WEIGHT)
@@ -163,9 +163,3 @@ def _accuracy(tower: VisionTransformer, head: nn.Linear, bank: Tensor, rng: np.r
         view: float(correct[label > 0].float().mean())
         for view, correct, label in zip(("global", "tile"), right.chunk(2), labels.chunk(2), strict=True)
     }
-
-
-def _factor(step: int, recipe: EmojiVitRecipe) -> float:
-    if step < recipe.warmup_steps:
-        return (step + 1) / recipe.warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * step / recipe.steps))

@@ -222,7 +222,7 @@ def train_stem(
     rng = np.random.default_rng(stream(seed, "squares"))
     for step in range(recipe.stem_steps):
         for group in optimizer.param_groups:
-            group["lr"] = recipe.stem_lr * _factor(step, recipe.stem_steps, recipe.warmup_steps)
+            group["lr"] = recipe.stem_lr * warmup_then_cosine(step, recipe.stem_steps, recipe.warmup_steps)
         drawn = {
             name: draw_squares(bank, rng, count=recipe.stem_batch, coloured=name == "shape")
             for name, bank in banks.items()
@@ -241,7 +241,8 @@ def train_stem(
             report({f"stem {name}": loss.item() for name, loss in losses.items()} | {"stem step": step})
 
 
-def _factor(step: int, steps: int, warmup: int) -> float:
+def warmup_then_cosine(step: int, steps: int, warmup: int) -> float:
+    """The factor of a learning rate at a step, from 0."""
     return (step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
@@ -267,7 +268,7 @@ def train_vit(
     started, running = time.monotonic(), dict[str, float]()
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * _factor(step, steps, recipe.warmup_steps)
+            group["lr"] = recipe.lr * warmup_then_cosine(step, steps, recipe.warmup_steps)
         views = draw_views(rng, pictures=recipe.batch)
         losses = heads(forward(views.pixels), views)
         sum(losses.values()).backward()  # type: ignore[union-attr]

@@ -9,9 +9,11 @@ from icu4py.breakers import WordBreaker
 
 from lvlm.languages import language
 
-SPACELESS = frozenset({"Jpan", "Hans", "Hant", "Thai", "Laoo", "Khmr", "Mymr"})
-"""Scripts written without spaces between words: zh, ja, th, lo, km and my."""
+SPACELESS = frozenset({"Jpan", "Hans", "Hant", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"})
+"""Scripts written without spaces between words: zh, ja, th, lo, km, my, bo and dz."""
 
+_SYLLABLE_END = re.compile(r"[\s\u0f0b-\u0f11\u0f14]+")
+"""Between syllables of Tibetan: tsheg, shad and their variants, and the space behind them."""
 _INNER_SPACE = re.compile(r"(?<=[^\x00-\u02ff])\s+(?=[^\x00-\u02ff])")
 
 
@@ -19,9 +21,13 @@ def divide(text: str, code: str) -> list[str]:
     """A text in the language `code` in pieces, each a word with the punctuation at its ends, or none.
 
     Where words are separated by spaces, the text between them. Where they are not, what ICU's dictionaries find;
-    spaces that somebody has put between words count for nothing there.
+    spaces that somebody has put between words count for nothing there. Tibetan, which has no dictionary there, is
+    divided into syllables.
     """
-    if language(code).script not in SPACELESS:
+    script = language(code).script
+    if script == "Tibt":
+        return _SYLLABLE_END.split(text)
+    if script not in SPACELESS:
         return text.split()
     return list(WordBreaker(_INNER_SPACE.sub("", text), code))
 

@@ -381,7 +381,7 @@ def open_corpus(folder: str | Path, *, images: str | Path | None = None, home: P
     if not entry.languages or not entry.splits:
         raise InputError(f"{path}: 'languages' and 'splits' must each name at least one.")
     for name in entry.splits:
-        if Path(name).name != name:
+        if Path(name).name != name or name in ("", ".."):
             raise InputError(f"{path}, field 'splits': '{name}' is not the plain name of a folder.")
     return Corpus(folder, entry, Path(images) if images else folder / entry.images, home=home)
 

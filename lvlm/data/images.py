@@ -16,12 +16,11 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from lvlm.data.memory import SETTLED_SECONDS
 from lvlm.data.progress import shown
 from lvlm.errors import InputError
 
 VERIFIED_FILE = "verified-images.jsonl"
-SETTLED_SECONDS = 2.0
-"""An image changed this recently may change again without another time of change, and is not remembered yet."""
 
 
 class ImageFolder:

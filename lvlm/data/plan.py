@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from lvlm.data.corpus import Corpus
-from lvlm.data.counts import CountMemory, Counts, Measure, count_tokens, cut_turns, keep_turns
+from lvlm.data.counts import CountMemory, Counts, Cut, Measure, count_tokens, cut_turns, keep_turns
 from lvlm.data.fertility import Fertility, fertility_lines, measure_fertility
 from lvlm.data.ledger import Ledger
 from lvlm.data.pool import PlanEntry, Pool, gather
 from lvlm.data.readers import Sample
 from lvlm.data.tally import Tally, add_up, lines, realised, total_rows
-from lvlm.languages import in_table_order, language
+from lvlm.languages import language
 from lvlm.settings import StageConfig, Unit
 
 HASHED_TOGETHER = 1 << 16
@@ -72,12 +72,8 @@ class Plan:
     _pool: Pool
     _tokens: Counts | None
     """Of the samples of the pool as they are trained on."""
-    _whole_tokens: Counts | None
-    """Of the same before anything is cut."""
-    _cuts: dict[int, tuple[int, int]]
-    """Number in the pool -> (turns kept, turns dropped)."""
-    _cut_images: dict[int, int]
-    """Number in the pool -> images dropped with its turns."""
+    _cuts: dict[int, Cut]
+    """By number in the pool."""
 
     @property
     def steps(self) -> int:
@@ -95,29 +91,21 @@ class Plan:
         part = self._pool.parts[self._pool.part[entry.number]]
         (sample,) = part.rows.samples(self._pool.row[entry.number : entry.number + 1], part.corpus.name)
         cut = self._cuts.get(entry.number)
-        return sample if cut is None else keep_turns(sample, cut[0])
+        return sample if cut is None else keep_turns(sample, cut.turns)
 
     def image_paths(self, entry: PlanEntry) -> tuple[Path, ...]:
         """Where the images of an entry lie, in order; reads no file."""
         part = self._pool.parts[self._pool.part[entry.number]]
         images = part.rows.image_rows(self._pool.row[entry.number]).tolist()
-        kept = images[: len(images) - self._cut_images.get(entry.number, 0)]
-        return tuple(part.corpus.image_path(part.rows.images[index]) for index in kept)
+        if cut := self._cuts.get(entry.number):
+            images = images[: len(images) - cut.dropped_images]
+        return tuple(part.corpus.image_path(part.rows.images[index]) for index in images)
 
     def tokens(self, entry: PlanEntry) -> tuple[int, int]:
         """(text tokens, supervised tokens) of an entry of a measured plan."""
         assert self._tokens is not None
         text, supervised = self._tokens[entry.number].tolist()
         return text, supervised
-
-    def whole_tokens(self) -> dict[str, Counts]:
-        """By language, in the order of the table: (samples, 2), text and supervised tokens of every sample that a
-        measured plan uses, once and before anything is cut."""
-        assert self._whole_tokens is not None
-        found: dict[str, list[Counts]] = {}
-        for part, numbers in self._pool.by_part(np.unique(self.order.numbers)):
-            found.setdefault(part.language, []).append(self._whole_tokens[numbers])
-        return {code: np.concatenate(found[code]) for code in in_table_order(found)}
 
     def lengths(self, image_tokens: int) -> npt.NDArray[np.int64]:
         """(samples,): tokens of every sample of a measured plan, in training order, with `image_tokens` for each of its
@@ -127,8 +115,8 @@ class Plan:
         for part, numbers in self._pool.by_part(np.arange(len(self._pool))):
             rows = self._pool.row[numbers]
             lengths[numbers] += image_tokens * (part.rows.image_starts[rows + 1] - part.rows.image_starts[rows])
-        for number, images in self._cut_images.items():
-            lengths[number] -= image_tokens * images
+        for number, cut in self._cuts.items():
+            lengths[number] -= image_tokens * cut.dropped_images
         return lengths[self.order.numbers]
 
     def tallies(self) -> list[Tally]:
@@ -153,8 +141,8 @@ class Plan:
                 for number in mine[np.isin(mine, was_cut)].tolist():
                     times_seen = int(times[number])
                     tally.cut_samples += times_seen
-                    tally.cut_turns += self._cuts[number][1] * times_seen
-                    tally.images -= self._cut_images[number] * times_seen
+                    tally.cut_turns += self._cuts[number].dropped_turns * times_seen
+                    tally.images -= self._cuts[number].dropped_images * times_seen
                 result.append(tally)
         return result
 
@@ -247,19 +235,12 @@ def build_plan(
     used = np.unique(order.numbers)
     for part, numbers in pool.by_part(used):
         part.corpus.check_images(part.rows, pool.row[numbers], decode=True, home=home)
-    ledger, tokens, whole_tokens, fertility = Ledger(), None, None, None
-    cuts, cut_images = dict[int, tuple[int, int]](), dict[int, int]()
+    ledger, fertility, tokens, cuts = Ledger(), None, None, dict[int, Cut]()
     if measure is not None:
         memory = CountMemory.of(home, tokenizer, len(used))
-        whole_tokens = count_tokens(pool, used, measure, memory, title=stage)
-        tokens, limit = whole_tokens.copy(), config.max_text_tokens
-        over = used[tokens[used, 0] > limit]
-        for part, number, cut in cut_turns(pool, over, whole_tokens, measure, memory, limit=limit):
-            tokens[number] = cut.text_tokens, cut.supervised_tokens
-            cuts[number], cut_images[number] = (cut.turns, cut.dropped_turns), cut.dropped_images
-            source = part.rows.sources[part.rows.source_codes[pool.row[number]]]
-            ledger.add(part.corpus.name, part.language, source, turns=cut.dropped_turns, images=cut.dropped_images)
-        fertility = measure_fertility(pool, used, whole_tokens, measure)
+        tokens = count_tokens(pool, used, measure, memory, title=stage)
+        fertility = measure_fertility(pool, used, tokens, measure)
+        cuts = _cut(pool, used, tokens, measure, memory, limit=config.max_text_tokens, ledger=ledger)
     digests = {
         f"{corpora[use.path].name}/{use.split}": corpora[use.path].digest(
             use.split, [part.language for part in pool.parts if part.use is use]
@@ -279,10 +260,29 @@ def build_plan(
         hash=_hash(pool, order.numbers, list(digests.values()), config.batch_samples, cuts),
         _pool=pool,
         _tokens=tokens,
-        _whole_tokens=whole_tokens,
         _cuts=cuts,
-        _cut_images=cut_images,
     )
+
+
+def _cut(
+    pool: Pool,
+    used: npt.NDArray[np.int64],
+    tokens: Counts,
+    measure: Measure,
+    memory: CountMemory | None,
+    *,
+    limit: int,
+    ledger: Ledger,
+) -> dict[int, Cut]:
+    """How the `used` samples with more than `limit` text tokens are cut, by number; `tokens` become those of what is
+    left, and the ledger has what is not."""
+    cuts: dict[int, Cut] = {}
+    for part, number, cut in cut_turns(pool, used[tokens[used, 0] > limit], tokens, measure, memory, limit=limit):
+        tokens[number] = cut.text_tokens, cut.supervised_tokens
+        cuts[number] = cut
+        source = part.rows.sources[part.rows.source_codes[pool.row[number]]]
+        ledger.add(part.corpus.name, part.language, source, turns=cut.dropped_turns, images=cut.dropped_images)
+    return cuts
 
 
 def _duration(config: StageConfig, pool: int) -> int:
@@ -303,10 +303,11 @@ def _draw(pool: int, samples: int, seed: int) -> npt.NDArray[np.int64]:
 
 
 def _hash(
-    pool: Pool, numbers: npt.NDArray[np.int64], digests: Sequence[str], batch: int, cuts: Mapping[int, tuple[int, int]]
+    pool: Pool, numbers: npt.NDArray[np.int64], digests: Sequence[str], batch: int, cuts: Mapping[int, Cut]
 ) -> str:
     """Twelve hex digits over order, ids, languages, content, batch size and cuts."""
-    state = hashlib.sha256(repr((batch, list(digests), sorted(cuts.items()))).encode())
+    cut = [(number, (cuts[number].turns, cuts[number].dropped_turns)) for number in sorted(cuts)]
+    state = hashlib.sha256(repr((batch, list(digests), cut)).encode())
     before = [f"{part.corpus.name}\0{part.use.split}\0" for part in pool.parts]
     after = [f"\0{part.language}\n" for part in pool.parts]
     ids = [part.rows.ids for part in pool.parts]

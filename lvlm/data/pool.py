@@ -78,21 +78,12 @@ def gather(mix: MixConfig, corpora: Mapping[str, Corpus], count: Count | None = 
     if not mix.corpora:
         raise InputError("The mix's field 'corpora' is empty: name at least one corpus and split to train on.")
     _check_used_once(mix, corpora)
-    if mix.english_share is not None and not any(corpora[use.path].translatable for use in mix.corpora):
+    usual = {"english_share": None, "allocation": "uniform", "share_of": "samples"}
+    idle = [name for name, value in usual.items() if getattr(mix, name) != value]
+    if idle and not any(corpora[use.path].translatable for use in mix.corpora):
         raise InputError(
-            f"The mix's 'english_share' is {mix.english_share}, but none of its corpora is translatable: every sample "
-            "stays in its language. "
-            "Leave english_share out, or add a translatable corpus."
-        )
-    if mix.allocation != "uniform" and not any(corpora[use.path].translatable for use in mix.corpora):
-        raise InputError(
-            f"The mix's 'allocation' is {mix.allocation}, but none of its corpora is translatable: every sample stays "
-            "in its language. Leave allocation out, or add a translatable corpus."
-        )
-    if mix.share_of != "samples" and not any(corpora[use.path].translatable for use in mix.corpora):
-        raise InputError(
-            f"The mix's 'share_of' is {mix.share_of}, but none of its corpora is translatable: every sample stays in "
-            "its language. Leave share_of out, or add a translatable corpus."
+            f"The mix's '{idle[0]}' is {getattr(mix, idle[0])}, but none of its corpora is translatable: every sample "
+            f"stays in its language. Leave {idle[0]} out, or add a translatable corpus."
         )
     if mix.share_of != "samples" and count is None:
         raise InputError(

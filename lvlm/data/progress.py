@@ -4,11 +4,12 @@ plan and by the check of images; `lvlm.train.progress` does the same for trainin
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
+
+from lvlm.processes import process_index
 
 T = TypeVar("T")
 QUIET_SECONDS = 2.0
@@ -20,7 +21,7 @@ LINE_SECONDS = 30.0
 def shown(work: Iterable[tuple[T, int]], *, title: str, unit: str, total: int | None = None) -> Iterator[T]:
     """Pass on the things in `work`, each with how many `unit` it stands for, and tell standard error how many of
     `total` are done. Of several processes the first one tells."""
-    if os.environ.get("RANK", "0") != "0":
+    if process_index() > 0:
         yield from (thing for thing, _ in work)
         return
     terminal = sys.stderr.isatty()

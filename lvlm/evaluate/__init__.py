@@ -4,17 +4,17 @@ and scored, and not before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lvlm.data.corpus import IMAGE_PLACEHOLDER, Corpus, Permission
+from lvlm.data.corpus import IMAGE_PLACEHOLDER, Corpus, Item, Permission
 from lvlm.evaluate.detectors import PACKAGED, Detector, detector_notes, open_detector
 from lvlm.evaluate.fidelity import LanguageDetector, fidelity, undetermined
 from lvlm.evaluate.items import Asked, asked_items
 from lvlm.evaluate.kept import KeptAnswers
 from lvlm.evaluate.metrics import majority, normalise
-from lvlm.evaluate.tasks import MEASURES, TASKS, scorer_of
+from lvlm.evaluate.tasks import MEASURES, TASKS, Scorer, scorer_of
 from lvlm.records import METRICS, NAMED_METRICS, PREDICTION_COLUMNS, SCORE_COLUMNS
 from lvlm.settings import EvaluateConfig
 
@@ -221,6 +221,7 @@ def _score_rows(asked: Sequence[Asked], rows: Sequence[Mapping[str, Any]]) -> li
             "undetermined": undetermined(detected),
             "majority": _mean([scorer.score(item, constant) for scorer, item in pairs]),
             "random": _mean([scorer.random(item) for scorer, item in pairs]),
+            "together": _together(pairs, [rows[place]["score"] for place in places]),
             **{metric: _mean([rows[place][metric] for place in places]) for metric in NAMED_METRICS},
         }
         absent = set(NAMED_METRICS) - {metric for scorer in scorers for metric in scorer.named(task)}
@@ -228,6 +229,8 @@ def _score_rows(asked: Sequence[Asked], rows: Sequence[Mapping[str, Any]]) -> li
             absent |= {"score_any_language", "fidelity", "undetermined"}
         if not values["random"][1]:
             absent.add("random")
+        if not MEASURES[task].together:
+            absent.add("together")
         result += [(task, language, metric, *values[metric]) for metric in METRICS if metric not in absent]
     return result
 
@@ -247,6 +250,15 @@ def constant_answers(predictions: pd.DataFrame) -> list[str]:
             "its score is that of a constant"
         )
     return notes
+
+
+def _together(pairs: Sequence[tuple[Scorer, Item]], scores: Sequence[float]) -> tuple[float, int]:
+    """(percent of the groups of items that are right as a whole, number of groups), of those asked as a whole."""
+    groups: dict[tuple[Scorer, Hashable, int], list[float]] = {}
+    for (scorer, item), score in zip(pairs, scores, strict=True):
+        if group := scorer.group(item):
+            groups.setdefault((scorer, *group), []).append(score)
+    return _mean([min(some) for (_, _, size), some in groups.items() if len(some) == size])
 
 
 def _mean(values: Sequence[float]) -> tuple[float, int]:

@@ -26,7 +26,7 @@ def options(prompt: str) -> Mapping[str, str]:
         match = _OPTION.match(line.strip())
         if match and match[1] == "A":
             found = {"A": match[2]}
-        elif match and found and match[1] == ascii_uppercase[len(found)]:
+        elif match and found and match[1] == ascii_uppercase[len(found) :][:1]:
             found[match[1]] = match[2]
     return found if len(found) > 1 else {}
 

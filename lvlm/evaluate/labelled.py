@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lvlm.data.benchmarks.forms import text_of
 from lvlm.errors import InputError
 from lvlm.evaluate.detectors import Detector
 from lvlm.evaluate.fidelity import scripts_of
@@ -83,15 +85,18 @@ def read_table(path: Path) -> dict[str, tuple[str, ...]]:
     if not path.is_file():
         raise InputError(f"--table {path} does not exist. Give a .csv or .tsv file with the columns language and text.")
     found: dict[str, list[str]] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        commas = path.suffix == ".csv"
-        rows = csv.DictReader(file) if commas else csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        if missing := {"language", "text"} - set(rows.fieldnames or ()):
-            raise InputError(f"--table {path} lacks the column {' and '.join(sorted(missing))} in its first line.")
-        for row in rows:
-            if not row["language"] or not row["text"]:
-                raise InputError(f"--table {path}, line {rows.line_num}: language or text is empty. Fill or remove it.")
+    file = io.StringIO(text_of(path), newline="")
+    commas = path.suffix == ".csv"
+    rows = csv.DictReader(file) if commas else csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    if missing := {"language", "text"} - set(rows.fieldnames or ()):
+        raise InputError(f"--table {path} lacks the column {' and '.join(sorted(missing))} in its first line.")
+    for row in rows:
+        if not row["language"] or not row["text"]:
+            raise InputError(f"--table {path}, line {rows.line_num}: language or text is empty. Fill or remove it.")
+        try:
             found.setdefault(language(row["language"]).code, []).append(row["text"])
+        except InputError as error:
+            raise InputError(f"--table {path}, line {rows.line_num}: {error}") from error
     if not found:
         raise InputError(f"--table {path} has no row. Give texts with their languages.")
     return {code: tuple(found[code]) for code in table() if code in found}

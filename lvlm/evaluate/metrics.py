@@ -29,7 +29,11 @@ ARTICLES = {
 """Language -> its articles that stand as words of their own before a noun."""
 
 _TRANSLATION = {ord(mark): None for mark in BIDI_CONTROLS} | {0x2212: "-"}  # the mathematical minus is a minus
-_SPACELESS = re.compile("([\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff])")
+_MARKS = "".join(c for c in map(chr, range(0x0E00, 0x1800)) if unicodedata.category(c).startswith("M"))
+_SPACELESS = re.compile(
+    f"([\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff][{_MARKS}]*)"
+)
+"""A character of a script without spaces between words, with the vowel signs and tone marks on it."""
 
 
 @lru_cache(maxsize=1 << 16)
@@ -59,7 +63,8 @@ def _strippable(character: str) -> bool:
 
 @lru_cache(maxsize=1 << 14)
 def words(text: str) -> tuple[str, ...]:
-    """Normalised words, each without punctuation at its ends; scripts written without spaces are split by character."""
+    """Normalised words, each without punctuation at its ends; scripts written without spaces are split by character,
+    whose marks stay with it: in Thai, Lao, Khmer, Burmese and Tibetan they are what tells many words apart."""
     spaced = _SPACELESS.sub(r" \1 ", normalise(text))
     stripped = (normalise(word) for word in spaced.split())
     return tuple(word for word in stripped if any(character.isalnum() for character in word))

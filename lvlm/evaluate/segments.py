@@ -17,8 +17,7 @@ def segment(text: str, code: str) -> tuple[str, ...]:
     """The words of a text in the language `code`, in small letters and without punctuation.
 
     Where words are separated by spaces, English `'s` and `n't` are words of their own, as in the Penn Treebank, whose
-    tokenizer the reference implementation of CIDEr runs on every language. Where they are not, ICU's dictionaries
-    divide them; spaces that somebody has put between words count for nothing there.
+    tokenizer the reference implementation of CIDEr runs on every language. Where they are not, `divide` finds them.
     """
     if language(code).script not in SPACELESS:
         return words(_CLITIC.sub(r" \1", text.replace("’", "'").lower()))
@@ -29,4 +28,6 @@ def segmentation(code: str) -> str | None:
     """How words are found in a language without spaces, for a note beside its scores; None where spaces tell."""
     if language(code).script not in SPACELESS:
         return None
+    if language(code).script == "Tibt":
+        return "by syllable"
     return f"by the dictionaries of ICU {icu4py.icu_version}"

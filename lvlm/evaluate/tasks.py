@@ -3,9 +3,11 @@ Called by `lvlm.evaluate`; torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from string import ascii_uppercase
 from typing import Literal
 
 from lvlm.data.corpus import Corpus, Item
@@ -43,6 +45,8 @@ class Measure:
     """The words or letters that every item asks to choose from; options that a prompt lists are found in it."""
     in_language: bool = True
     """Whether the answer is in the language of the question, and not a letter or a word of English in all of them."""
+    together: Callable[[Item], Hashable] | None = None
+    """Items of which this is the same also count as a whole; None where each counts for itself alone."""
 
     @property
     def named(self) -> tuple[str, ...]:
@@ -61,9 +65,11 @@ MEASURES: Mapping[str, Measure] = {
     **dict.fromkeys(("maxm", "mtvqa", "smpqa_read"), Measure("exact")),
     "xgqa": Measure("exact", in_language=False),
     "xvnli": Measure("exact", ("yes", "no", "maybe"), in_language=False),
-    **dict.fromkeys(("marvl", "vgr", "smpqa_ground", "mme"), YES_NO),
+    **dict.fromkeys(("marvl", "vgr", "smpqa_ground"), YES_NO),
+    "mme": replace(YES_NO, together=lambda item: (item.source, item.images)),
     "vlod": Measure("relaxed", ("A", "B", "C", "D", "E"), in_language=False),
     **dict.fromkeys(("m3exam", "xmmmu", "bin_mc", "cvqa", "mmmu"), LETTER),
+    "m3exam_cyclic": replace(LETTER, together=lambda item: item.id.rpartition("-")[0]),
 }
 
 
@@ -89,6 +95,7 @@ class Scorer:
             for code in self.languages:
                 self._translations[code] = {item.id: item.answers for item in corpus.items(split, code)}
         self._cider: dict[tuple[str, str], Cider] = {}
+        self._groups: dict[tuple[str, str], Counter[Hashable]] = {}
 
     def notes(self, task: str, code: str) -> Iterator[str]:
         """What a reader of this task's scores in a language must know, beyond the names of the metrics."""
@@ -111,13 +118,13 @@ class Scorer:
         return self._compare(item, item.language, prediction, item.answers)
 
     def score_any_language(self, item: Item, prediction: str) -> float:
-        """The best score against the gold answers of the item in any language; NaN where nothing is translated, and
-        where the answer is in no language of its own."""
+        """The best score against the gold answers of the item in any language that has it; NaN where nothing is
+        translated, and where the answer is in no language of its own."""
         if not self.corpus.translatable or not MEASURES[item.task].in_language:
             return float("nan")
         own = self.score(item, prediction)
-        others = {code: golds[item.id] for code, golds in self._translations.items() if code != item.language}
-        return best([own, *(self._compare(item, code, prediction, golds) for code, golds in others.items())])
+        others = ((code, golds.get(item.id)) for code, golds in self._translations.items() if code != item.language)
+        return best([own, *(self._compare(item, code, prediction, golds) for code, golds in others if golds)])
 
     def beside(self, item: Item, prediction: str) -> dict[str, float]:
         """Every metric beside the score; NaN for those that the task does not have."""
@@ -131,6 +138,17 @@ class Scorer:
         """The expected score of an answer drawn from the item's choices; NaN where they are not known."""
         known = _choices(item)
         return sum(self.score(item, choice) for choice in known) / len(known) if known else float("nan")
+
+    def group(self, item: Item) -> tuple[Hashable, int] | None:
+        """(what the items that count together with this one share, how many of them the split has); None where the
+        task has no such items."""
+        if (together := MEASURES[item.task].together) is None:
+            return None
+        row = item.task, item.language
+        if row not in self._groups:
+            items = self.corpus.items(self.split, item.language)
+            self._groups[row] = Counter(together(one) for one in items if one.task == item.task)
+        return together(item), self._groups[row][together(item)]
 
     def _compare(self, item: Item, code: str, prediction: str, golds: Sequence[str]) -> float:
         return self._by(MEASURES[item.task].score, item, code, prediction, golds)
@@ -175,7 +193,7 @@ def _relaxed(item: Item, code: str, prediction: str, golds: Sequence[str]) -> fl
     known = _choices(item)
     if not known:
         return relaxed(prediction, golds, code)
-    if all(len(choice) == 1 for choice in known):
+    if all(choice in ascii_uppercase for choice in known):
         texts = options(item.prompt)
         letter = chosen_letter(prediction, {choice: texts.get(choice, "") for choice in known}, code)
         return RIGHT if letter in [_letter(gold) for gold in golds] else WRONG

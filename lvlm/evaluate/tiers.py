@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lvlm.errors import InputError
-from lvlm.languages import TIERS, Language, language
+from lvlm.languages import TIERS, language
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SUMMARISED = ("score", "score_any_language", "fidelity")
-GROUPINGS = ("task", *(name for name in Language.__dataclass_fields__ if name in ("tier", "script", "family")))
+GROUPINGS = ("task", "tier", "script", "family")
 """What scores are averaged over beside the tiers of `summarise`."""
 
 

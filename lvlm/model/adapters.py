@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from lvlm.errors import InputError
 from lvlm.model.seeding import generator_for
+from lvlm.model.tiling import view_count
 
 
 class Adapter(nn.Module):
@@ -28,13 +29,10 @@ class Adapter(nn.Module):
         super().__init__()
         self.grid = (grid[0], grid[1])
         self.tiles = tiles
+        self.views = view_count(tiles)
 
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor: ...
-
-    @property
-    def views(self) -> int:
-        return 1 if self.tiles == 1 else 1 + self.tiles**2
 
     def maps(self, views: Tensor) -> Tensor:
         """Tokens in row order as maps: (..., tokens, width) -> (..., width, h, w)."""
@@ -130,6 +128,8 @@ class MultiscaleShuffle(Adapter):
 
     def __init__(self, *, width: int, hidden: int, grid: Sequence[int], tiles: int) -> None:
         super().__init__(grid=grid, tiles=tiles)
+        if min(grid) < 2:
+            raise InputError(f"multiscale-shuffle averages 2 x 2 tokens, and a view has {grid[0]} x {grid[1]}.")
         self.tokens = (grid[0] // 2) * (grid[1] // 2)
         self.mlp = nn.Sequential(nn.Linear(width * self.views, hidden), nn.GELU(), nn.Linear(hidden, hidden))
         self.peg = nn.Conv2d(hidden, hidden, kernel_size=3, padding=1, groups=hidden)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from transformers import AutoConfig
 from lvlm.errors import InputError
 from lvlm.model.adapters import DEFAULTS
 from lvlm.model.backbones import resolve
+from lvlm.model.layouts import read_json
 from lvlm.settings import ModelConfig
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _tower(source: str) -> str | None:
     """The architecture that a tower's name or folder stands for; None for a name whose config is not here."""
     path = Path(source) / "config.json"
     if path.exists():
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         if "model_type" in config:
             return "transformers"
         architecture: str | None = config.get("timm", config).get("architecture")
@@ -73,7 +73,7 @@ def _tower(source: str) -> str | None:
 
 def _llm(source: str) -> str | None:
     try:
-        return _family(AutoConfig.from_pretrained(source, local_files_only=True))
+        return _family(AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False))
     except (OSError, ValueError):
         return None
 

@@ -98,7 +98,7 @@ def load_llm(source: str, *, attn: str, precision: str) -> tuple[Any, Any]:
     surplus or misshapen tensor is an `InputError` that lists it."""
     tokenizer = load_tokenizer(source)
     with llm_named(source):
-        check_family(attn, AutoConfig.from_pretrained(source))
+        check_family(attn, AutoConfig.from_pretrained(source, trust_remote_code=False))
         dtype = "auto" if precision == "bf16" else torch.float32
         llm, info = AutoModelForCausalLM.from_pretrained(
             source,
@@ -107,6 +107,7 @@ def load_llm(source: str, *, attn: str, precision: str) -> tuple[Any, Any]:
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # so that all faults come back together and are refused below
             output_loading_info=True,
+            trust_remote_code=False,
         )
     refuse(source, missing=info["missing_keys"], surplus=info["unexpected_keys"], shapes=info["mismatched_keys"])
     stay = {id(weight) for weight in matrices(llm)} - {id(llm.get_output_embeddings().weight)}

@@ -1,6 +1,5 @@
-"""Where a model config's backbones lie: the shipped draws, a local folder, or a hub name. No torch.
-Called by `lvlm.model.lvlm` and, for the key of a stage, by `lvlm.run`.
-"""
+"""Where a model config's backbones lie: the shipped draws, a local folder, or a hub name. No torch. Called by
+`lvlm.model.assembly` and `lvlm.model.tokenizer` and, for the key of a stage, by `lvlm.run`."""
 
 from __future__ import annotations
 

@@ -12,7 +12,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
+from lvlm.config import one_line
 from lvlm.errors import InputError
 
 IGNORED = -100
@@ -202,14 +204,19 @@ class Chat:
     def _render(self, texts: Sequence[str], *, has_system: bool, prompt: bool) -> str:
         roles = ["system"] * has_system + ["user" if index % 2 == 0 else "assistant" for index in range(len(texts))]
         messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
-        rendered: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        try:
+            rendered: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        except TemplateError as error:
+            raise InputError(
+                f"The chat template of this tokenizer refuses turns of {', '.join(dict.fromkeys(roles))}: "
+                f"{one_line(error)}. Leave out what it does not write, or use another template."
+            ) from error
         return rendered
 
     def _pieces(
         self, texts: Sequence[str], literals: Sequence[str], *, system: str | None, placeholders: bool
     ) -> Pieces:
-        """A piece ends where supervision changes, as generation too starts there, and
-        inside control strings."""
+        """A piece ends where supervision changes, as generation too starts there, and inside control strings."""
         pieces = [(literals[0], False)]
         for index, (text, literal) in enumerate(zip(texts, literals[1:], strict=True)):
             turn_text = index - (system is not None)  # user texts are even, answers odd, a system text is -1

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import other as accelerate_other
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
+from lvlm.config import one_line
 from lvlm.errors import InputError
 from lvlm.model.attention import check_attention
-from lvlm.model.keys import refuse
-from lvlm.model.layouts import LORA_CONFIG, LORA_WEIGHTS, Located, how_to_load, locate
+from lvlm.model.keys import read_tensors, readable, refuse
+from lvlm.model.layouts import LORA_CONFIG, LORA_WEIGHTS, Located, how_to_load, locate, read_json
 from lvlm.model.lora import load_lora, lora_config, split_state
 from lvlm.model.weights import check_quantisation, matrices, quantise
 
@@ -62,7 +63,7 @@ def load(
     from lvlm.model.agreement import check_agreement
     from lvlm.model.assembly import hold, set_generation, write_as
     from lvlm.model.lvlm import Lvlm
-    from lvlm.model.release import release_state, release_stops
+    from lvlm.model.release import release_state, release_stops, stored_types
     from lvlm.model.snapshots import load_snapshot
 
     found = locate(path)
@@ -87,6 +88,7 @@ def load(
         loaded = Lvlm.from_pretrained(found.path, **options)
     else:
         state = release_state(found.path, config)
+        options["dtype"], config.halved = stored_types(state)
         loaded = Lvlm.from_pretrained(None, config=config, state_dict=state, source=found.path, **options)
         loaded.language_model.generation_config.eos_token_id = release_stops(found.path)
         set_generation(loaded, processor)
@@ -103,7 +105,12 @@ def saved_processor(found: Located) -> tuple[LvlmConfig, LvlmProcessor]:
     from lvlm.model.release import release_config, release_processor
 
     if found.layout == "own":
-        return LvlmConfig.from_pretrained(found.path), LvlmProcessor.from_pretrained(found.path)
+        try:
+            return LvlmConfig.from_pretrained(found.path), LvlmProcessor.from_pretrained(found.path)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"The model {found.path} cannot be read: {one_line(error).rstrip('.')}. Copy its whole folder."
+            ) from error
     config = release_config(found.path)
     return config, release_processor(found.path, config)
 
@@ -150,9 +157,8 @@ def without_deepspeed() -> Iterator[None]:
 
 
 def _config_text(config: LoraConfig) -> str:
-    data = config.to_dict()
-    data["target_modules"] = sorted(data["target_modules"])  # a set has no order, and a file should have one content
-    return json.dumps(data, indent=1, sort_keys=True, default=str) + "\n"
+    # Names of layers are a set, which has no order, and a file should have one content.
+    return json.dumps(config.to_dict(), indent=1, sort_keys=True, default=sorted) + "\n"
 
 
 def load_model(cls: Any, load_base: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -162,7 +168,8 @@ def load_model(cls: Any, load_base: Callable[..., Any], path: Any, *args: Any, *
     source = kwargs.pop("source", path)
     kwargs.setdefault("use_safetensors", True)
     kwargs["ignore_mismatched_sizes"] = True  # so that all faults come back together and are refused below
-    model, info = load_base(path, *args, output_loading_info=True, **kwargs)
+    with readable(source):
+        model, info = load_base(path, *args, output_loading_info=True, **kwargs)
     refuse(source, missing=info["missing_keys"], surplus=info["unexpected_keys"], shapes=info["mismatched_keys"])
     if not keep_halved:
         for name in model.config.halved or []:
@@ -175,13 +182,13 @@ def load_model(cls: Any, load_base: Callable[..., Any], path: Any, *args: Any, *
         from peft import LoraConfig
     for name in model.config.lora or []:
         folder = Path(path) / LORA_FOLDER / name
-        for file in (LORA_CONFIG, LORA_WEIGHTS):
-            if not (folder / file).exists():
-                raise InputError(
-                    f"The model's config names a LoRA, but {folder / file} does not exist. Copy the whole model folder."
-                )
-        config = LoraConfig(**json.loads((folder / LORA_CONFIG).read_text(encoding="utf-8")))
-        restore_lora(parts(model)[name], config, load_file(folder / LORA_WEIGHTS, device=str(model.device)), folder)
+        if not (folder / LORA_CONFIG).exists():
+            raise InputError(
+                f"The model's config names a LoRA, but {folder / LORA_CONFIG} does not exist. Copy the whole folder."
+            )
+        config = LoraConfig(**read_json(folder / LORA_CONFIG))
+        state = read_tensors(folder / LORA_WEIGHTS, device=str(model.device))
+        restore_lora(parts(model)[name], config, state, folder)
     return (model, info) if wants_info else model
 
 

@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from lvlm.model.autohook import register_now
-from lvlm.model.tiling import ImageTransform
+from lvlm.model.tiling import ImageTransform, view_count
 
 
 class LvlmConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -23,8 +23,8 @@ class LvlmConfig(PreTrainedConfig):  # type: ignore[misc]
     text_config: dict[str, Any] | PreTrainedConfig | None = None
     """The LLM's own config, any causal LM of transformers."""
     tower: dict[str, Any] | None = None
-    """How timm builds the tower: `architecture`, `args`; its pixels: `image_size`, `mean`, `std`, `interpolation`; its
-    output: `width`, `grid`."""
+    """How timm or transformers builds the tower: `architecture`, `args`; its pixels: `image_size`, `mean`, `std`,
+    `interpolation`; its output: `width`, `grid`."""
     adapter: str = "multiscale-pool"
     adapter_args: dict[str, int] | None = None
     """Settings of this adapter alone, such as `pool`, where they are not its defaults."""
@@ -47,8 +47,8 @@ class LvlmConfig(PreTrainedConfig):  # type: ignore[misc]
 
     @property
     def views(self) -> int:
-        """Views of one image: the global one and, with tiles, n x n crops."""
-        return 1 if self.tiles == 1 else 1 + self.tiles**2
+        """Views of one image."""
+        return view_count(self.tiles)
 
     @property
     def image_transform(self) -> ImageTransform:

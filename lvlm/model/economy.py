@@ -188,11 +188,14 @@ def checkpoint_blocks(llm: Any, on: bool) -> None:
 
 def train_mode(part: nn.Module, learns: bool) -> None:
     """Dropout acts in a part that learns; a frozen one computes as in evaluation, though its blocks are told that this
-    is training where they are checkpointed, since gradients may pass through them."""
+    is training where they are checkpointed, since gradients may pass through them. Batch norms keep the statistics that
+    they came with."""
     # At the top it would bring in the model, which imports this module.
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     part.train(learns)
     for module in part.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # whose results would depend on the micro-batch
+            module.eval()
         if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
             module.training = True

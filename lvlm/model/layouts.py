@@ -136,8 +136,8 @@ def _model_of_run(folder: Path) -> Path:
 
 def _lora_beside(file: Path) -> Path | None:
     """Centurio's trainer saves the LoRA of `0-24250.ckpt`, a file or DeepSpeed's folder, as the folder `0-24250`."""
+    file = file.absolute()
     for place in (file, *file.parents[:2]):
-        folder = place.with_suffix("")
-        if place.suffix == ".ckpt" and (folder / LORA_CONFIG).exists():
-            return folder
+        if place.suffix == ".ckpt" and (place.with_suffix("") / LORA_CONFIG).exists():
+            return place.with_suffix("")
     return None

@@ -3,23 +3,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig
 
 from lvlm.config import one_line
 from lvlm.errors import InputError
-from lvlm.model.adapters import build_adapter
+from lvlm.model.adapters import DEFAULTS, build_adapter
 from lvlm.model.assembly import make_processor
 from lvlm.model.chat import IMAGE_PLACEHOLDER
 from lvlm.model.checkpoints import PREFIXES
 from lvlm.model.config import LvlmConfig
-from lvlm.model.keys import compare
+from lvlm.model.keys import compare, read_tensors
 from lvlm.model.layouts import read_json
 from lvlm.model.processor import LvlmProcessor
 from lvlm.model.templates import CENTURIO
@@ -29,8 +29,6 @@ from lvlm.trident.keys import ADAPTERS
 
 TOWER = "vit_so400m_patch14_siglip_384"
 """The tower of a config that names none: transformers leaves out what is the default of Centurio's config class."""
-OWN_SETTINGS = {"window-pool": ("pool", 8), "window-shuffle": ("shuffle", 2)}
-"""Adapter -> what `adapter_pool` is called here, and its default."""
 FEATURE_LAYER = -2
 """Centurio reads the penultimate block of every tower."""
 
@@ -104,6 +102,21 @@ def release_state(folder: Path, config: LvlmConfig) -> dict[str, Tensor]:
     return state | {prefix + key: tower[key.removeprefix("model.")] for key in kept}
 
 
+def stored_types(state: Mapping[str, Tensor]) -> tuple[torch.dtype, list[str] | None]:
+    """The widest type among the tensors, and those of LLM and tower that are in bfloat16 where that is not it.
+
+    Left alone, transformers gives all tensors the type of the first; by the size of its files, Centurio's release has
+    its tower in float32 beside an LLM in bfloat16.
+    """
+    kinds = {
+        name: {value.dtype for key, value in state.items() if key.startswith(prefix) and value.is_floating_point()}
+        for name, prefix in PREFIXES.items()
+    }
+    widest = max(set().union(*kinds.values()), key=lambda dtype: dtype.itemsize)
+    halved = [name for name in ("llm", "tower") if kinds[name] == {torch.bfloat16} != {widest}]
+    return widest, halved or None
+
+
 def release_stops(folder: Path) -> Any:
     """The ids at which a released model stops by its `generation_config.json`; None where it has none."""
     path = folder / "generation_config.json"
@@ -117,7 +130,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
         raise InputError(f"{folder} lacks {', '.join(lacking)}: weights are read from safetensors alone. Copy them.")
     state: dict[str, Tensor] = {}
     for name in names:
-        state |= load_file(folder / name)
+        state |= read_tensors(folder / name)
     return state
 
 
@@ -139,11 +152,8 @@ def _adapter(config: dict[str, Any], path: Path) -> dict[str, Any]:
     adapter = ADAPTERS[kind]
     tiles = 1 if adapter == "mlp" else given.pop("adapter_multi_scale", 2)
     given.pop("adapter_multi_scale", None)  # Centurio's mlp does not read it
-    args = {}
-    if adapter in OWN_SETTINGS:
-        name, default = OWN_SETTINGS[adapter]
-        args[name] = given.pop("adapter_pool", default)
-    given.pop("adapter_pool", None)
+    pool = given.pop("adapter_pool", None)
+    args = {name: default if pool is None else pool for name, default in DEFAULTS.get(adapter, {}).items()}
     if given:
         raise InputError(f"{path}, field 'adapter_config', has settings that are not known here: {', '.join(given)}.")
     return {"adapter": adapter, "tiles": tiles, "adapter_args": args or None}

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig
-from safetensors.torch import load_file
 from torch import Tensor
 
 from lvlm.config import one_line
 from lvlm.errors import InputError
 from lvlm.model.assembly import assemble
 from lvlm.model.checkpoints import PREFIXES, restore_lora
-from lvlm.model.keys import compare
+from lvlm.model.keys import compare, read_tensors
 from lvlm.model.layouts import LORA_CONFIG, LORA_WEIGHTS, Located, read_json
 from lvlm.model.lora import ADAPTER
 from lvlm.model.tower import create
@@ -85,7 +84,7 @@ def read_snapshot(file: Path) -> Snapshot:
             "their own: `data = torch.load(FILE, weights_only=False); key = 'module' if 'module' in data else "
             "'state_dict'; torch.save({key: data[key]}, NEW_FILE)`."
         ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # what torch raises depends on the bytes
         raise InputError(f"{file} is no checkpoint that torch can read: {one_line(error)}. Copy it again.") from error
     data = data if isinstance(data, dict) else {}
     key = next((name for name in ("module", "state_dict") if isinstance(data.get(name), Mapping)), None)
@@ -141,10 +140,7 @@ def _lora(snapshot: Snapshot, folder: Path | None) -> dict[str, Tensor] | None:
                 stacklevel=4,
             )
         return None
-    weights = folder / LORA_WEIGHTS
-    if not weights.exists():
-        raise InputError(f"{folder} has {LORA_CONFIG} but no {LORA_WEIGHTS}. Copy the whole folder.")
-    saved: dict[str, Tensor] = load_file(weights)
+    saved = read_tensors(folder / LORA_WEIGHTS)
     if not snapshot.is_deepspeed:
         return saved
     compare(snapshot.lora, saved, file, model=f"the LoRA in {folder} belongs to")

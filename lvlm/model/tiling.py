@@ -102,6 +102,11 @@ def _resized(image: Image.Image, height: int, width: int, transform: ImageTransf
     return result
 
 
+def view_count(tiles: int) -> int:
+    """How many views an image has: the global one and, with tiles, n x n crops."""
+    return 1 if tiles == 1 else 1 + tiles**2
+
+
 def views(image: Image.Image, transform: ImageTransform) -> Tensor:
     """The global view, then n x n crops row by row of the image at n times the resolution (source: Centurio's
     `multi_scale`): (views, 3, size, size), 8 bits."""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
+from safetensors import SafetensorError
 from tokenizers import AddedToken
 from transformers import AutoConfig, AutoTokenizer
 
@@ -81,7 +82,7 @@ def load_counter(model_config: ModelConfig, *, seed: int) -> TokenCounter:
     source = resolve(model_config.llm, seed=seed)
     tokenizer = load_tokenizer(source)
     with llm_named(source):
-        template = chosen_template(model_config, AutoConfig.from_pretrained(source))
+        template = chosen_template(model_config, AutoConfig.from_pretrained(source, trust_remote_code=False))
     if template is None:
         return TokenCounter(Chat(tokenizer), separator="\n")
     tokenizer.chat_template = template.jinja()
@@ -91,8 +92,12 @@ def load_counter(model_config: ModelConfig, *, seed: int) -> TokenCounter:
 def load_tokenizer(source: str, *, llm_config: Any = None) -> Any:
     """The tokenizer of a resolved LLM, with `<image_placeholder>` added where it lacks it. `llm_config` stands for a
     `config.json` beside it that transformers does not know."""
+    place = tokenizer_source(source)
     with llm_named(source):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(source), config=llm_config, trust_remote_code=False)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(place, config=llm_config, trust_remote_code=False)
+        except Exception as error:  # the package tokenizers has no class of its own for a file that it cannot read
+            raise ValueError(f"tokenizer: {error}") from error
     if tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER) in (None, tokenizer.unk_token_id):
         tokenizer.add_tokens([AddedToken(IMAGE_PLACEHOLDER, special=True, normalized=False)], special_tokens=True)
     return tokenizer
@@ -108,7 +113,7 @@ def llm_named(source: str) -> Iterator[None]:
     """What transformers says about files of an LLM, as an error that names it."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
             f"The language model '{source}' cannot be loaded: {one_line(error).rstrip('.')}. "
             "Give a shipped one (tiny-lm, tiny-lm-clean), a local folder, or a hub name that can be reached."

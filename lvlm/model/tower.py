@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import inspect
-import json
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,25 @@ import timm.data
 import torch
 import transformers
 from PIL.Image import Resampling
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from lvlm.config import one_line
 from lvlm.errors import InputError
-from lvlm.model.keys import compare, refuse
+from lvlm.model.keys import compare, read_tensors, refuse
+from lvlm.model.layouts import read_json
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_KEYS = ("image_size", "mean", "std", "interpolation")
 TRANSFORMERS = "transformers"
 """The `architecture` of a description whose `args` are the config of a vision model of transformers."""
-FINAL_NORMS, HEADS = ("post_layernorm", "layernorm", "norm"), ("head", "pooler")
+FINAL_NORMS, HEADS = ("post_layernorm", "layernorm", "norm", "rms_norm"), ("head", "pooler")
 """What vision models of transformers call the norm after their last block, and what they make of its output."""
 
 
 class VisionTower(nn.Module):
-    """A vision transformer up to the chosen block; later blocks, the final norm and the head are dropped, not merely
+    """A vision model up to the chosen block; later blocks, the final norm and the head are dropped, not merely
     skipped."""
 
     @abstractmethod
@@ -49,29 +50,37 @@ class VisionTower(nn.Module):
 
 
 class TimmTower(VisionTower):
-    """A vision transformer of timm."""
+    """A vision model of timm: a transformer, whose blocks are counted, or one in stages, which are counted then."""
 
-    def __init__(self, model: nn.Module, *, feature_layer: int) -> None:
+    def __init__(self, model: Any, *, feature_layer: int) -> None:
         super().__init__()
-        blocks = getattr(model, "blocks", None)
-        if blocks is None or not hasattr(model, "forward_intermediates"):
+        layers = len(getattr(model, "feature_info", None) or ())
+        if not layers or not hasattr(model, "prune_intermediate_layers"):
             raise InputError(
-                f"The tower {type(model).__name__} has no blocks to read features from. Use a timm vision transformer."
+                f"The tower {type(model).__name__} has no blocks that timm reads features from. Use another one."
             )
-        index = _index(feature_layer, len(blocks))
-        model.prune_intermediate_layers([index], prune_norm=True, prune_head=True)  # type: ignore[operator]
+        index = _index(feature_layer, layers)
+        model.prune_intermediate_layers([index], prune_norm=True, prune_head=True)
         self.model = model
         self.index = index
+        self.has_tokens = hasattr(model, "num_prefix_tokens")
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        outputs = self.model.forward_intermediates(  # type: ignore[operator]
-            pixel_values, indices=[self.index], norm=False, output_fmt="NLC", intermediates_only=True
+        form = "NLC" if self.has_tokens else "NCHW"
+        features: Tensor
+        (features,) = self.model.forward_intermediates(
+            pixel_values, indices=[self.index], norm=False, output_fmt=form, intermediates_only=True
         )
-        features: Tensor = outputs[0]
-        return features
+        return features if self.has_tokens else features.flatten(2).transpose(1, 2)
 
     def checkpoint(self, on: bool) -> None:
-        self.model.set_grad_checkpointing(on)  # type: ignore[operator]
+        try:
+            self.model.set_grad_checkpointing(on)
+        except AssertionError as error:
+            raise InputError(
+                f"The tower {type(self.model).__name__} of timm cannot compute its blocks again. Set "
+                "compute.gradient_checkpointing=false, or freeze the tower."
+            ) from error
 
 
 class TransformersTower(VisionTower):
@@ -80,19 +89,15 @@ class TransformersTower(VisionTower):
     def __init__(self, model: Any, *, feature_layer: int, image_size: int) -> None:
         super().__init__()
         config = model.config
-        stacks = [
-            module
-            for module in model.modules()
-            if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
-        ]
-        patch = getattr(config, "patch_size", None)
-        if len(stacks) != 1 or not isinstance(patch, int):
-            raise InputError(
-                f"The tower {type(model).__name__} is no plain vision transformer: it has {len(stacks)} stacks of "
-                f"{config.num_hidden_layers} blocks and patches of {patch}. Use SigLIP, CLIP, DINOv2 or the like."
-            )
+        blocks, patch = getattr(config, "num_hidden_layers", None), _side(config, "patch_size")
+        stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == blocks]
+        if len(stacks) != 1 or patch is None:
+            raise _no_plain_transformer(model, f"it has {len(stacks)} stacks of {blocks} blocks, patches of {patch}")
         del stacks[0][_index(feature_layer, len(stacks[0])) + 1 :]
-        inner = next(module for module in model.modules() if any(hasattr(module, name) for name in FINAL_NORMS))
+        self.last_block = (stacks[0][-1],)  # in a tuple, since it is a part of the model already
+        inner = next(
+            (module for module in model.modules() if any(hasattr(module, name) for name in FINAL_NORMS)), model
+        )
         for module in (model, inner):
             for name in FINAL_NORMS:
                 if isinstance(getattr(module, name, None), nn.Module):
@@ -105,12 +110,32 @@ class TransformersTower(VisionTower):
         self.model = model
         self.tokens = (image_size // patch) ** 2
         accepts = inspect.signature(model.forward).parameters
-        resized = image_size != config.image_size
+        resized = image_size != _side(config, "image_size")
         self.options = {"interpolate_pos_encoding": True} if resized and "interpolate_pos_encoding" in accepts else {}
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         hidden: Tensor = self.model(pixel_values=pixel_values, **self.options).last_hidden_state
         return hidden[:, hidden.shape[1] - self.tokens :]
+
+    @torch.no_grad()
+    def check(self, image_size: int) -> None:
+        """Raise unless the model's output is that of the last block that is left, a sequence of tokens for each
+        image."""
+        found: list[Any] = []
+        handle = self.last_block[0].register_forward_hook(lambda *call: found.append(call[-1]))
+        try:
+            hidden = self.model(
+                pixel_values=torch.zeros(2, 3, image_size, image_size), **self.options
+            ).last_hidden_state
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise _no_plain_transformer(self.model, f"it does not read images ({one_line(error)})") from error
+        finally:
+            handle.remove()
+        block = found[0][0] if isinstance(found[0], tuple) else found[0]
+        if hidden.dim() != 3 or len(hidden) != 2 or hidden.shape[1] < self.tokens:
+            raise _no_plain_transformer(self.model, f"two images become {tuple(hidden.shape)}")
+        if not torch.equal(hidden, block):
+            raise _no_plain_transformer(self.model, "it changes what its last block gives")
 
     def checkpoint(self, on: bool) -> None:
         if on:
@@ -128,6 +153,21 @@ class TransformersTower(VisionTower):
                 f"The tower {type(self.model).__name__} cannot compute attention by {attn}: {one_line(error)}. Set "
                 "model.attn=sdpa or eager."
             ) from error
+
+
+def _no_plain_transformer(model: nn.Module, reason: str) -> InputError:
+    return InputError(
+        f"The tower {type(model).__name__} is no plain vision transformer: {reason}. Use SigLIP, CLIP, DINOv2 or the "
+        "like, or a tower of timm."
+    )
+
+
+def _side(config: Any, name: str) -> int | None:
+    """Pixels of a square's side, which some families write twice; None where it is none."""
+    value = getattr(config, name, None)
+    if isinstance(value, list | tuple) and len(set(value)) == 1:
+        value = value[0]
+    return value if isinstance(value, int) else None
 
 
 def _index(feature_layer: int, blocks: int) -> int:
@@ -148,9 +188,12 @@ def create(description: Mapping[str, Any]) -> nn.Module:
         return tiny
     if description["architecture"] == TRANSFORMERS:
         return transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**description["args"]))  # type: ignore[no-any-return]
-    model: nn.Module = timm.create_model(
-        description["architecture"], pretrained=False, num_classes=0, **description["args"]
-    )
+    try:
+        model: nn.Module = timm.create_model(
+            description["architecture"], pretrained=False, num_classes=0, **description["args"]
+        )
+    except RuntimeError as error:
+        raise InputError(f"timm has no tower '{description['architecture']}' ({one_line(error)}).") from error
     return model
 
 
@@ -174,7 +217,9 @@ def load_tower(
         model, description = _from_transformers(str(source), image_size)
     else:
         model, description = _from_timm(str(source), image_size)
-    tower = _cut(model.float(), description, feature_layer=feature_layer)
+    tower = _cut(model.float(), description, feature_layer=feature_layer).eval()  # batch norms learn from what they see
+    if isinstance(tower, TransformersTower):
+        tower.check(description["image_size"])
     return tower, measure(tower, description, source=source)
 
 
@@ -182,7 +227,13 @@ def load_tower(
 def measure(tower: VisionTower, description: Mapping[str, Any], *, source: str | Path) -> dict[str, Any]:
     """The description of a tower with its output: `width` and `grid`."""
     size = description["image_size"]
-    features = tower(torch.zeros(1, 3, size, size))
+    try:
+        features = tower(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InputError(
+            f"The tower {source} cannot read images of {size} x {size} pixels ({one_line(error)}). Set another "
+            "model.image_size, or leave it out."
+        ) from error
     side = round(features.shape[1] ** 0.5)
     if side * side != features.shape[1]:
         raise InputError(
@@ -201,7 +252,7 @@ def _from_folder(folder: Path, image_size: int | None) -> tuple[nn.Module, dict[
     path = folder / "config.json"
     if not path.exists():
         raise InputError(f"The tower folder {folder} holds no config.json. It needs config.json and {WEIGHTS_FILE}.")
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     if "model_type" in config:
         return _from_transformers(str(folder), image_size)
     if "timm" not in config:  # a folder that timm itself wrote
@@ -219,38 +270,51 @@ def _from_folder(folder: Path, image_size: int | None) -> tuple[nn.Module, dict[
                 f"The shipped towers see {config['image_size']} x {config['image_size']} pixels and no others: leave "
                 "image_size out, or use a tower of timm or transformers."
             )
-        description |= {"args": description["args"] | {"img_size": image_size}, "image_size": image_size}
-    model = create(description)
+        args, description["image_size"] = description["args"], image_size
+        model, sized = _sized(lambda **size: create({**description, "args": args | size}), image_size)
+        description["args"] = args | sized
+    else:
+        model = create(description)
     _load_strictly(model, folder / WEIGHTS_FILE)
     return model, description
 
 
 def _load_strictly(model: Any, path: Path) -> None:
-    if not path.exists():
-        raise InputError(f"The tower's weights {path} do not exist.")
-    state = {key: value.float() for key, value in load_file(path).items()}
+    state = {key: value.float() for key, value in read_tensors(path).items()}
     wanted, found = getattr(model, "pos_embed", None), state.get("pos_embed")
-    if wanted is not None and found is not None and wanted.shape != found.shape:
-        prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-        state["pos_embed"] = resample_abs_pos_embed(
-            found, new_size=list(model.patch_embed.grid_size), num_prefix_tokens=prefix
+    if hasattr(model, "num_prefix_tokens") and wanted is not None and found is not None and wanted.shape != found.shape:
+        prefix, grid = (
+            0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens,
+            model.patch_embed.grid_size,
         )
+        if all(grid):  # else the shapes are refused below
+            state["pos_embed"] = resample_abs_pos_embed(found, new_size=list(grid), num_prefix_tokens=prefix)
     compare(state, model.state_dict(), path, model="its config.json describes")
     model.load_state_dict(state)
 
 
 def _from_timm(name: str, image_size: int | None) -> tuple[nn.Module, dict[str, Any]]:
-    resized = {} if image_size is None else {"img_size": image_size}
     try:
-        model = timm.create_model(name, pretrained=True, num_classes=0, **resized)
+        model, sized = _sized(partial(timm.create_model, name, pretrained=True, num_classes=0), image_size)
     except (RuntimeError, OSError, ValueError) as error:  # an unknown name, no network and no copy here, a bad hub name
         raise InputError(
             f"timm cannot build the tower '{name}': {one_line(error).rstrip('.')}. Give a folder, or a name from "
             "timm.list_pretrained() whose weights are in the cache or can be downloaded."
         ) from error
     description = describe_timm(model, name)
-    description["args"] |= resized
+    description["args"] |= sized
     return model, description | ({} if image_size is None else {"image_size": image_size})
+
+
+def _sized(build: Callable[..., nn.Module], image_size: int | None) -> tuple[Any, dict[str, int]]:
+    """What `build` makes for pictures of this size (None: of its own), and the argument that said so; an architecture
+    of timm without positions has no such argument, and takes pictures of any size."""
+    if image_size is None:
+        return build(), {}
+    try:
+        return build(img_size=image_size), {"img_size": image_size}
+    except TypeError:
+        return build(), {}
 
 
 def describe_timm(model: Any, name: str) -> dict[str, Any]:
@@ -268,7 +332,7 @@ def describe_timm(model: Any, name: str) -> dict[str, Any]:
 
 def _from_transformers(source: str, image_size: int | None) -> tuple[nn.Module, dict[str, Any]]:
     try:
-        config = transformers.AutoConfig.from_pretrained(source)
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         config = getattr(config, "vision_config", config)  # the vision half of a model of images and texts
         model, found = transformers.AutoModel.from_pretrained(
             source,
@@ -277,19 +341,23 @@ def _from_transformers(source: str, image_size: int | None) -> tuple[nn.Module, 
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
+            trust_remote_code=False,
         )
-        pixels = transformers.AutoImageProcessor.from_pretrained(source)
-    except (OSError, ValueError, RuntimeError) as error:
+        pixels = transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"transformers cannot load the tower '{source}': {one_line(error).rstrip('.')}. Give a folder with "
             f"config.json, {WEIGHTS_FILE} and preprocessor_config.json, or a hub name that can be reached."
         ) from error
+    size = image_size or _side(config, "image_size")
+    if size is None:
+        raise _no_plain_transformer(model, "its config names no image size")
     # What is surplus may be the text half of the same model.
     refuse(source, missing=found["missing_keys"], surplus=(), shapes=found["mismatched_keys"])
     return model, {
         "architecture": TRANSFORMERS,
         "args": config.to_dict(),
-        "image_size": image_size or int(config.image_size),
+        "image_size": size,
         "mean": list(pixels.image_mean),
         "std": list(pixels.image_std),
         "interpolation": Resampling(pixels.resample).name.lower(),

@@ -32,6 +32,8 @@ IGNORED = -100
 """Label of a token that the loss leaves out."""
 KEPT_TOKENS = 1 << 27
 """Tokens that an encoder keeps in memory, at 4 bytes each: 512 MiB."""
+HEAVY_STEPS = 16
+"""Steps with most tokens, and as many with the longest samples, in which the largest micro-batch is looked for."""
 RECENT_SAMPLES = 1 << 12
 """Samples that stay ready to be batched: those of the steps under way and of what is loaded ahead of them."""
 
@@ -280,13 +282,13 @@ class StepBatches:
         groups = self.groups(step)
         return [self._collate(group, last=place == len(groups)) for place, group in enumerate(groups, start=1)]
 
-    def halved(self) -> int | None:
-        """A token budget that makes the longest micro-batch of several samples about half as large, the same in every
-        process; None where each is a single sample already. One long sample may need less memory than several with more
-        images."""
+    def halved(self, step: int) -> int | None:
+        """A token budget that makes the longest micro-batch of several samples about half as large, in `step` or in the
+        heaviest steps, the same in every process; None where each is a single sample already. One long sample may need
+        less memory than several with more images."""
         groups = [
             [member for member in group if member is not self._unread]
-            for weighted in map(self._weighted, self._heaviest())
+            for weighted in map(self._weighted, {step, *self._heaviest()})
             for rank in range(self.processes)
             for group in self._of_rank(weighted, rank)
         ]
@@ -303,8 +305,8 @@ class StepBatches:
         """The steps with most tokens and those with the longest samples."""
         lengths = self.plan.lengths(self.encoder.processor.image_tokens)
         starts = np.arange(0, len(lengths), self.plan.batch_samples)
-        by_total = np.argsort(-np.add.reduceat(lengths, starts), kind="stable")[:16].tolist()
-        by_longest = np.argsort(-np.maximum.reduceat(lengths, starts), kind="stable")[:16].tolist()
+        by_total = np.argsort(-np.add.reduceat(lengths, starts), kind="stable")[:HEAVY_STEPS].tolist()
+        by_longest = np.argsort(-np.maximum.reduceat(lengths, starts), kind="stable")[:HEAVY_STEPS].tolist()
         return {*by_total, *by_longest}
 
     def _collate(self, members: Group, *, last: bool = False) -> MicroBatch:

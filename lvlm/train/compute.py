@@ -70,6 +70,12 @@ class Compute:
             "strategy": self.strategy,
         }
 
+    def line(self) -> str:
+        """What really runs, for a reader."""
+        now = self.describe()
+        together = f"{now['processes']} processes, " if now["processes"] > 1 else ""
+        return f"on {now['device']} in {now['precision']}, threads: {now['threads']}, {together}{now['strategy']}"
+
     @property
     def strategy(self) -> str:
         """What really runs: `zero2`, `zero3`, `ddp`, or `one process`."""

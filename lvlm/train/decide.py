@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lvlm.train.features import VIEWS_PER_BATCH, FeatureStore, TowerFeatures
+from lvlm.train.space import existing_parent
 
 T = TypeVar("T")
 ROUNDS, ENOUGH_SECONDS, SLOW_SECONDS = 2, 5.0, 1.0
@@ -56,7 +57,7 @@ def decide_cache(
     and reading them."""
     missing = store.missing(images)
     sample = images[: max(2, VIEWS_PER_BATCH // tower.model.config.views)]
-    costs = measure_costs(tower, sample, per_call=per_call, folder=_existing_parent(store.folder))
+    costs = measure_costs(tower, sample, per_call=per_call, folder=existing_parent(store.folder))
     lack = store.space.lack(store.key, len(missing) * costs.bytes)
     return weigh(costs, images=len(images), missing=len(missing), uses=uses, lack=lack)
 
@@ -116,9 +117,3 @@ def _finished(features: Tensor) -> Tensor:
     if features.device.type == "cuda":
         torch.cuda.synchronize(features.device)
     return features
-
-
-def _existing_parent(folder: Path) -> Path:
-    while not folder.exists():
-        folder = folder.parent
-    return folder

@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -86,14 +87,14 @@ class TowerFeatures:
         return torch.cat(parts)[:images]
 
     def key(self) -> str:
-        """Identifies everything that the numbers depend on: weights of the tower, transform, tiles, layer, precision
-        and the type of device, whose last bits differ."""
+        """Identifies everything that the numbers depend on: weights of the tower, how an image becomes pixels, layer,
+        precision and the type of device, whose last bits differ."""
         config = self.model.config
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.vision_tower.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        settings = {"tower": config.tower, "tiles": config.tiles, "layer": config.feature_layer}
+        settings = {"tower": config.tower, "pixels": asdict(config.image_transform), "layer": config.feature_layer}
         compute = {"precision": self.precision, "device": self.device.type}
         return fingerprint({"weights": digest.hexdigest(), "format": 2, **compute, **settings})
 

@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,79 +78,79 @@ class StageLoop:
 
     def run(self) -> Spent:
         """Train to the end of the plan."""
-        accelerator = self.accelerator
-        strategy = self.strategy = share_work(self.model, self.config, self.compute)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        position = load_checkpoint(self.folder, strategy, identity=self.identity)
-        curve = _Curve(
-            self.folder / CURVE_FILE,
-            int(position.pop("curve_bytes")) if position else 0,
-            writes=accelerator.is_main_process,
-        )
-        spent = self.spent = Spent(**position) if position else Spent()  # type: ignore[arg-type]
-        plan, batches = self.batches.plan, self.batches
-        asked, processes = batches.token_budget, accelerator.num_processes
-        self.budgets = TokenBudgets(
-            self.folder, asked, {**self.memory, "processes": processes, "strategy": self.compute.strategy}
-        )
-        stream = self._stream(int(spent.step))
-        set_train_mode(self.model, self.config.train)
-        if spent.step == 0 and plan.steps:
-            stream = self._probe(stream)
-        timer = CheckpointTimer(self.checkpoint_seconds)
-        with self.reporter.bar(self.stage, plan.steps, int(spent.step)):
-            for step in range(int(spent.step), plan.steps):
+        stream, curve = self._begin()
+        spent, steps, timer = self.spent, self.batches.plan.steps, CheckpointTimer(self.checkpoint_seconds)
+        with closing(curve), self.reporter.bar(self.stage, steps, spent.step):
+            for step in range(spent.step, steps):
                 if self.fetch:
                     self.fetch(step)
                 started = time.monotonic()
                 loss, stream = self._gradient(stream, step)
-                lr, norm = strategy.step(lr_factor(step, steps=plan.steps, config=self.config.optim))
-
-                loss_value = float(accelerator.reduce(loss, "sum"))
-                if not math.isfinite(loss_value) or not math.isfinite(norm):
-                    raise Diverged(
-                        f"The loss ({loss_value}) or gradient norm ({norm}) of stage {self.stage} is not finite "
-                        f"at step {step}, on the samples {', '.join(entry.id for entry in plan.step_entries(step))}. "
-                        f"Lower {self.stage}.optim.lr, or set {self.stage}.optim.clip. The last checkpoint is kept."
-                    )
-                samples = batches.samples(step)
-                spent.step = step + 1
-                spent.samples += len(samples)
-                spent.llm_tokens += sum(sample.length for sample in samples)
-                spent.supervised_tokens += sum(sample.supervised for sample in samples)
-                spent.images += sum(len(sample.images) for sample in samples)
-                spent.seconds += time.monotonic() - started
-                row = {
-                    "stage": self.stage,
-                    "step": spent.step,
-                    "samples": spent.samples,
-                    "loss": loss_value,
-                    "lr": lr,
-                    "grad_norm": norm,
-                }
-                curve.append(
-                    row
-                    | {
-                        "tokens_per_second": round(spent.llm_tokens / max(spent.seconds, 1e-9), 1),
-                        "seconds": round(spent.seconds, 3),
-                    }
-                )
-                stop = self._report(row, plan.steps)
-                validates = self._validates_after(step, plan.steps)
-                if validates:
+                lr, norm = self._update(step)
+                loss_value = float(self.accelerator.reduce(loss, "sum"))
+                self._check_finite(step, loss_value, norm)
+                self._count(step, started)
+                stop = self._tell(curve, {"loss": loss_value, "lr": lr, "grad_norm": norm})
+                if validates := self._validates_after(step, steps):
                     curve.append(self._validation())
                 # The clock of one decides for all: under ZeRO a state is gathered from every process.
-                due = accelerator.is_main_process and timer.due(sooner=validates)  # a validation is worth keeping
-                if self._anywhere(due or stop is not None) or spent.step == plan.steps:
+                due = self.accelerator.is_main_process and timer.due(sooner=validates)  # a validation is worth keeping
+                if self._anywhere(due or stop is not None) or spent.step == steps:
                     with timer.saving():
-                        state = strategy.state()
-                        if accelerator.is_main_process:
-                            where = {**vars(spent), "curve_bytes": curve.flush()}
-                            save_checkpoint(self.folder, state, position=where, identity=self.identity)
+                        self._save(curve)
                 if stop is not None:
                     raise stop
-        curve.close()
         return spent
+
+    def _begin(self) -> tuple[BatchStream, _Curve]:
+        """Go to where the checkpoint stands, or to the start, where it is tried whether memory suffices."""
+        accelerator = self.accelerator
+        self.strategy = share_work(self.model, self.config, self.compute)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        position: dict[str, Any] = load_checkpoint(self.folder, self.strategy, identity=self.identity) or {}
+        curve = _Curve(self.folder / CURVE_FILE, position.pop("curve_bytes", 0), writes=accelerator.is_main_process)
+        self.spent = Spent(**position)
+        settings = {**self.memory, "processes": accelerator.num_processes, "strategy": self.compute.strategy}
+        self.budgets = TokenBudgets(self.folder, self.batches.token_budget, settings)
+        stream = self._stream(self.spent.step)
+        set_train_mode(self.model, self.config.train)
+        return (stream if self.spent.step else self._probe(stream)), curve
+
+    def _update(self, step: int) -> tuple[float, float]:
+        """Let what learns take its step: (highest learning rate, gradient norm)."""
+        try:
+            return self.strategy.step(lr_factor(step, steps=self.batches.plan.steps, config=self.config.optim))
+        except torch.OutOfMemoryError as error:  # smaller micro-batches would not help
+            raise InputError(
+                f"Stage {self.stage} has no memory for the optimizer at step {step}. Let fewer parameters learn "
+                f"({self.stage}.lora.r), or divide it among several processes with compute.strategy=zero2. ({error})"
+            ) from error
+
+    def _check_finite(self, step: int, loss: float, norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        ids = ", ".join(entry.id for entry in self.batches.plan.step_entries(step))
+        raise Diverged(
+            f"The loss ({loss}) or gradient norm ({norm}) of stage {self.stage} is not finite at step {step}, on the "
+            f"samples {ids}. Lower {self.stage}.optim.lr, or set {self.stage}.optim.clip. The last checkpoint is kept."
+        )
+
+    def _count(self, step: int, started: float) -> None:
+        """Add a step that began at `started` to what is spent."""
+        samples, spent = self.batches.samples(step), self.spent
+        spent.step = step + 1
+        spent.samples += len(samples)
+        spent.llm_tokens += sum(sample.length for sample in samples)
+        spent.supervised_tokens += sum(sample.supervised for sample in samples)
+        spent.images += sum(len(sample.images) for sample in samples)
+        spent.seconds += time.monotonic() - started
+
+    def _save(self, curve: _Curve) -> None:
+        """Write a checkpoint; every process calls this together."""
+        state = self.strategy.state()
+        if self.accelerator.is_main_process:
+            where = {**vars(self.spent), "curve_bytes": curve.flush()}
+            save_checkpoint(self.folder, state, position=where, identity=self.identity)
 
     def _stream(self, step: int) -> BatchStream:
         """A stream from `step` on with the micro-batches that memory has room for."""
@@ -235,7 +236,7 @@ class StageLoop:
 
     def _lower(self, step: int, trouble: str, *, writes: bool) -> int:
         """Halve the token budget from `step` on; the new one."""
-        budget = self.batches.halved()
+        budget = self.batches.halved(step)
         if budget is None:
             raise InputError(
                 f"Stage {self.stage} does not fit into memory, though every micro-batch is a single sample. "
@@ -259,17 +260,17 @@ class StageLoop:
         self.reporter.tell("validation", **row)
         return row
 
-    def _report(self, row: Mapping[str, Any], steps: int) -> BaseException | None:
-        """Tell of a step; what the listener raised to stop the run, which is to wait until the step is saved."""
-        spent = self.spent
-        tokens_per_second = spent.llm_tokens / max(spent.seconds, 1e-9)
+    def _tell(self, curve: _Curve, numbers: Mapping[str, float]) -> BaseException | None:
+        """The numbers of a step, for the curve and for whoever watches; what the latter raised to stop the run, which
+        is to wait until the step is saved."""
+        spent, steps = self.spent, self.batches.plan.steps
+        speed = spent.llm_tokens / max(spent.seconds, 1e-9)
+        row = {"stage": self.stage, "step": spent.step, "samples": spent.samples, **numbers}
+        curve.append(row | {"tokens_per_second": round(speed, 1), "seconds": round(spent.seconds, 3)})
+        self.reporter.advance(spent.step, f"loss {numbers['loss']:.3f}  {spent.samples} samples  {speed:,.0f} tokens/s")
         seconds_left = spent.seconds / spent.step * (steps - spent.step)
-        self.reporter.advance(
-            spent.step, f"loss {row['loss']:.3f}  {spent.samples} samples  {tokens_per_second:,.0f} tokens/s"
-        )
-        speed = {"tokens_per_second": tokens_per_second, "seconds_left": seconds_left}
         try:
-            self.reporter.tell("step", **row, steps=steps, **speed)
+            self.reporter.tell("step", **row, steps=steps, tokens_per_second=speed, seconds_left=seconds_left)
         except BaseException as stop:
             return stop
         return None

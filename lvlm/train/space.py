@@ -118,7 +118,11 @@ class FeatureSpace:
         return total
 
     def _free(self) -> int:
-        folder = self.root
-        while not folder.exists():
-            folder = folder.parent
-        return shutil.disk_usage(folder).free
+        return shutil.disk_usage(existing_parent(self.root)).free
+
+
+def existing_parent(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder

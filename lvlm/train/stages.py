@@ -127,7 +127,7 @@ def make_stage(
     if stage.lora.dropout > 0:
         identity["masks"] = dict(masks)
     if stage.validate_every is not None:
-        wanted = {"tasks", "languages", "tune_corpora", "tune_items", "max_new_tokens"}
+        wanted = {"tasks", "languages", "tune_corpora", "tune_items", "max_new_tokens", "detector"}
         identity["validation"] = {
             "every": stage.validate_every,
             **config.evaluate.model_dump(mode="json", include=wanted),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import broadcast_object_list
 
 from lvlm.config import RunConfig
-from lvlm.model.parts import describe, prepare_training
+from lvlm.model.parts import PartCount, describe, prepare_training
 from lvlm.records import write_json
 from lvlm.train.batches import BatchStream, StepBatches
 from lvlm.train.compute import Compute
@@ -56,72 +56,23 @@ class StageTraining:
     ) -> dict[str, Any]:
         """Train `model` on the plan of `batches` and publish it in the stage's folder; returns what was spent.
         `later_images`: those that the run reads after this stage."""
-        settings, accelerator, plan = self.config.compute, self.compute.accelerator, batches.plan
-        with self.phases("start-up"):
-            counts = prepare_training(
-                model,
-                stage.config,
-                seed=self.config.seed,
-                name=stage.name,
-                precision=self.compute.precision,
-                checkpointing=settings.gradient_checkpointing,
-            )
-            model.to(accelerator.device)
-            if settings.packing:
-                with self.compute.autocast():
-                    check_isolation(model)
+        accelerator = self.compute.accelerator
+        counts = self._prepare(stage, model)
         self.reporter.say(f"{stage.name}: what learns\n" + "\n".join(describe(counts)))
-        self.reporter.say("\n".join(plan.table()))
+        self.reporter.say("\n".join(batches.plan.table()))
         stage.folder.mkdir(parents=True, exist_ok=True)
         if accelerator.is_main_process:
-            stage.save_plan(plan.summary())
+            stage.save_plan(batches.plan.summary())
         tower = TowerFeatures(
-            model, device=accelerator.device, precision=self.compute.precision, workers=settings.loader_workers
+            model,
+            device=accelerator.device,
+            precision=self.compute.precision,
+            workers=self.config.compute.loader_workers,
         )
-        frozen = stage.config.train.tower == "frozen"
         with self.phases("features"):
-            decision = CacheDecision(False, f"the tower is trained ({stage.config.train.tower})")
-            if frozen:
-                decision = self._decide_features(stage, tower, batches, later_images)
+            decision = self._decide_features(stage, tower, batches, later_images)
             store = self.store(tower) if decision.on else None
-
-        def stream_from(step: int) -> BatchStream:
-            return BatchStream(
-                batches,
-                model.config.image_transform,
-                store=store,
-                tower=tower if frozen else None,
-                device=accelerator.device,
-                first_step=step,
-                workers=settings.loader_workers,
-            )
-
-        def fetch(step: int) -> None:
-            if store and store.lacks(image for sample in batches.samples(step) for image in sample.images):
-                with self.phases("features"):
-                    self._keep(store.add_ahead, batches.images(step))
-
-        def validation() -> Mapping[str, float]:
-            assert validate is not None
-            with self.phases("evaluate"):
-                return validate(store or tower)
-
-        loop = StageLoop(
-            model=model,
-            batches=batches,
-            stream_from=stream_from,
-            config=stage.config,
-            stage=stage.name,
-            seed=self.config.seed,
-            folder=stage.folder,
-            identity=stage.identity,
-            compute=self.compute,
-            reporter=self.reporter,
-            memory={"packing": settings.packing, "gradient_checkpointing": settings.gradient_checkpointing},
-            checkpoint_seconds=settings.checkpoint_every,
-            fetch=fetch,
-            validate=None if validate is None else validation,
-        )
+        loop = self._loop(stage, batches, tower, store, validate)
         with self.phases(f"train/{stage.name}"):
             spent = loop.run()
         model.eval()
@@ -139,6 +90,73 @@ class StageTraining:
             "features": "stored" if store else "computed",
             "features_reason": reason,
         }
+
+    def _prepare(self, stage: Stage, model: Lvlm) -> list[PartCount]:
+        """Set what learns, on the device that it learns on; counts by part."""
+        settings = self.config.compute
+        with self.phases("start-up"):
+            counts = prepare_training(
+                model,
+                stage.config,
+                seed=self.config.seed,
+                name=stage.name,
+                precision=self.compute.precision,
+                checkpointing=settings.gradient_checkpointing,
+            )
+            model.to(self.compute.device)
+            if settings.packing:
+                with self.compute.autocast():
+                    check_isolation(model)
+        return counts
+
+    def _loop(
+        self,
+        stage: Stage,
+        batches: StepBatches,
+        tower: TowerFeatures,
+        store: FeatureStore | None,
+        validate: Validate | None,
+    ) -> StageLoop:
+        """The loop over the steps of `batches`, with features from the store, of a frozen tower, or of none."""
+        model, settings, frozen = tower.model, self.config.compute, stage.config.train.tower == "frozen"
+
+        def stream_from(step: int) -> BatchStream:
+            return BatchStream(
+                batches,
+                model.config.image_transform,
+                store=store,
+                tower=tower if frozen else None,
+                device=tower.device,
+                first_step=step,
+                workers=settings.loader_workers,
+            )
+
+        def fetch(step: int) -> None:
+            if store and store.lacks(image for sample in batches.samples(step) for image in sample.images):
+                with self.phases("features"):
+                    self._keep(store.add_ahead, batches.images(step))
+
+        def validation() -> Mapping[str, float]:
+            assert validate is not None
+            with self.phases("evaluate"):
+                return validate(store or tower)
+
+        return StageLoop(
+            model=model,
+            batches=batches,
+            stream_from=stream_from,
+            config=stage.config,
+            stage=stage.name,
+            seed=self.config.seed,
+            folder=stage.folder,
+            identity=stage.identity,
+            compute=self.compute,
+            reporter=self.reporter,
+            memory={"packing": settings.packing, "gradient_checkpointing": settings.gradient_checkpointing},
+            checkpoint_seconds=settings.checkpoint_every,
+            fetch=fetch,
+            validate=None if validate is None else validation,
+        )
 
     def store(self, tower: TowerFeatures) -> FeatureStore:
         """Where the run keeps the features of a tower."""
@@ -160,6 +178,8 @@ class StageTraining:
     ) -> CacheDecision:
         """Whether the features are kept. The setting `on` keeps them wherever they find room, `auto` where a
         measurement says that it pays too. A resumed stage keeps its first decision, unless that lacked room."""
+        if stage.config.train.tower != "frozen":
+            return CacheDecision(False, f"the tower is trained ({stage.config.train.tower})")
         setting, decided = self.config.compute.feature_cache, stage.folder / DECISION_FILE
         uses = list(batches.images())
         if not uses or setting == "off":
@@ -173,25 +193,7 @@ class StageTraining:
                 "store": store.key,
                 "uses": len(uses) + len(later),
             }
-            decision = _read_decision(decided, asked)
-            if decision is None:
-                images = list(dict.fromkeys([*uses, *later]))
-                if setting == "auto":
-                    calls = [sum(len(sample.images) for sample, _ in group) for group in batches.groups(0)]
-                    decision = decide_cache(
-                        store,
-                        tower,
-                        images,
-                        uses=len(uses) + len(later),
-                        per_call=max(1, round(sum(calls) / max(1, len(calls)))),
-                    )
-                else:
-                    lack = store.lack(images)
-                    decision = CacheDecision(
-                        not lack,
-                        f"feature cache {'off: ' + lack if lack else 'on: compute.feature_cache is on'}",
-                        lack=lack,
-                    )
+            decision = _read_decision(decided, asked) or self._weigh(store, batches, [*uses, *later])
             if decision.on and self.compute.zero_stage:  # it divides or rounds the tower when training begins
                 try:
                     self._keep(store.add, uses)
@@ -205,6 +207,17 @@ class StageTraining:
         assert decision is not None
         self.reporter.say(f"{stage.name}: {decision.reason}")
         return decision
+
+    def _weigh(self, store: FeatureStore, batches: StepBatches, uses: Sequence[Path]) -> CacheDecision:
+        """Whether a store pays for all `uses` of images, or where that is not asked, whether it has room."""
+        images = list(dict.fromkeys(uses))
+        if self.config.compute.feature_cache == "auto":
+            calls = [sum(len(sample.images) for sample, _ in group) for group in batches.groups(0)]
+            per_call = max(1, round(sum(calls) / max(1, len(calls))))
+            return decide_cache(store, store.tower, images, uses=len(uses), per_call=per_call)
+        lack = store.lack(images)
+        reason = f"feature cache {'off: ' + lack if lack else 'on: compute.feature_cache is on'}"
+        return CacheDecision(not lack, reason, lack=lack)
 
     def _feature_progress(self, done: int, total: int) -> None:
         self.reporter.advance(done, "images", total=total)

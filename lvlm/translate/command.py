@@ -12,7 +12,7 @@ EXAMPLE = "translate my_corpus --model facebook/nllb-200-distilled-1.3B --to de 
 def add_options(sub: argparse.ArgumentParser) -> None:
     """The options of the command."""
     sub.add_argument("corpus", type=Path, metavar="CORPUS", help="a corpus folder; it gains the languages")
-    sub.add_argument("--to", nargs="+", required=True, metavar="LANG", help="codes, or one group (T5, T5-T3, all)")
+    sub.add_argument("--to", nargs="+", required=True, metavar="LANG", help="codes and groups (T5, T5-T3, all)")
     sub.add_argument("--model", required=True, help="NLLB, M2M100, mBART, Marian, ...: a folder, or a name of the hub")
     sub.add_argument("--from", dest="source", default="en", metavar="LANG", help="the original (default: en)")
     sub.add_argument("--splits", nargs="+", help="default: those with permission train")
@@ -30,20 +30,18 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Translate, and say of each split and language what became of it."""
     from lvlm.errors import InputError
-    from lvlm.languages import GROUPS, group_languages, language, table
+    from lvlm.languages import asked_for, in_table_order, language, table
 
     source = language(options.source).code
-    first = options.to[0]
-    group = first if len(options.to) == 1 and first != "en" and (first in GROUPS or ":" in first) else None
-    codes = group_languages(group, tuple(table())) if group else [language(code).code for code in options.to]
-    targets = [code for code in codes if code != source] if group else codes
+    codes, members = asked_for(options.to, tuple(table()))
+    asked = [*codes, *(code for code in members if code != source)]
     if options.beams < 1 or options.batch < 1:
         raise InputError(f"--beams {options.beams}, --batch {options.batch}: give numbers from 1.")
 
     from lvlm.translate.driver import plan_translation, translate_corpus
     from lvlm.translate.model import Seq2SeqTranslator
 
-    plan_translation(options.corpus, targets, source=source, splits=options.splits)
+    _, _, targets = plan_translation(options.corpus, asked, source=source, splits=options.splits)
     translator = Seq2SeqTranslator.load(
         options.model,
         device=options.device,
@@ -53,10 +51,10 @@ def run(options: argparse.Namespace) -> None:
         max_tokens=options.max_tokens,
     )
     known = translator.languages.tokens
-    unknown = [code for code in targets if code not in known]
-    if group and known and unknown:
-        print(f"note: {options.model} has no token for {', '.join(unknown)}, which are left out of {group}")
-        targets = [code for code in targets if code in known]
+    if known and (unknown := [code for code in targets if code not in (*known, *in_table_order(codes))]):
+        groups = ", ".join(name for name in options.to if name not in codes)
+        print(f"note: {options.model} has no token for {', '.join(unknown)}, which are left out of {groups}")
+        targets = tuple(code for code in targets if code not in unknown)
     translator.require(source, targets)
     for outcome in translate_corpus(
         options.corpus,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -21,7 +22,7 @@ from lvlm.data.corpus import CORPUS_FILE, REFUSED_FOLDER, Corpus, open_corpus
 from lvlm.data.progress import shown
 from lvlm.data.readers import Rows
 from lvlm.errors import InputError
-from lvlm.languages import in_table_order
+from lvlm.languages import in_table_order, variety
 from lvlm.train.locks import file_lock
 from lvlm.translate.faults import fault
 from lvlm.translate.journal import Journal
@@ -94,7 +95,7 @@ def translate_corpus(
     for split in work:
         for code in targets:
             journal = corpus.folder / WORK_FOLDER / split / f"{code}.jsonl"
-            with file_lock(journal.with_suffix(".lock"), purpose=f"translating {split}/{code}"):
+            with file_lock(journal.with_suffix(".lock"), purpose=f"translating {split}/{code}", on_wait=_waiting):
                 if code in open_corpus(folder).languages_of(split):
                     journal.unlink(missing_ok=True)  # its process was killed at the very end
                     yield Outcome(split, code, was_there=True)
@@ -135,6 +136,13 @@ def plan_translation(
             raise InputError(
                 f"Corpus '{corpus.name}', split '{split}': '{source}' is itself a translation, in which {lacking} ids "
                 "were refused. Translate from the original."
+            )
+    for code in languages:
+        if (asked := variety(code)).script != asked.language.script:
+            raise InputError(
+                f"--to {code} is in the script {asked.script}; a corpus has one '{asked.language.code}', which is "
+                f"translated into {asked.language.script} ({asked.language.flores or 'no code of FLORES-200'}). Name "
+                f"{asked.language.code} if you mean that."
             )
     targets = in_table_order(languages)
     if not targets:
@@ -264,6 +272,10 @@ def _translate(name: str, text: str, known: Mapping[str, Translation]) -> str:
     if reason := next((reason for reason in reasons if reason), "") or fault(text, made):
         raise Refusal(name, reason, text, made)
     return made
+
+
+def _waiting(owner: str) -> None:
+    print(f"waiting for {owner}", file=sys.stderr, flush=True)
 
 
 def _beside(path: Path) -> Path:

@@ -259,8 +259,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "mblipv2_test_babelimagenet": Experiment(benchmark=BIN_MC, defaults=_EARLY),
 }  # fmt: skip
 REFUSED = {
-    "mblipv2_test_m3exam": "it counts a question only where all rotations of its options are answered right, which no "
-    "task here does; mblipv2_test_m3exam-standard asks each question once",
+    "mblipv2_test_m3exam": "the defaults of its file are not known; give its line as mblipv2_test_m3exam-standard and "
+    "evaluate on what `python -m lvlm benchmark m3exam_cyclic` makes of its questions, whose metric `together` is its "
+    "score",
     "mblipv2_train_resume": "a run here resumes where it stopped when it is started again with the same folder; give "
     "the experiment that was interrupted",
 }

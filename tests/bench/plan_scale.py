@@ -37,7 +37,6 @@ from {large:,} bytes on, under the work folder, where the first has left them.
 CPU seconds count all threads; peak memory is the child's maximum resident set, of which about 0.8 GiB are the imported
 libraries. Wall seconds stretch with other work on the machine: {load} at the end."""
 
-"""The first of the table, which are Centurio's."""
 LETTERS = {
     "Latn": range(0x61, 0x7B),
     "Cyrl": range(0x430, 0x450),

@@ -25,7 +25,7 @@ EXPLANATION = """\
 Compute is seconds inside the training loops plus seconds for the features of the frozen tower; the last column adds
 evaluation, which nothing shares. From scratch, every cell trains each of its stages (the seconds that the stage took
 when it was trained) and computes the features of its images once for itself: as long as the slowest `features` phase
-among the cells with the same tower, tiles and layer, which is the one that filled the store. As run, every distinct
+among the cells with the same tower, pixels and layer, which is the one that filled the store. As run, every distinct
 stage counts once and every `features` phase as recorded, waiting for another worker included, so that sharing is not
 flattered. Data, start-up and tracking are left out on both sides. Seconds are wall seconds of workers on one machine:
 other work on it adds noise to both sides. {missing}"""
@@ -79,9 +79,8 @@ def compute_of(folders: Sequence[Path], *, home: Path) -> Compute:
             each[name] += seconds
             once[name][key] = seconds
         phases = record.provenance["seconds"]
-        store = fingerprint(
-            [record.provenance["backbones"].get("tower"), config.model.tiles, config.model.feature_layer]
-        )
+        pixels = [getattr(config.model, name) for name in ("tiles", "fit", "image_size", "feature_layer")]
+        store = fingerprint([record.provenance["backbones"].get("tower"), *pixels])
         features[store].append(phases.get("features", 0.0))
         evaluation += phases.get("evaluate", 0.0)
     return Compute(

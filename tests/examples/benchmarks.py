@@ -232,6 +232,14 @@ def m5b_vlod(folder: Path) -> None:
 
 
 def m3exam(folder: Path) -> None:
+    _m3exam(folder, slice(None))
+
+
+def m3exam_cyclic(folder: Path) -> None:
+    _m3exam(folder, slice(3))
+
+
+def _m3exam(folder: Path, chosen: slice) -> None:
     inside = folder / "multimodal-question"
     pictures(inside / "images-thai", *(f"image-{number}.jpg" for number in range(3)))
     base = {"background_description": [], "need_image": "yes", "language": "thai", "subject_category": "math"}
@@ -246,7 +254,7 @@ def m3exam(folder: Path) -> None:
          "background_description": ["ดู (image)[image-2.jpg]"]},
         {**base, "question_text": "(image)[image-0.jpg] (image)[image-0.jpg]", "options": plain, "answer_text": "1"},
     ]  # fmt: skip
-    write_json(inside / "thai-questions-image.json", rows)
+    write_json(inside / "thai-questions-image.json", rows[chosen])
 
 
 def _mmmu_rows(question: str) -> list[Row]:
@@ -305,7 +313,8 @@ def cvqa(folder: Path) -> None:
 AUTHORS: Mapping[str, Callable[[Path], None]] = {
     write.__name__: write
     for write in (
-        cvqa, m3exam, m5b_vgr, m5b_vlod, marvl, maxm, mme, mmmu, mtvqa, nlvr2, smpqa, xgqa, xm3600, xmmmu, xvnli,
+        cvqa, m3exam, m3exam_cyclic, m5b_vgr, m5b_vlod, marvl, maxm, mme, mmmu, mtvqa, nlvr2, smpqa, xgqa, xm3600,
+        xmmmu, xvnli,
     )
 }  # fmt: skip
 
@@ -332,6 +341,10 @@ def _letters(number: int) -> Row:
         f"Q {number}\nOptions:\nA. one\nB. two\n Answer with the option's letter from the given choices directly."
     )
     return {"context": [question], "text_label": "AB"[number % 2], "image_id": [f"{number}.jpg"]}
+
+
+def _rotated(number: int) -> Row:
+    return {**_letters(number), "text_label": f"{'AB'[number % 2]}###q{number // 2}"}
 
 
 def _two(number: int) -> Row:
@@ -370,6 +383,7 @@ CENTURIO: Mapping[str, Callable[[Path], None]] = {
     "bin_mc": _centurio("babel-imagenet", {"mc_bin_sw_8.json": _letters}),
     "cvqa": _centurio("cvqa", {"cvqa_es-mexico.json": _letters, "cvqa_es-chile.json": _letters}),
     "m3exam": _centurio("m3exam", {"m3exam-thai.json": _letters, "m3exam-cycle-thai.json": _letters}),
+    "m3exam_cyclic": _centurio("m3exam", {"m3exam-cycle-thai.json": _rotated}),
     "m5b_vgr": _centurio("m5b", {"m5b_vgr_ha.json": _vgr}),
     "m5b_vlod": _centurio("m5b", {"m5b_vlod_ha.json": _vlod}),
     "marvl": _centurio("marvl", {"marvl_test_ta.json": _two}),

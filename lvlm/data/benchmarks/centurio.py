@@ -3,7 +3,7 @@ a template. Called by `convert`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ PATTERNS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "bin_mc": (("mc_bin_{language}_8.json", "bin_mc"),),
     "cvqa": (("cvqa_{language}.json", "cvqa"),),
     "m3exam": (("m3exam-{language}.json", "m3exam"),),
+    "m3exam_cyclic": (("m3exam-cycle-{language}.json", "m3exam_cyclic"),),
     "m5b_vgr": (("m5b_vgr_{language}.json", "vgr"),),
     "m5b_vlod": (("m5b_vlod_{language}.json", "vlod"),),
     "marvl": (("marvl_test_{language}.json", "marvl"),),
@@ -33,6 +34,7 @@ PATTERNS: Mapping[str, tuple[tuple[str, str], ...]] = {
 analogy: Centurio's code names none."""
 
 TRUTH = {"True": "yes", "False": "no"}
+"""Labels of marvl."""
 TEMPLATES = ("marvl", "xm3600", "xvnli")
 """Tasks whose rows hold a hypothesis, or the name of a language, and no whole prompt."""
 
@@ -75,34 +77,56 @@ def _captions(part: _Part) -> dict[str, list[str]]:
     """Image -> its captions, from `xm3600_coco_LANGUAGE.json` beside the rows."""
     path = part.path.with_name(f"xm3600_coco_{part.said}.json")
     captions: dict[str, list[str]] = {}
-    record = json_object(path)
-    for number, entry in enumerate(record.value("annotations")):
-        annotation = Record(f"{path}, annotations[{number}]", entry)
+    for annotation in json_object(path).objects("annotations"):
         captions.setdefault(annotation.text("image_id"), []).append(annotation.text("caption"))
     return captions
 
 
 def _question(part: _Part, row: int, record: Record, source: Source, captions: Mapping[str, list[str]]) -> Question:
-    names = _image_names(record)
-    said = record.texts("context")[0]
-    if part.task == "xm3600":
-        if names[0] not in captions:
-            raise record.fail("image_id", f"xm3600_coco_{part.said}.json has no caption of '{names[0]}'.")
-        answers = tuple(captions[names[0]])
-    else:
-        answers = tuple(TRUTH.get(one, one) for one in record.texts("text_label"))
-    own = next((field for field in ("id", "pair_id", "question_id") if field in record.data), None)
-    number = names[0] if part.task == "xm3600" else f"{row:05d}"
+    names, contexts = _image_names(record), record.texts("context")
+    if len(contexts) != 1:
+        raise record.fail("context", f"must hold one question, not {len(contexts)}.")
+    said = contexts[0]
     return Question(
         task=part.task,
         language=part.code,
-        id=record.text(own) if own else f"{part.said}-{number}" if part.task == "cvqa" else number,
+        id=_name(part, row, record, names),
         prompt=prompt(part.task, part.code, hypothesis=said, images=len(names)) if part.task in TEMPLATES else said,
-        answers=answers,
+        answers=_answers(part, record, names, captions),
         images=tuple(source.image(record.where, name) for name in names),
         source=f"cvqa:{part.said}" if part.task == "cvqa" else part.task,
         where=record.where,
     )
+
+
+def _name(part: _Part, row: int, record: Record, names: Sequence[str]) -> str:
+    """The id of an item: the row's own, else its image or the number of the row."""
+    if part.task == "m3exam_cyclic":
+        return f"{_cyclic(record)[1]}-{row:05d}"
+    if own := next((field for field in ("id", "pair_id", "question_id") if field in record.data), None):
+        return record.text(own)
+    if part.task == "xm3600":
+        return names[0] if names else ""
+    return f"{part.said}-{row:05d}" if part.task == "cvqa" else f"{row:05d}"
+
+
+def _answers(part: _Part, record: Record, names: Sequence[str], captions: Mapping[str, list[str]]) -> tuple[str, ...]:
+    if part.task == "xm3600":
+        if not names or names[0] not in captions:
+            raise record.fail("image_id", f"xm3600_coco_{part.said}.json has no caption of '{', '.join(names)}'.")
+        return tuple(captions[names[0]])
+    if part.task == "m3exam_cyclic":
+        return _cyclic(record)[:1]
+    answers = record.texts("text_label")
+    return tuple(TRUTH.get(one, one) for one in answers) if part.task == "marvl" else answers
+
+
+def _cyclic(record: Record) -> tuple[str, str]:
+    """(letter, id of the question, which its rotations share)."""
+    letter, mark, question = record.text("text_label").partition("###")
+    if not mark:
+        raise record.fail("text_label", f"must be LETTER###QUESTION_ID, not '{letter[:60]}'.")
+    return letter, question
 
 
 def _image_names(record: Record) -> tuple[str, ...]:

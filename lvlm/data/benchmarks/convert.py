@@ -15,7 +15,7 @@ import yaml
 
 from lvlm.data.benchmarks import BENCHMARKS
 from lvlm.data.benchmarks.centurio import PATTERNS, has_centurio, read_centurio
-from lvlm.data.benchmarks.exams import read_cvqa, read_m3exam, read_mmmu, read_xmmmu
+from lvlm.data.benchmarks.exams import read_cvqa, read_m3exam, read_m3exam_cyclic, read_mmmu, read_xmmmu
 from lvlm.data.benchmarks.forms import Source
 from lvlm.data.benchmarks.question import Question
 from lvlm.data.benchmarks.questions import read_maxm, read_mme, read_mtvqa, read_smpqa, read_xgqa, read_xm3600
@@ -30,6 +30,7 @@ Read = Callable[[Source], Iterator[Question]]
 AUTHORS: Mapping[str, Read] = {
     "cvqa": read_cvqa,
     "m3exam": read_m3exam,
+    "m3exam_cyclic": read_m3exam_cyclic,
     "m5b_vgr": read_vgr,
     "m5b_vlod": read_vlod,
     "marvl": read_marvl,

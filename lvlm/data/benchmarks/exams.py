@@ -23,6 +23,16 @@ def read_m3exam(source: Source) -> Iterator[Question]:
 
     Questions that name no image are no items here (Centurio asks those with at least one).
     """
+    return _m3exam(source, cyclic=False)
+
+
+def read_m3exam_cyclic(source: Source) -> Iterator[Question]:
+    """`LANGUAGE-questions-image.json`, as for m3exam."""
+    return _m3exam(source, cyclic=True)
+
+
+def _m3exam(source: Source, *, cyclic: bool) -> Iterator[Question]:
+    """Each question as it is, or `cyclic` once for every rotation of its options: ids are then QUESTION-ROTATION."""
     names = ["{language}-questions-image.json", "*/{language}-questions-image.json"]
     for path, said, code in source.files(*names):
         inside = path.parent.relative_to(source.folder).as_posix()
@@ -30,22 +40,24 @@ def read_m3exam(source: Source) -> Iterator[Question]:
             background = record.texts("background_description") if record.data.get("background_description") else ()
             labels, options = unlabelled(record.texts("options"))
             question = "\n".join([*background, record.text("question_text")])
-            parts = [question, *options]
-            pictures = [name for part in parts for name in M3EXAM_IMAGE.findall(part)]
-            if not pictures:
+            if not any(map(M3EXAM_IMAGE.search, [question, *options])):
                 continue
-            question, *options = (M3EXAM_IMAGE.sub(IMAGE_PLACEHOLDER, part) for part in parts)
-            places = [(f"images-{said}/{name}", f"{inside}/images-{said}/{name}", name) for name in pictures]
-            yield Question(
-                task="m3exam",
-                language=code,
-                id=f"{said}-{row:04d}",
-                prompt=prompt("m3exam", code, question=question, options=options),
-                answers=(letter_of(record, "answer_text", labels, options),),
-                images=tuple(source.image(record.where, *place) for place in places),
-                source=f"m3exam:{record.data.get('subject_category', 'all')}",
-                where=record.where,
-            )
+            right = LETTERS.index(letter_of(record, "answer_text", labels, options))
+            for turn in range(len(options) if cyclic else 1):
+                parts = [question, *options[turn:], *options[:turn]]
+                pictures = [name for part in parts for name in M3EXAM_IMAGE.findall(part)]
+                asked, *turned = (M3EXAM_IMAGE.sub(IMAGE_PLACEHOLDER, part) for part in parts)
+                places = [(f"images-{said}/{name}", f"{inside}/images-{said}/{name}", name) for name in pictures]
+                yield Question(
+                    task="m3exam_cyclic" if cyclic else "m3exam",
+                    language=code,
+                    id=f"{said}-{row:04d}-{turn}" if cyclic else f"{said}-{row:04d}",
+                    prompt=prompt("m3exam", code, question=asked, options=turned),
+                    answers=(LETTERS[(right - turn) % len(options)],),
+                    images=tuple(source.image(record.where, *place) for place in places),
+                    source=f"m3exam:{record.data.get('subject_category', 'all')}",
+                    where=record.where,
+                )
 
 
 def read_mmmu(source: Source) -> Iterator[Question]:
@@ -64,9 +76,12 @@ def read_xmmmu(source: Source) -> Iterator[Question]:
 
 def _mmmu(task: str, code: str, record: Record) -> Question:
     """`question` and `options` (Python text) with images as `<image 1>`, which are the columns `image_1` to `image_7`;
-    an `open` question has one answer or a list, as Python text, and no options."""
+    an `open` question has one answer or a list, as Python text, and no options. Where a translation has lost the place
+    of the image, the first comes before the question."""
     question, options = record.text("question"), _literal(record, "options")
     chosen = record.data.get("question_type", "multiple-choice") != "open" and bool(options)
+    if not any(map(MMMU_IMAGE.search, [question, *options])):
+        question = f"<image 1>\n{question}"
     parts = [question, *options] if chosen else [question]
     numbers = [number for part in parts for number in MMMU_IMAGE.findall(part)]
     pictures = tuple(embedded(record, record.value(f"image_{one}"), f"image_{one}") for one in numbers)
@@ -89,7 +104,7 @@ def read_cvqa(source: Source) -> Iterator[Question]:
     source of the item), `Label` the place of the right option from 0."""
     for path, *_ in source.files("data/test-*.parquet", "test-*.parquet", "test*.parquet"):
         for record in parquet_records(path):
-            subset = tuple(_literal(record, "Subset"))
+            subset = tuple(_literal(record, "Subset", opening="("))
             if len(subset) != 2:
                 raise record.fail("Subset", f"must be a language and a country, not {record.value('Subset')!r}.")
             code, options = source.code(subset[0], record.where), record.texts("Options")
@@ -133,10 +148,11 @@ def letter_of(record: Record, field: str, labels: Sequence[str], options: Sequen
     raise record.fail(field, f"{said!r} is none of the {len(options)} options.")
 
 
-def _literal(record: Record, field: str) -> list[str]:
-    """A list of texts, also where it is written as Python text; plain text is a list of one, and blank text of none."""
+def _literal(record: Record, field: str, *, opening: str = "[") -> list[str]:
+    """A list of texts, also where it is written as Python text that begins with `opening`; plain text is a list of one,
+    and blank text of none."""
     value = record.value(field)
-    if isinstance(value, str) and value.strip()[:1] in ("[", "("):
+    if isinstance(value, str) and value.strip().startswith(opening):
         try:
             value = ast.literal_eval(value.replace("\n", " ").strip())
         except (ValueError, SyntaxError) as error:

@@ -3,6 +3,7 @@ names file, row and field. Called by the readers of this package."""
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import unicodedata
@@ -51,6 +52,19 @@ class Record:
             raise self.fail(field, f"must be text or a list of texts, not {str(value)[:60]!r}.")
         return tuple(str(one) for one in values if one is not None)
 
+    def objects(self, field: str) -> Iterator[Record]:
+        """The objects that a field lists, also where the list is written as Python text."""
+        value: Any = self.value(field)
+        if isinstance(value, str):
+            try:
+                value = ast.literal_eval(value)
+            except (ValueError, SyntaxError) as error:
+                raise self.fail(field, f"is no list that can be read: {value[:60]!r}.") from error
+        if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+            raise self.fail(field, f"must be a list of objects, not {str(value)[:60]!r}.")
+        for number, entry in enumerate(value):
+            yield Record(f"{self.where}, {field}[{number}]", entry)
+
     def value(self, field: str) -> Any:
         """A field that must be there."""
         if field not in self.data:
@@ -69,7 +83,7 @@ def json_records(path: Path) -> Iterator[Record]:
     Lines."""
     content = text_of(path)
     if path.suffix == ".jsonl" or re.match(r"\s*\{.*\}\s*\n\s*\{", content):
-        for number, line in enumerate(content.splitlines(), start=1):
+        for number, line in enumerate(content.split("\n"), start=1):
             if line.strip():
                 yield _record(_parsed(path, line, number), f"{path}, line {number}")
         return

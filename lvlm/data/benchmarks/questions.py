@@ -3,9 +3,7 @@ Called by `convert`."""
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator
-from typing import Any
 
 from lvlm.data.benchmarks.forms import Record, Source, embedded, json_object, json_records, parquet_records, text_of
 from lvlm.data.benchmarks.prompts import asked, prompt
@@ -35,9 +33,9 @@ def read_maxm(source: Source) -> Iterator[Question]:
     """`maxm_v1_LANGUAGE.json`: `annotations`, each with `image_id` and `qa_pairs` of `question_id`, `question`,
     `answers` and `processed_answers` (those that count, where there are any)."""
     for path, _, code in source.files("maxm_v1_{language}.json", "*/maxm_v1_{language}.json"):
-        for entry in _objects(json_object(path), "annotations"):
+        for entry in json_object(path).objects("annotations"):
             picture = source.image(entry.where, entry.text("image_id"))
-            for pair in _objects(entry, "qa_pairs"):
+            for pair in entry.objects("qa_pairs"):
                 answers = pair.texts("processed_answers") if pair.data.get("processed_answers") else ()
                 yield Question(
                     task="maxm",
@@ -86,7 +84,7 @@ def read_mtvqa(source: Source) -> Iterator[Question]:
             if code is None:
                 continue
             picture = embedded(record, record.value("image"), "image")
-            for number, pair in enumerate(_objects(record, "qa_pairs")):
+            for number, pair in enumerate(record.objects("qa_pairs")):
                 yield Question(
                     task="mtvqa",
                     language=code,
@@ -155,17 +153,3 @@ def read_mme(source: Source) -> Iterator[Question]:
                 source=f"mme:{category}",
                 where=where,
             )
-
-
-def _objects(record: Record, field: str) -> Iterator[Record]:
-    """The objects that a field lists, also where the list is written as Python text."""
-    value: Any = record.value(field)
-    if isinstance(value, str):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError) as error:
-            raise record.fail(field, f"is no list that can be read: {value[:60]!r}.") from error
-    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise record.fail(field, f"must be a list of objects, not {str(value)[:60]!r}.")
-    for number, entry in enumerate(value):
-        yield Record(f"{record.where}, {field}[{number}]", entry)

@@ -5,6 +5,7 @@ Called by `python -m lvlm corpus`. Holds some rows at a time, whatever the size 
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ from typing import IO, Any
 import yaml
 
 from lvlm.data.checks import check_images, check_train, encodes
-from lvlm.data.corpus import CORPUS_FILE, CorpusEntry, SplitEntry
+from lvlm.data.corpus import CORPUS_FILE, REFUSED_FOLDER, CorpusEntry, SplitEntry
 from lvlm.data.folders import new_folder
 from lvlm.data.progress import shown
 from lvlm.data.sources.forms import FORMS
@@ -162,7 +163,7 @@ def _checked(source: Source) -> tuple[Form, str]:
         raise InputError("--question needs --answer beside it, and takes the place of --prompt.")
     if source.limit is not None and source.limit < 1:
         raise InputError(f"--limit {source.limit}: give a number of rows from 1.")
-    if not source.split or Path(source.split).name != source.split or source.split == "images":
+    if not re.fullmatch(r"\w[\w-]*", source.split) or source.split in ("images", REFUSED_FOLDER):
         raise InputError(f"--split '{source.split}' is not the plain name of a folder, such as train.")
     return form, known_language(source.language).code
 

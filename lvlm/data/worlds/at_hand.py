@@ -4,19 +4,20 @@ Called by `plots_corpus` and `pages_corpus`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from lvlm.data.worlds.folder import POOLS, Pool
 from lvlm.data.worlds.typefaces import Typeface, face_for
-from lvlm.data.worlds.words import Pool, WordList, given_lists, load_words, words_in
+from lvlm.data.worlds.words import WordList, given_lists, load_words, words_in
 from lvlm.errors import InputError
-from lvlm.languages import GROUPS, group_languages, in_table_order, table
+from lvlm.languages import asked_for, in_table_order, table
 
+T = TypeVar("T")
 SMPQA_LANGUAGES = ("en", "de", "it", "id", "zu", "ru", "zh", "ko", "hi", "ar", "th")
 """Those of Centurio's SMPQA (arXiv 2501.05122), which are written unless others are asked for."""
-POOLS: tuple[Pool, ...] = ("train", "tune", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,29 +54,41 @@ def written(code: str, given: Path | None, *, rarer: bool) -> Written:
 def written_languages(
     asked: Sequence[str] | None, given: Path | None, *, rarer: bool
 ) -> tuple[list[Written], dict[str, str]]:
-    """The languages to write in the order of the table, and why others of an asked group cannot be written here.
+    """`at_hand` for words; without `asked` the languages of SMPQA. A list that is given for another is an error."""
+    own = given_lists(given) if given is not None else ()
+    return at_hand(
+        SMPQA_LANGUAGES if asked is None else asked, lambda code: written(code, given, rarer=rarer), lists=own
+    )
 
-    A language asked for by its code must be there; of a group (`all`, `T5-T3`, ...) those that are.
+
+def at_hand(
+    asked: Sequence[str], make: Callable[[str], T], *, lists: Iterable[str] = ()
+) -> tuple[list[T], dict[str, str]]:
+    """What `make` makes of the languages asked for, in the order of the table, and why others of an asked group cannot
+    be written here.
+
+    A language asked for by its code must be there, and so must those that have word `lists`; of a group (`all`,
+    `T5-T3`, ...) come those that are.
     """
-    if asked is not None and not asked:
+    if not asked:
         raise InputError("languages is empty. Name at least one language, or leave it out for those of SMPQA.")
-    groups = [name for name in asked or () if name in GROUPS or ":" in name]
-    codes = in_table_order(SMPQA_LANGUAGES if asked is None else [code for code in asked if code not in groups])
-    wanted = in_table_order({*codes, *(code for group in groups for code in group_languages(group, list(table())))})
-    if given is not None and (idle := [code for code in given_lists(given) if code not in wanted]):
+    named, members = asked_for(asked, list(table()))
+    codes = in_table_order(named)
+    wanted = in_table_order({*codes, *members})
+    if idle := [code for code in lists if code not in wanted]:
         raise InputError(
             f"--words has a list for {', '.join(idle)}, which the corpus does not hold. Name the language under "
             "--languages, or take the list away."
         )
-    found: list[Written] = []
+    found: list[T] = []
     missing: dict[str, str] = {}
     for code in wanted:
         try:
-            found.append(written(code, given, rarer=rarer))
+            found.append(make(code))
         except InputError as error:
             if code in codes:
                 raise
             missing[code] = str(error)
     if not found:
-        raise InputError(f"No language of {', '.join(groups)} can be written here: {next(iter(missing.values()))}")
+        raise InputError(f"No language of {', '.join(asked)} can be written here: {next(iter(missing.values()))}")
     return found, missing

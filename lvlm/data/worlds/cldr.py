@@ -17,6 +17,7 @@ from lvlm.errors import InputError
 from lvlm.languages import language, table
 
 DEBIAN_FOLDER = Path("/usr/share/unicode/cldr/common")
+"""Where unicode-cldr-core puts it."""
 PACKAGE = "package"
 """Given instead of a folder: the names of the Python package `emoji`."""
 ENOUGH_NAMES = 500

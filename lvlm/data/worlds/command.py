@@ -38,8 +38,8 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--languages",
         nargs="+",
-        help="codes (default: all that the world speaks); plots and pages also take groups (default: those of SMPQA), "
-        "emoji a group (default: L100; 'all' has names in 107)",
+        help="codes (default: all that the world speaks); plots, pages and emoji also take groups (default: those of "
+        "SMPQA, of --text; for emoji L100; its 'all' has names in 107)",
     )
     sub.add_argument("--words", type=Path, help="plots, pages: a word list CODE.txt or a folder of them")
     sub.add_argument("--text", type=Path, help="pages: a text CODE.txt or a folder of them, instead of word lists")
@@ -62,7 +62,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the corpus that was asked for, unless it is there as it would be written."""
+    """Write the corpus that was asked for; shapes, reading and emoji as they are by themselves may be there already."""
     name, folder = options.name, options.folder
     special = {option for taken in TAKES.values() for option in taken}
     own = {option: value for option in sorted(special) if (value := getattr(options, option)) is not None}

@@ -9,13 +9,14 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from lvlm.data.worlds.cldr import Annotations, NameSource
+from lvlm.data.worlds.folder import POOLS, Pool
 from lvlm.errors import InputError
-from lvlm.languages import group_languages, in_table_order, is_group
+from lvlm.languages import asked_for, in_table_order, is_group
 
-Pool = Literal["train", "tune", "test"]
+OWN_GROUP = "L100"
+"""Languages of a world unless told otherwise: those of Centurio's 100 that have names."""
 FEWEST = 24
 """Concepts that a world needs, so that each pool has some."""
 OWN_NUMBER = 96
@@ -56,16 +57,8 @@ class Concepts:
         return tuple(self.names)
 
     def attributes(self, code: str) -> dict[str, str]:
-        """Name -> attribute id ("emoji:1f436") of a language, for the score of scenes. Names that differ in marks
-        alone (vowel signs of Burmese, tones of Thai) share one, as that score splits such scripts by letter."""
-        by_form: dict[str, list[str]] = defaultdict(list)
-        for concept, name in self.names[code].items():
-            by_form[_form(name, marks=False)].append(concept)
-        return {
-            self.names[code][concept]: f"emoji:{'+'.join(members)}"
-            for members in by_form.values()
-            for concept in members
-        }
+        """Name -> attribute id ("emoji:1f436") of a language, for the score of scenes."""
+        return {name: f"emoji:{concept}" for concept, name in self.names[code].items()}
 
     def of(self, *pools: Pool) -> tuple[str, ...]:
         """The concepts of some pools: those of `tune` and `test` are never shown or named in training."""
@@ -85,40 +78,31 @@ def pool_of(concept: str) -> Pool:
 
 
 def load_concepts(
-    source: NameSource, *, pictures: Container[str], languages: Sequence[str] | None = None, number: int | None = None
+    source: NameSource,
+    *,
+    pictures: Container[str],
+    languages: Sequence[str] | None = None,
+    number: int | None = None,
 ) -> Concepts:
-    """Of the concepts that all `languages` name (codes, or one group; None: those of Centurio's 100 that the source
-    has), each in a way of its own, the first `number` in an order that only their ids determine. None takes
-    `OWN_NUMBER`, or all where there are fewer.
+    """Of the concepts that all `languages` name (codes, and groups of those that the source has; None: `OWN_GROUP`),
+    each in a way of its own, the first `number` in an order that only their ids determine. None takes `OWN_NUMBER`, or
+    all where there are fewer.
 
     Only single characters with a picture are considered: sequences (families, professions, flags) have names that
     are put together by rule. Whatever is left out is in `refused` with its reason.
     """
-    asked = ("L100",) if languages is None else tuple(languages)
-    grouped = len(asked) == 1 and is_group(asked[0])
-    codes = group_languages(asked[0], source.languages()) if grouped else in_table_order(asked)
-    if not codes:
+    asked = (OWN_GROUP,) if languages is None else languages
+    if not asked:
         raise InputError("languages is empty. Name at least one language, or leave it out for all with names.")
+    given, members = asked_for(asked, source.languages() if any(map(is_group, asked)) else ())
+    codes = in_table_order({*given, *members})
     known = {code: source.annotations(code) for code in dict.fromkeys(("en", *codes))}
     candidates = {
         emoji: emoji_id(emoji) for emoji in sorted(known["en"].names) if len(emoji) == 1 and emoji_id(emoji) in pictures
     }
-    refused: list[Refused] = []
-    named: dict[str, str] = {}
-    for emoji, concept in candidates.items():
-        if any(ord(emoji) in part for part in TURNED):
-            refused.append(Refused(concept, known["en"].names[emoji], "means another when turned"))
-        elif lacking := tuple(code for code in codes if emoji not in known[code].names):
-            refused.append(Refused(concept, known["en"].names[emoji], "no name", lacking))
-        else:
-            named[emoji] = concept
-    shared = {code: _shared_names(known[code], named) for code in codes}
-    kept: list[str] = []
-    for emoji, concept in named.items():
-        if unclear := tuple(code for code in codes if emoji in shared[code]):
-            refused.append(Refused(concept, known["en"].names[emoji], "named as another, or without a letter", unclear))
-        else:
-            kept.append(emoji)
+    kept, refused = _named_by_all(candidates, known, codes)
+    if number is not None and number < FEWEST:
+        raise InputError(f"{number} concepts are asked for, which are too few. Ask for at least {FEWEST}.")
     if number is not None and number > len(kept):
         raise InputError(
             f"{number} concepts are asked for; {len(kept)} emoji with a picture have a name in all "
@@ -132,9 +116,32 @@ def load_concepts(
         related=_related([known[code] for code in known], {emoji: candidates[emoji] for emoji in kept}),
         refused=tuple(refused),
     )
-    if len(kept) < FEWEST or not all(concepts.of(pool) for pool in ("train", "tune", "test")):
+    if len(kept) < FEWEST or not all(concepts.of(pool) for pool in POOLS):
         raise InputError(_too_few(concepts, source.title))
     return concepts
+
+
+def _named_by_all(
+    candidates: Mapping[str, str], known: Mapping[str, Annotations], codes: Sequence[str]
+) -> tuple[list[str], list[Refused]]:
+    """The emoji among `candidates` (emoji -> id) that can take part, and why the others cannot."""
+    english, refused = known["en"].names, list[Refused]()
+    named: dict[str, str] = {}
+    for emoji, concept in candidates.items():
+        if any(ord(emoji) in part for part in TURNED):
+            refused.append(Refused(concept, english[emoji], "means another when turned"))
+        elif lacking := tuple(code for code in codes if emoji not in known[code].names):
+            refused.append(Refused(concept, english[emoji], "no name", lacking))
+        else:
+            named[emoji] = concept
+    shared = {code: _shared_names(known[code], named) for code in codes}
+    kept: list[str] = []
+    for emoji, concept in named.items():
+        if unclear := tuple(code for code in codes if emoji in shared[code]):
+            refused.append(Refused(concept, english[emoji], "named as another, or without a letter", unclear))
+        else:
+            kept.append(emoji)
+    return kept, refused
 
 
 def gaps(concepts: Concepts) -> list[tuple[str, int, int]]:
@@ -157,11 +164,10 @@ def _shared_names(language: Annotations, candidates: Container[str]) -> set[str]
     return {emoji for form, members in by_form.items() if len(members) > 1 or not form for emoji in members}
 
 
-def _form(name: str, *, marks: bool = True) -> str:
-    """Letters, digits and `marks` of a name, in one case."""
+def _form(name: str) -> str:
+    """Letters, digits and marks of a name, in one case."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    kept = {"L", "N", "M"} if marks else {"L", "N"}
-    return "".join(character for character in folded if unicodedata.category(character)[0] in kept)
+    return "".join(character for character in folded if unicodedata.category(character)[0] in "LNM")
 
 
 def _related(languages: Sequence[Annotations], kept: Mapping[str, str]) -> dict[str, tuple[str, ...]]:

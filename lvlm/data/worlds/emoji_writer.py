@@ -16,13 +16,16 @@ import numpy as np
 
 from lvlm.data.checks import IMAGE_PLACEHOLDER
 from lvlm.data.worlds.cldr import open_names
-from lvlm.data.worlds.emoji import OWN_NUMBER, Concepts, Pool, load_concepts
+from lvlm.data.worlds.emoji import OWN_GROUP, OWN_NUMBER, Concepts, load_concepts
 from lvlm.data.worlds.emoji_items import LETTERS, Item, Kind, answer, choice_item, hard_negatives, pair_item, prompt
 from lvlm.data.worlds.emoji_pictures import AUGMENTATIONS, Augmentation, Pictures, open_pictures
 from lvlm.data.worlds.emoji_pictures import scene as scene_picture
 from lvlm.data.worlds.emoji_pictures import single as single_picture
 from lvlm.data.worlds.folder import (
+    POOLS,
+    Pool,
     check_numbers,
+    corpus_entry,
     json_line,
     made,
     new_pool,
@@ -36,6 +39,7 @@ from lvlm.data.worlds.folder import (
     written_whole,
 )
 from lvlm.errors import InputError
+from lvlm.languages import group_languages
 
 VERSION = 1
 """Of what the world writes; raised when the same seed, sizes and sources give other files than before."""
@@ -45,7 +49,6 @@ KINDS: tuple[Kind, ...] = ("naming", "choice", "naming", "pair")
 SCENE_PROBABILITY = {1: 0.4, 2: 0.3, 3: 0.15, 4: 0.15}
 """How many emoji a picture to describe shows."""
 CAPTION_EVERY = 3  # one in so many tune and test images has a scene beside it
-POOLS: tuple[Pool, ...] = ("train", "tune", "test")
 CONCEPTS_FILE = "concepts.json"
 REFUSED_FILE = "refused.csv"
 PICTURES_FOLDER = "pictures"
@@ -95,9 +98,16 @@ def write_emoji(
 
 
 def is_written(folder: Path | str) -> bool:
-    """Whether `folder` holds the world as this version writes it with seed 0 and its own size, whatever it drew on."""
-    own = made("emoji", VERSION, 0, {**OWN_SIZES, "concepts": OWN_NUMBER})
-    return note_of(Path(folder)).startswith(own)
+    """Whether `folder` holds the world as this version writes it with seed 0, its own size and the languages that
+    Unicode CLDR has here; without CLDR any will do."""
+    folder = Path(folder)
+    if not note_of(folder).startswith(made("emoji", VERSION, 0, {**OWN_SIZES, "concepts": OWN_NUMBER})):
+        return False
+    try:
+        languages = group_languages(OWN_GROUP, open_names().languages())
+    except InputError:
+        return True
+    return tuple(corpus_entry(folder)["languages"]) == languages
 
 
 Entry = tuple[str, str, Item, list[str], str]

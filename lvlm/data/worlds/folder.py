@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -23,8 +23,18 @@ from lvlm.errors import InputError
 
 PNG_COMPRESS_LEVEL = 1  # a third larger than the default and several times faster
 
+SOURCES_FILE = "sources.json"
+
 Row = dict[str, Any]
+Picture = tuple[str, Image.Image, Iterable[Row]]
+"""(file name, picture, what is said or asked about it)."""
 Permission = Literal["train", "tune", "report"]
+Pool = Literal["train", "tune", "test"]
+POOLS: tuple[Pool, ...] = ("train", "tune", "test")
+"""What is learned from, chosen by and reported: words, concepts and pictures belong to one of them each."""
+SPLITS: dict[Pool, str] = {"train": "instruct", "tune": "tune", "test": "test"}
+PERMISSIONS: dict[str, Permission] = {"instruct": "train", "tune": "tune", "test": "report"}
+"""Splits of the worlds whose rows are all of one kind."""
 
 
 def stream(seed: int, purpose: str, index: int) -> np.random.Generator:
@@ -123,6 +133,40 @@ def written_whole(target: Path, *, version: int) -> Iterator[Path]:
         )
     with new_folder(target) as partial:
         yield partial
+
+
+def write_untranslated(
+    folder: Path,
+    *,
+    name: str,
+    version: int,
+    seed: int,
+    sizes: dict[str, int],
+    sources: Mapping[str, Any],
+    pictures: Callable[[str, Pool], Iterable[Picture]],
+) -> None:
+    """Write a corpus whose samples stay in their languages, with pictures of each language and pool; `sources`, by
+    language, says where its words and fonts are from."""
+    with written_whole(folder, version=version) as partial, progress(name, sum(sizes.values()) * len(sources)) as step:
+        for pool in POOLS:
+            place = new_pool(partial, pool)
+            with ExitStack() as files:
+                rows = open_rows(files, partial / SPLITS[pool], sources)
+                for code, out in rows.items():
+                    for file, image, own in pictures(code, pool):
+                        save_png(image, place / file)
+                        out.writelines(map(json_line, own))
+                        step()
+        write_text(partial / SOURCES_FILE, json.dumps(sources, ensure_ascii=False, indent=1) + "\n")
+        write_corpus_file(
+            partial,
+            name=name,
+            languages=sources,
+            translatable=False,
+            splits=PERMISSIONS,
+            seed=seed,
+            note=made(name, version, seed, sizes),
+        )
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from lvlm.data.worlds.questions import Question
 from lvlm.data.worlds.scenes import COLOURS, PLACES, SHAPES, SIZES, Group, Scene
 from lvlm.errors import InputError, nearest
+from lvlm.languages import find
 
 FOLDER = Path(__file__).parent / "lexicons"
 VOWELS = "aeiou"
@@ -306,8 +307,11 @@ def lexicon_codes() -> tuple[str, ...]:
 
 @cache
 def load_lexicon(code: str) -> Lexicon:
-    """The lexicon of a language; a code without a file is an InputError that names the nearest ones."""
+    """The lexicon of a language, under any of its codes; one without a file is an InputError that names the nearest
+    ones."""
     codes = lexicon_codes()
+    if (known := find(code)) is not None:
+        code = known.language.code
     if code not in codes:
         raise InputError(
             f"The built-in world has no lexicon for the language {code!r}. Nearest: {nearest(code, list(codes))}; "

@@ -27,8 +27,6 @@ CONTRAST = 90
 MARGIN = 8
 PAPER_ROOM = 8
 """Of the paper around its text, also where none is laid."""
-SPACELESS = frozenset({"Hant", "Hans", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"})
-"""Scripts in which no space stands between words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +69,24 @@ def draw_page(
         )
     block = _block(broken, face, pixels, rng)
     degrees, papered = float(rng.uniform(-DEGREES, DEGREES)), rng.random() < PAPER_SHARE
-    ink = _turned(block, degrees, (width - 2 * MARGIN, height - 2 * MARGIN))
+    inside = width - 2 * MARGIN, height - 2 * MARGIN
+    ink = _turned(block, degrees, inside)
     image = photograph(rng, (width, height), photos) if photos else texture(rng, (width, height))
     x = int(rng.integers(MARGIN, width - MARGIN - ink.width + 1))
     y = int(rng.integers(MARGIN, height - MARGIN - ink.height + 1))
     box = (x, y, x + ink.width, y + ink.height)
     if papered:
-        _lay_paper(image, _turned(Image.new("L", block.size, 255), degrees, ink.size), box, rng)
+        _lay_paper(image, _turned(Image.new("L", block.size, 255), degrees, inside), box, rng)
     _write(image, ink, box, rng)
     if (radius := float(rng.uniform(-BLUR, BLUR))) > 0:
         image = image.filter(ImageFilter.GaussianBlur(radius))
     return Page(image, tuple(broken), box)
+
+
+def fits_any_page(part: str, faces: Sequence[Typeface]) -> bool:
+    """Whether a page of any width can begin with this part, whichever of the faces that can write it is drawn."""
+    able = [face for face in faces if not face.lacks(part)]
+    return all(_width(part, face, SMALLEST_LETTERS) <= SIDES[0] - 6 * MARGIN for face in able)
 
 
 def _broken(parts: Sequence[str], face: Typeface, pixels: int, room: float, most: int, joiner: str) -> list[str]:
@@ -95,7 +100,7 @@ def _broken(parts: Sequence[str], face: Typeface, pixels: int, room: float, most
             lines.append(part)
         else:
             break
-    return lines
+    return [line.strip() for line in lines]
 
 
 def _width(text: str, face: Typeface, pixels: int) -> float:

@@ -4,44 +4,32 @@ Called by `python -m lvlm data pages DIR`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate, islice
 from pathlib import Path
 
 import numpy as np
-import regex
+from icu4py.breakers import LineBreaker
 
-from lvlm.data.worlds.at_hand import POOLS, Written, written_languages
-from lvlm.data.worlds.folder import (
-    Row,
-    check_numbers,
-    json_line,
-    made,
-    new_pool,
-    open_rows,
-    progress,
-    save_png,
-    stream,
-    write_corpus_file,
-    write_text,
-    written_whole,
-)
-from lvlm.data.worlds.pages import SPACELESS, Page, draw_page
-from lvlm.data.worlds.plots_corpus import SOURCES_FILE, SPLITS
+from lvlm.data.boundaries import SPACELESS
+from lvlm.data.worlds.at_hand import Written, at_hand, written_languages
+from lvlm.data.worlds.folder import POOLS, Picture, Pool, Row, check_numbers, stream, write_untranslated
+from lvlm.data.worlds.pages import Page, draw_page, fits_any_page
 from lvlm.data.worlds.textures import photographs
 from lvlm.data.worlds.typefaces import Typeface, face_for, typefaces
-from lvlm.data.worlds.words import Pool, given_lists, pool_of
+from lvlm.data.worlds.words import given_lists, pool_of
 from lvlm.errors import InputError
 from lvlm.languages import language as language_row
 
-VERSION = 1
+VERSION = 2
 """Of what is written; raised when the same seed, sizes and sources give other files than before."""
 OWN_SIZES = {"train_pages": 300, "tune_pages": 20, "test_pages": 100}
 """Pages per language."""
 MOST_LINES = 5
 MOST_WORDS = 20
+MOST_LETTERS = 80
+"""Of a page of running text in a script without spaces."""
 FEWEST_PARAGRAPHS = 5
 READ_TEXT = "Read the text in the image."
 READ_LINE = "Read line {number} of the text in the image."
@@ -61,7 +49,7 @@ class Texts:
 
     @property
     def joiner(self) -> str:
-        return "" if language_row(self.code).script in SPACELESS else " "
+        return "" if _unspaced(self.code) else " "
 
     def parts(self, pool: Pool, rng: np.random.Generator) -> list[str]:
         """Enough parts for one page."""
@@ -69,8 +57,11 @@ class Texts:
         if not self.running:
             return [source[place] for place in rng.integers(len(source), size=int(rng.integers(1, MOST_WORDS + 1)))]
         paragraph = source[int(rng.integers(len(source)))]
-        parts = regex.findall(r"\X", paragraph) if not self.joiner else paragraph.split()
-        return list(parts[: MOST_WORDS * (1 if self.joiner else 4)])
+        if self.joiner:
+            return list(islice(_parts_of(paragraph, self.code), MOST_WORDS))
+        parts = list(_parts_of(paragraph, self.code))
+        ends = accumulate(map(len, parts))
+        return [part for part, end in zip(parts, ends, strict=True) if end - len(part) < MOST_LETTERS]
 
 
 def write_pages(
@@ -94,37 +85,21 @@ def write_pages(
     if photos is not None:
         photographs(photos)
     found, missing = _texts(languages, words, text)
-    codes = [texts.code for texts in found]
-    with (
-        written_whole(Path(folder), version=VERSION) as partial,
-        progress("pages", sum(sizes.values()) * len(found)) as advance,
-    ):
-        for pool, count in zip(POOLS, sizes.values(), strict=True):
-            pictures = new_pool(partial, pool)
-            with ExitStack() as files:
-                rows = open_rows(files, partial / SPLITS[pool], codes)
-                for texts in found:
-                    for index in range(count):
-                        rng = stream(seed, f"pages/{pool}/{texts.code}", index)
-                        lines = int(rng.integers(1, MOST_LINES + 1))
-                        page = draw_page(
-                            texts.parts(pool, rng), texts.faces, rng, lines=lines, joiner=texts.joiner, photos=photos
-                        )
-                        save_png(page.image, pictures / f"{texts.code}-{index:05d}.png")
-                        for row in _rows(page, pool, texts.code, index, rng):
-                            rows[texts.code].write(json_line(row))
-                        advance()
-        sources = {texts.code: texts.record for texts in found}
-        write_text(partial / SOURCES_FILE, json.dumps(sources, ensure_ascii=False, indent=1) + "\n")
-        write_corpus_file(
-            partial,
-            name="pages",
-            languages=codes,
-            translatable=False,
-            splits={"instruct": "train", "tune": "tune", "test": "report"},
-            seed=seed,
-            note=made("pages", VERSION, seed, sizes),
-        )
+    texts_of = {texts.code: texts for texts in found}
+    counts = dict(zip(POOLS, sizes.values(), strict=True))
+
+    def drawn(code: str, pool: Pool) -> Iterator[Picture]:
+        texts = texts_of[code]
+        for index in range(counts[pool]):
+            rng = stream(seed, f"pages/{pool}/{code}", index)
+            lines = int(rng.integers(1, MOST_LINES + 1))
+            page = draw_page(texts.parts(pool, rng), texts.faces, rng, lines=lines, joiner=texts.joiner, photos=photos)
+            yield f"{code}-{index:05d}.png", page.image, _rows(page, pool, code, index, rng)
+
+    sources = {texts.code: texts.record for texts in found}
+    write_untranslated(
+        Path(folder), name="pages", version=VERSION, seed=seed, sizes=sizes, sources=sources, pictures=drawn
+    )
     return Path(folder), missing
 
 
@@ -160,18 +135,30 @@ def _texts(
     if words is not None:
         raise InputError("--words and --text both say what the pages read. Give one of them.")
     files = given_lists(text)
-    if languages is not None and (lacking := [code for code in languages if code not in files]):
-        raise InputError(f"--text {text} holds no file for {', '.join(lacking)}. It has: {', '.join(files)}.")
-    codes = list(files) if languages is None else [code for code in files if code in languages]
-    return [_of_text(code, files[code]) for code in codes], {}
+
+    def texts(code: str) -> Texts:
+        if code not in files:
+            raise InputError(f"--text {text} holds no file for {code}. It has: {', '.join(files)}.")
+        return _of_text(code, files[code])
+
+    return at_hand(list(files) if languages is None else languages, texts)
 
 
 def _of_words(language: Written) -> Texts:
     return Texts(language.code, typefaces(language.code), language.pools, False, language.record())
 
 
+def _unspaced(code: str) -> bool:
+    return language_row(code).script in SPACELESS
+
+
+def _parts_of(paragraph: str, code: str) -> Iterator[str]:
+    """What may stand on a line of its own: words, or what ICU's dictionaries find, which splits no syllable."""
+    return iter(LineBreaker(paragraph, code) if _unspaced(code) else paragraph.split())
+
+
 def _of_text(code: str, file: Path) -> Texts:
-    """The paragraphs of a file, one a line, of which a font has all glyphs."""
+    """The paragraphs of a file, one a line, of which a font has all glyphs and every page can show the beginning."""
     try:
         paragraphs = [" ".join(line.split()) for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
@@ -180,18 +167,20 @@ def _of_text(code: str, file: Path) -> Texts:
     if not unique:
         raise InputError(f"{file} holds no text. Give one paragraph a line (100 are enough).")
     face, can = face_for(unique, code)
+    begin = [paragraph for paragraph in can if fits_any_page(next(_parts_of(paragraph, code)), typefaces(code))]
     pools: dict[Pool, tuple[str, ...]] = {
-        pool: tuple(paragraph for paragraph in can if pool_of(paragraph) == pool) for pool in POOLS
+        pool: tuple(paragraph for paragraph in begin if pool_of(paragraph) == pool) for pool in POOLS
     }
     if few := [pool for pool in POOLS if len(pools[pool]) < FEWEST_PARAGRAPHS]:
         raise InputError(
-            f"{file} leaves fewer than {FEWEST_PARAGRAPHS} paragraphs for {', '.join(few)}: {len(can)} of its lines "
+            f"{file} leaves fewer than {FEWEST_PARAGRAPHS} paragraphs for {', '.join(few)}: {len(begin)} of its lines "
             "can be written with the fonts here. Give a longer text, one paragraph a line (100 are enough)."
         )
     record: dict[str, object] = {
         "text": file.name,
         "paragraphs": len(unique),
         "without glyphs": len(unique) - len(can),
+        "begin with too wide a word": len(can) - len(begin),
         **{str(pool): len(own) for pool, own in pools.items()},
         "font": str(face),
     }

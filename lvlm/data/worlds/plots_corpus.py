@@ -4,40 +4,22 @@ Called by `python -m lvlm data plots DIR`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from lvlm.data.worlds.at_hand import POOLS, Written, written_languages
+from lvlm.data.worlds.at_hand import Written, written_languages
 from lvlm.data.worlds.chart import draw_plot, fits
-from lvlm.data.worlds.folder import (
-    Row,
-    check_numbers,
-    json_line,
-    made,
-    new_pool,
-    open_rows,
-    progress,
-    save_png,
-    stream,
-    write_corpus_file,
-    write_text,
-    written_whole,
-)
+from lvlm.data.worlds.folder import POOLS, Picture, Pool, Row, check_numbers, stream, write_untranslated
 from lvlm.data.worlds.plots import Kind, Plot, PlotQuestion, ground_questions, read_questions, sample_plot
-from lvlm.data.worlds.words import Pool
 from lvlm.errors import InputError
 
 VERSION = 1
 """Of what is written; raised when the same seed, sizes and word lists give other files than before."""
 OWN_SIZES = {"train_plots": 300, "tune_plots": 20, "test_plots": 100}
 """Plots per language, every second one a pie. 100 to report on make SMPQA's 800 ground and 500 read items."""
-SPLITS: dict[Pool, str] = {"train": "instruct", "tune": "tune", "test": "test"}
 GROUND_PAIRS = 2  # of a training dialogue: so many yes and as many no
 READ_TURNS = 2
-SOURCES_FILE = "sources.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,36 +50,21 @@ def write_plots(
     sizes = {"train_plots": train_plots, "tune_plots": tune_plots, "test_plots": test_plots}
     check_numbers(seed, sizes)
     found, missing = written_languages(languages, words, rarer=True)
-    codes = [language.code for language in found]
     plots = asked_plots(seed, dict(zip(POOLS, sizes.values(), strict=True)))
-    with (
-        written_whole(Path(folder), version=VERSION) as partial,
-        progress("plots", sum(sizes.values()) * len(found)) as advance,
-    ):
-        for pool in POOLS:
-            pictures = new_pool(partial, pool)
-            with ExitStack() as files:
-                rows = open_rows(files, partial / SPLITS[pool], codes)
-                for language in found:
-                    for asked in plots[pool]:
-                        labels = draw_labels(asked.plot, language, pool, asked.name, seed)
-                        chart = draw_plot(asked.plot, labels, language.face)
-                        save_png(chart.image, pictures / f"{language.code}-{asked.name}.png")
-                        make = _dialogue if pool == "train" else _items
-                        for row in make(asked, labels, language.code, pool, seed):
-                            rows[language.code].write(json_line(row))
-                        advance()
-        sources = {language.code: language.record() for language in found}
-        write_text(partial / SOURCES_FILE, json.dumps(sources, ensure_ascii=False, indent=1) + "\n")
-        write_corpus_file(
-            partial,
-            name="plots",
-            languages=codes,
-            translatable=False,
-            splits={"instruct": "train", "tune": "tune", "test": "report"},
-            seed=seed,
-            note=made("plots", VERSION, seed, sizes),
-        )
+    languages_here = {language.code: language for language in found}
+
+    def drawn(code: str, pool: Pool) -> Iterator[Picture]:
+        language = languages_here[code]
+        make = _dialogue if pool == "train" else _items
+        for asked in plots[pool]:
+            labels = draw_labels(asked.plot, language, pool, asked.name, seed)
+            chart = draw_plot(asked.plot, labels, language.face)
+            yield f"{code}-{asked.name}.png", chart.image, make(asked, labels, code, pool, seed)
+
+    sources = {language.code: language.record() for language in found}
+    write_untranslated(
+        Path(folder), name="plots", version=VERSION, seed=seed, sizes=sizes, sources=sources, pictures=drawn
+    )
     return Path(folder), missing
 
 

@@ -15,15 +15,14 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 from xml.etree import ElementTree
 
 from fontTools import unicodedata as scripts
 
+from lvlm.data.worlds.cldr import BORROWED, DEBIAN_FOLDER, LOCALES
+from lvlm.data.worlds.folder import Pool
 from lvlm.errors import InputError
 from lvlm.languages import language as language_row
-
-Pool = Literal["train", "tune", "test"]
 
 LONGEST_LIST = 5000
 """Of a frequency list so many usable words count; its rarer half is what plots show, as in SMPQA."""
@@ -31,12 +30,9 @@ LETTERS = (3, 12)
 """Of a word, marks not counted; two are enough in syllabaries and in scripts whose vowels are marks."""
 FEWEST_WORDS = 30
 """A pool with fewer words is an error: a plot needs eight, and a benchmark more than the same eight."""
-CLDR = Path("/usr/share/unicode/cldr/common")
-"""Where Debian's unicode-cldr-core puts them."""
 
 _WORDFREQ = {"no": "nb", "tl": "fil", "hr": "sh", "bs": "sh"}  # `sh` is in Latin letters, so not for `sr`
 _NOT_IN_WORDFREQ = {"sr"}
-_CLDR = {"tl": "fil"}
 _SCRIPTS = {"Hant": {"Hani"}, "Hans": {"Hani"}, "Jpan": {"Hani", "Hira", "Kana"}}
 _ALPHABETS = {"Latn", "Cyrl", "Grek", "Geor", "Arab", "Hebr"}
 _FINAL_SIGMA = re.compile(r"(?<=\w)σ\b")  # wordfreq folds it away
@@ -88,11 +84,12 @@ def load_words(code: str, given: Path | None = None) -> WordList:
         return _selected(row.code, str(own.name), _read_list(own))
     found = _packaged(row.code)
     if found is None:
+        none, other = f"Unicode CLDR is not at {DEBIAN_FOLDER}", "install Debian's unicode-cldr-core"
+        if DEBIAN_FOLDER.is_dir():
+            none, other = f"Unicode CLDR at {DEBIAN_FOLDER} none either", "leave the language out"
         raise InputError(
-            f"There are no words at hand in '{row.code}' ({row.name}): wordfreq has no list of it, and "
-            + (f"Unicode CLDR at {CLDR} none either. " if CLDR.is_dir() else f"Unicode CLDR is not at {CLDR}. ")
-            + f"Give a list with --words ({row.code}.txt, one word a line, the most frequent first)"
-            + (", or leave the language out." if CLDR.is_dir() else ", or install Debian's unicode-cldr-core.")
+            f"There are no words at hand in '{row.code}' ({row.name}): wordfreq has no list of it, and {none}. Give a "
+            f"list with --words ({row.code}.txt, one word a line, the most frequent first), or {other}."
         )
     return found
 
@@ -100,11 +97,18 @@ def load_words(code: str, given: Path | None = None) -> WordList:
 def given_lists(given: Path) -> dict[str, Path]:
     """Language -> its file, of a file CODE.txt or of a folder that holds such files."""
     if not given.exists():
-        raise InputError(f"The word lists {given} do not exist. Name a file such as zu.txt, or a folder of them.")
+        raise InputError(
+            f"{given} does not exist. Name a file called by its language, such as zu.txt, or a folder of them."
+        )
     files = sorted(given.glob("*.txt")) if given.is_dir() else [given]
     if not files:
         raise InputError(f"The folder {given} holds no word list. A list is called by its language, such as zu.txt.")
-    return {language_row(file.stem).code: file for file in files}
+    found: dict[str, Path] = {}
+    for file in files:
+        first = found.setdefault(language_row(file.stem).code, file)
+        if first != file:
+            raise InputError(f"Both {first} and {file} are for {language_row(file.stem).name}. Keep one of them.")
+    return found
 
 
 def _read_list(file: Path) -> Iterator[str]:
@@ -127,7 +131,7 @@ def _packaged(code: str) -> WordList | None:
 
         ranked = wordfreq.iter_wordlist(name, wordlist="small")
         return _selected(code, f"wordfreq {version('wordfreq')}, small list '{name}'", ranked, native=name)
-    if words := _cldr(_CLDR.get(code, code)):
+    if code not in BORROWED and (words := _cldr(LOCALES.get(code, code))):
         return _selected(code, "Unicode CLDR, names and keywords of emoji", words, native="")
     return None
 
@@ -150,7 +154,7 @@ def _cldr(code: str) -> list[str]:
     """Words of all emoji names and keywords, those in most names first."""
     counts: Counter[str] = Counter()
     for folder in ("annotations", "annotationsDerived"):
-        file = CLDR / folder / f"{code}.xml"
+        file = DEBIAN_FOLDER / folder / f"{code}.xml"
         if file.exists():
             for annotation in ElementTree.parse(file).iter("annotation"):
                 counts.update((annotation.text or "").replace("|", " ").split())

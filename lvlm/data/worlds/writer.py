@@ -10,9 +10,12 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
 
 from lvlm.data.worlds.folder import (
+    PERMISSIONS,
+    POOLS,
+    SPLITS,
+    Pool,
     Row,
     check_numbers,
     corpus_entry,
@@ -53,8 +56,6 @@ DIALOGUE_TURNS = 3
 CAPTION_TURN_SHARE = 0.15  # of the training dialogues one turn asks for a caption
 CAPTION_EVERY = 3  # one in so many tune and test images also has a caption item
 QUESTIONS_PER_IMAGE = 2  # of a tune or test image
-
-Pool = Literal["train", "tune", "test"]
 
 
 def write_world(
@@ -160,17 +161,16 @@ def write_reading(
         "test_per_language": test_per_language,
     }
     check_numbers(seed, sizes)
-    splits: dict[str, Pool] = {"instruct": "train", "tune": "tune", "test": "test"}
 
     def images(pool: Pool, code: str) -> int:
         return train_english if pool == "train" and code == "en" else sizes[f"{pool}_per_language"]
 
-    total = sum(images(pool, lexicon.code) for pool in splits.values() for lexicon in lexicons)
+    total = sum(images(pool, lexicon.code) for pool in POOLS for lexicon in lexicons)
     with written_whole(Path(folder), version=VERSION) as partial, progress("reading", total) as advance:
-        for split, pool_name in splits.items():
+        for pool_name in POOLS:
             pool = new_pool(partial, pool_name)
             with ExitStack() as files:
-                rows = open_rows(files, partial / split, codes)
+                rows = open_rows(files, partial / SPLITS[pool_name], codes)
                 for lexicon in lexicons:
                     for index in range(images(pool_name, lexicon.code)):
                         word, row = _reading_row(lexicon, pool_name, index, seed)
@@ -184,7 +184,7 @@ def write_reading(
             name="reading",
             languages=codes,
             translatable=False,
-            splits={"instruct": "train", "tune": "tune", "test": "report"},
+            splits=PERMISSIONS,
             seed=seed,
             note=made("reading", VERSION, seed, sizes),
         )
