@@ -333,7 +333,7 @@ def _budget(results: Results) -> list[str]:
 
 def _words(name: str) -> str:
     return {
-        "llm_tokens": "LLM tokens", "trainable_parameters": "parameters that learn",
+        "llm_tokens": "LLM tokens", "flops": "FLOPs", "trainable_parameters": "parameters that learn",
         "train_seconds": "seconds of training", "seconds": "seconds of the run",
     }.get(name, name)  # fmt: skip
 

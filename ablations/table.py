@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 RESULTS_FILE = "results.parquet"
 BUDGET_FILE = "budget.csv"  # what every finished run was spent on: run, arm, seed and `BUDGET_COLUMNS`
-BUDGET_COLUMNS = ("samples", "llm_tokens", "images", "views", "trainable_parameters", "train_seconds", "seconds")
+BUDGET_COLUMNS = (
+    "samples", "llm_tokens", "images", "views", "flops", "trainable_parameters", "train_seconds", "seconds",
+)  # fmt: skip
 REPORT_FILES = ("report.html", "effects.csv", "verdicts.csv")
 """What the report of a study writes beside its table: the page, all effects, the verdicts."""
 PICTURE_FILE = "by_{}.png"  # and one picture for each factor

@@ -18,9 +18,10 @@ from lvlm.check import open_corpora
 from lvlm.errors import InputError
 from lvlm.records import TRAINER_VERSION, RunRecord
 from sweeps import status
+from sweeps.amounts import Meter
 from sweeps.crew import Crew, default_workers
 from sweeps.identity import is_alive
-from sweeps.plan import DEFAULT_RUNNER, TRACEBACK_FILE, Place, Plan
+from sweeps.plan import DEFAULT_RUNNER, TRACEBACK_FILE, Place, Plan, find_home
 from sweeps.planner import describe, make_plan
 from sweeps.progress import duration
 from sweeps.queue import MAX_ATTEMPTS, CellState, Queue, count
@@ -73,7 +74,7 @@ def launch(
         raise InputError(f"workers is the number of worker processes, at least 1, not {workers}.")
     began = time.time()
     load_runner(runner)
-    plan = make_plan(study, budget=budget, overrides=overrides, runner=runner)
+    plan = make_plan(study, budget=budget, overrides=overrides, runner=runner, meter=Meter(find_home(home)))
     place = plan.place(home)
     _check_source(plan, place)
     if runner == DEFAULT_RUNNER:

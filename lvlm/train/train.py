@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import broadcast_object_list
 
 from lvlm.config import RunConfig
+from lvlm.model.outline import outline
 from lvlm.model.parts import describe, prepare_training
 from lvlm.records import write_json
 from lvlm.train.batches import BatchStream, StepBatches
@@ -67,6 +68,10 @@ class StageTraining:
                 checkpointing=settings.gradient_checkpointing,
             )
             model.to(accelerator.device)
+            text, supervised, images = plan.per_sample().T
+            work = outline(model.config, home=self.home).work(
+                stage.config, text=text, supervised=supervised, images=images
+            )
             if settings.packing:
                 with self.compute.autocast():
                     check_isolation(model)
@@ -134,7 +139,12 @@ class StageTraining:
         learning = sum(part.trainable for part in counts)
         reason = decision.reason + (f"; no more of them were kept: {store.full}" if store and store.full else "")
         return {
-            "spent": {**vars(spent), "views": views, "trainable_parameters": learning},
+            "spent": {
+                **vars(spent),
+                "views": views,
+                "flops": float(work.per_sample.sum()),
+                "trainable_parameters": learning,
+            },
             "micro_batch_tokens": batches.token_budget,
             "features": "stored" if store else "computed",
             "features_reason": reason,
