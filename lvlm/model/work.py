@@ -44,6 +44,11 @@ class Work:
         """Of all parts together."""
         return self.tower + self.adapter + self.llm
 
+    @property
+    def total(self) -> float:
+        """Of all samples together."""
+        return float(self.per_sample.sum())
+
 
 @dataclass(frozen=True)
 class Outline:

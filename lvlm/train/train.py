@@ -142,7 +142,7 @@ class StageTraining:
             "spent": {
                 **vars(spent),
                 "views": views,
-                "flops": float(work.per_sample.sum()),
+                "flops": work.total,
                 "trainable_parameters": learning,
             },
             "micro_batch_tokens": batches.token_budget,
