@@ -76,9 +76,10 @@ def test_tiles_at_equal_flops_and_at_equal_samples_are_two_studies(corpus: Path,
     cells = {amount: {(cell.arm, cell.seed): cell for cell in plan.cells} for amount, plan in plans.items()}
     seen = {amount: arm_amounts(plan.cells, meter) for amount, plan in plans.items()}
     one, two = plans["samples"].arms
-    assert seen["samples"][two]["flops"] > 1.3 * seen["samples"][one]["flops"]
+    more = seen["samples"][two]["flops"] / seen["samples"][one]["flops"]
+    assert more > 1.05, "the tower sees five views"
     assert seen["samples"][two]["samples"] == seen["samples"][one]["samples"]
-    assert seen["flops"][two]["samples"] < 0.8 * seen["flops"][one]["samples"]
+    assert seen["flops"][two]["samples"] == pytest.approx(seen["flops"][one]["samples"] / more, abs=2)
     for seed in (0, 1):
         assert len({cells[amount][one, seed].id for amount in AMOUNTS}) == 1, "the baseline is the same in all"
         ids = {amount: cells[amount][two, seed].id for amount in AMOUNTS}
