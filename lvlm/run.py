@@ -409,9 +409,10 @@ class _Run:
         time of this run."""
         budget: dict[str, float] = {"seconds": seconds}
         for name, result in self.results.items():
-            for field in ("samples", "llm_tokens", "supervised_tokens", "images", "views"):
-                budget[field] = budget.get(field, 0) + result["spent"][field]
-                budget[f"{name}/{field}"] = result["spent"][field]
+            for field in ("samples", "llm_tokens", "supervised_tokens", "images", "views", "flops"):
+                if all(field in other["spent"] for other in self.results.values()):  # older stages do not say all
+                    budget[field] = budget.get(field, 0) + result["spent"][field]
+                    budget[f"{name}/{field}"] = result["spent"][field]
             budget["train_seconds"] = budget.get("train_seconds", 0.0) + result["spent"]["seconds"]
             budget[f"{name}/train_seconds"] = result["spent"]["seconds"]
             budget[f"{name}/trainable_parameters"] = result["spent"]["trainable_parameters"]

@@ -51,17 +51,37 @@ def _launch(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from sweeps.amounts import Meter, amount_lines, arm_amounts
+    from sweeps.devices import default_workers, visible_gpus
+    from sweeps.plan import find_home
     from sweeps.planner import arm_lines, describe, make_plan
+    from sweeps.probe import probe
     from sweeps.queue import CellState, Queue
 
-    plan = make_plan(options.study, budget=options.budget, overrides=options.overrides, runner=options.runner)
+    if options.price_per_hour is not None and not options.probe:
+        raise InputError("--price-per-hour is what the time measured by --probe costs: give both, or neither.")
+    meter = Meter(find_home(options.home))
+    plan = make_plan(
+        options.study, budget=options.budget, overrides=options.overrides, runner=options.runner, meter=meter
+    )
     place = plan.place(options.home)
     if (storage := place.storage).exists:
         states = Queue(plan, storage).states()
     else:
         states = {cell.id: CellState("waiting") for cell in plan.cells}
     first, *rest = describe(plan, states, workers=options.workers)
-    print("\n".join([first, *arm_lines(plan, states), *rest]))
+    print("\n".join([first, *arm_lines(plan, states), *plan.tells_apart, *rest]), flush=True)
+    left = [cell for cell in plan.cells if states[cell.id].state != "done"]
+    workers = options.workers or default_workers(len(left), len(visible_gpus()))
+    try:
+        print("an arm sees (stages together, means over seeds):")
+        print("\n".join(amount_lines(arm_amounts(plan.cells, meter))), flush=True)
+    except InputError as error:
+        if options.probe:
+            raise
+        print(f"  not known before its data and backbones are here: {error}")
+    if options.probe and left:
+        print("\n".join(probe(plan, left, meter, workers=workers).lines(workers=workers, price=options.price_per_hour)))
     return 0
 
 
@@ -163,15 +183,19 @@ def _whole(what: str, least: int, most: int | None = None) -> Callable[[str], in
     return parse
 
 
-def _seconds(text: str) -> float:
-    """An argparse type: a time above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"a time is a number of seconds above 0, not '{text}'")
-    return number
+def _above_zero(what: str) -> Callable[[str], float]:
+    """An argparse type: a number above 0; `what` it is begins the error."""
+
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not 0 < number < math.inf:
+            raise argparse.ArgumentTypeError(f"{what} is a number above 0, not '{text}'")
+        return number
+
+    return parse
 
 
 def _command_line() -> CommandLine:
@@ -236,9 +260,23 @@ def _command_line() -> CommandLine:
         "--new-version", action="store_true", help="go on although the study file was changed since its last launch"
     )
     sub = add(
-        "plan", _plan, "show arms, seeds, stages after sharing and cost; starts nothing", "plan drivers --budget full"
+        "plan",
+        _plan,
+        "show arms, seeds, stages after sharing, cost and what the design can tell apart; starts nothing",
+        "plan drivers --budget full",
     )
     add_plan_options(sub)
+    sub.add_argument(
+        "--probe",
+        action="store_true",
+        help="run a few steps of two arms in a temporary folder, and say how long the study takes here",
+    )
+    sub.add_argument(
+        "--price-per-hour",
+        type=_above_zero("a price"),
+        metavar="PRICE",
+        help="of a worker, such as a GPU's: with --probe, what the study costs",
+    )
     sub = add(
         "worker",
         _worker,
@@ -266,7 +304,11 @@ def _command_line() -> CommandLine:
     add_overrides(sub, LAUNCHED_HELP)
     sub.add_argument("--watch", action="store_true", help="stay and refresh until nothing is left to run")
     sub.add_argument(
-        "--every", type=_seconds, default=2.0, metavar="SECONDS", help="how often --watch looks (default: %(default)s)"
+        "--every",
+        type=_above_zero("a time in seconds"),
+        default=2.0,
+        metavar="SECONDS",
+        help="how often --watch looks (default: %(default)s)",
     )
     sub = add(
         "export", _export, "write results, budget and predictions as tables from the finished runs", "export drivers"

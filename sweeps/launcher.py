@@ -16,10 +16,11 @@ from rich.live import Live
 from ablations.studies import Study
 from lvlm.errors import InputError
 from sweeps import status
+from sweeps.amounts import Meter
 from sweeps.checks import check_changes, check_making, check_source
 from sweeps.crew import Crew
 from sweeps.devices import default_workers, usable_gpus
-from sweeps.plan import DEFAULT_RUNNER, TRACEBACK_FILE, Place, Plan
+from sweeps.plan import DEFAULT_RUNNER, TRACEBACK_FILE, Place, Plan, find_home
 from sweeps.planner import describe, make_plan
 from sweeps.progress import duration
 from sweeps.queue import MAX_ATTEMPTS, CellState, Queue, count
@@ -86,7 +87,7 @@ def launch(
         raise InputError(f"workers is the number of worker processes, at least 1, not {workers}.")
     began = time.time()
     load_runner(runner)
-    plan = make_plan(study, budget=budget, overrides=overrides, runner=runner)
+    plan = make_plan(study, budget=budget, overrides=overrides, runner=runner, meter=Meter(find_home(home)))
     place = plan.place(home)
     check_source(plan, place)
     if not new_version:

@@ -102,6 +102,13 @@ class Plan:
     version: str
     source: str = field(default="", compare=False)
     """How the user names the study: its name or the path of its file."""
+    ranges: dict[str, list[Any]] = field(default_factory=dict)
+    """Factor with a range, which has no levels in `factors` -> lowest, highest, whether points lie evenly in the
+    logarithm."""
+    held_equal: str = "samples"
+    """What every arm sees as much of as the baseline: samples, llm_tokens, images or flops."""
+    tells_apart: list[str] = field(default_factory=list, compare=False)
+    """What the design can tell apart and what is confounded with what, in lines."""
 
     @property
     def arms(self) -> list[str]:

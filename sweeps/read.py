@@ -96,6 +96,7 @@ def _origin(plan: Plan, records: Iterable[RunRecord]) -> Origin:
         budget=plan.budget,
         overrides=tuple(plan.overrides),
         seeds=tuple(plan.seeds),
+        held_equal=plan.held_equal,
         git_commits=tuple(commits),
         backbones={part: tuple(found) for part, found in backbones.items()},
     )

@@ -178,7 +178,7 @@ class Worker:
             return RunRecord.load(folder)
         if self._runner is None:
             self._runner = load_runner(self.plan.runner)
-        config = _shared_features(cell.run_config())
+        config = shared_features(cell.run_config())
         return self._runner(config, folder, home=self.place.home, on_progress=self._listener(folder))
 
     def _listener(self, folder: Path) -> Callable[[Mapping[str, Any]], None]:
@@ -197,7 +197,7 @@ class Worker:
             _say(f"{cell.id}: MLflow does not answer ({self.tracker.trouble}); the next launch sends this cell")
 
 
-def _shared_features(config: RunConfig) -> RunConfig:
+def shared_features(config: RunConfig) -> RunConfig:
     """`feature_cache: auto` weighs one run alone; in a study the cells share their features, so keeping them pays."""
     if config.compute.feature_cache != "auto":
         return config

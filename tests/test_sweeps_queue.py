@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -15,13 +16,15 @@ import pytest
 from optuna.trial import TrialState
 
 import sweeps.queue
+from ablations.designs import SpaceFilling
+from ablations.factors import Factor
 from lvlm.errors import InputError
 from sweeps.identity import is_alive, owner
 from sweeps.plan import Plan
 from sweeps.planner import make_plan
 from sweeps.queue import Queue, count
 from sweeps.storage import Storage, Trials, choose_storage
-from tests.sweeps_fakes import RUNNER, fake_study
+from tests.sweeps_fakes import MIX, RUNNER, fake_study
 from tests.sweeps_storages import KINDS, file_storage, storage_url
 
 
@@ -42,6 +45,48 @@ def test_planning_twice_adds_nothing_and_a_larger_study_only_what_is_missing(sto
     assert Queue(large, storage).add_missing() == 8
     trials = Trials(storage).trials()
     assert len(trials) == len({trial.user_attrs["cell_id"] for trial in trials}) == 12
+
+
+def test_a_new_level_adds_only_the_missing_cells_and_every_seed_is_whole_before_the_next(tmp_path: Path) -> None:
+    two, three = planned(), planned(languages=("en", "T5", "all"))
+    assert {cell.id for cell in two.cells} < {cell.id for cell in three.cells}
+    journal = file_storage(tmp_path)
+    assert Queue(two, journal).add_missing() == 8
+    assert Queue(three, journal).add_missing() == 4
+    assert Queue(three, journal).add_missing() == Queue(two, journal).add_missing() == 0
+    queue = Queue(planned(seeds=(0, 1, 2)), file_storage(tmp_path / "other"))
+    queue.add_missing()
+    seeds = [claim.cell.seed for _ in range(12) if (claim := queue.claim())]
+    assert seeds == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_a_factor_with_a_range_is_a_number_of_its_trial_where_it_applies(tmp_path: Path) -> None:
+    share = Factor(
+        name="share", path="instruct.mix.english_share", range=(0.01, 0.99), requires={"languages": ("all",)}
+    )
+    declared = replace(
+        fake_study(),
+        factors=(*fake_study().factors, share, Factor(name="rank", path="instruct.lora.r", range=(1, 8), log=True)),
+        baseline={"languages": "all", "tiles": 1, "share": 0.5, "rank": 4},
+        design=SpaceFilling(points=8),
+        base={**fake_study().base, "instruct": {"mix": MIX, "train": {"llm": "lora"}}},
+    )
+    plan = make_plan(declared, runner=RUNNER)
+    plan.save(plan.place(tmp_path))
+    assert Plan.load(plan.place(tmp_path)) == plan and plan.ranges == {
+        "share": [0.01, 0.99, False],
+        "rank": [1, 8, True],
+    }
+    queue = Queue(plan, file_storage(tmp_path))
+    assert queue.add_missing() == len(plan.cells) and queue.add_missing() == 0
+    trials = Trials(file_storage(tmp_path)).trials()
+    for trial in trials:
+        assert ("share" in trial.params) == (trial.params["languages"] == "all")
+        assert isinstance(trial.params["rank"], int) and 1 <= trial.params["rank"] <= 8
+    assert isinstance(trials[0].distributions["share"], optuna.distributions.FloatDistribution)
+    assert {cell.levels["share"] for cell in plan.cells} - {None} == {
+        trial.params["share"] for trial in trials if "share" in trial.params
+    }
 
 
 def test_cells_are_ordinary_optuna_trials_with_the_factors_as_parameters(tmp_path: Path) -> None:

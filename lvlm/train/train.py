@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import broadcast_object_list
 
 from lvlm.config import RunConfig
+from lvlm.model.outline import outline
 from lvlm.model.parts import PartCount, describe, prepare_training
 from lvlm.records import write_json
 from lvlm.train.batches import BatchStream, StepBatches
@@ -58,6 +59,8 @@ class StageTraining:
         `later_images`: those that the run reads after this stage."""
         accelerator = self.compute.accelerator
         counts = self._prepare(stage, model)
+        text, supervised, images = batches.plan.per_sample().T
+        work = outline(model.config, home=self.home).work(stage.config, text=text, supervised=supervised, images=images)
         self.reporter.say(f"{stage.name}: what learns\n" + "\n".join(describe(counts)))
         self.reporter.say("\n".join(batches.plan.table()))
         stage.folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +88,12 @@ class StageTraining:
         learning = sum(part.trainable for part in counts)
         reason = decision.reason + (f"; no more of them were kept: {store.full}" if store and store.full else "")
         return {
-            "spent": {**vars(spent), "views": views, "trainable_parameters": learning},
+            "spent": {
+                **vars(spent),
+                "views": views,
+                "flops": work.total,
+                "trainable_parameters": learning,
+            },
             "micro_batch_tokens": batches.token_budget,
             "features": "stored" if store else "computed",
             "features_reason": reason,
