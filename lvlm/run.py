@@ -4,13 +4,13 @@ by notebooks."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvlm.check import check_evaluation, check_learns, open_corpora, refusal_notes, setting_notes, tuning
-from lvlm.config import FREE_COMPUTE, LABELS, MASKS_DEPEND_ON, RunConfig, fingerprint, load_config, to_yaml
+from lvlm.config import RunConfig, fingerprint, to_yaml
 from lvlm.errors import InputError
 from lvlm.processes import process_count
 from lvlm.provenance import Phases, git_commit, machine, versions
@@ -21,13 +21,14 @@ from lvlm.records import (
     PREDICTIONS_FILE,
     RECORD_FILE,
     SCORES_FILE,
+    STAGES_FILE,
     TRAINER_VERSION,
     RunRecord,
     write_json,
     write_text,
 )
 from lvlm.startup import DataAhead, no_collection
-from lvlm.train.identity import config_diff
+from lvlm.train.identity import check_same_config, config_diff
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,13 +54,15 @@ def run(
     *,
     home: str | Path | None = None,
     on_progress: Callable[[dict[str, Any]], None] | None = None,
+    spare_stages: Callable[[], Collection[str]] = tuple,
 ) -> RunRecord:
     """Train the stages of `config`, evaluate the last model, and leave the record in `folder`.
 
     A finished folder is returned without computing; an interrupted one continues where its last checkpoint stands.
     Stages that another run with the same `home` has trained are taken from there. `on_progress` receives a dict for
-    every step, validation and phase; raising from it stops the run, which can be resumed. Raises `InputError` if the
-    folder belongs to another configuration, or is finished and its backbones or corpora have changed since, and
+    every step, validation and phase; raising from it stops the run, which can be resumed. `spare_stages` names the keys
+    of stages that `compute.stage_cache_gib` must not remove, beside those in use. Raises `InputError` if the folder
+    belongs to another configuration, or is finished and its backbones or corpora have changed since, and
     `Diverged` if the loss is no longer finite.
     """
     folder, home = Path(folder), Path(home or default_home()).resolve()
@@ -90,7 +93,7 @@ def run(
                 notes = check_same_config(folder, config)  # again: the one that was waited for may have begun here
                 if done:
                     return _finished(folder, config, silent=not main)
-                record = _Run(config, folder, home, machinery, reporter, phases, ahead).run(notes)
+                record = _Run(config, folder, home, machinery, reporter, phases, ahead, spare_stages).run(notes)
                 if main:
                     record.save(folder)
                 machinery.accelerator.wait_for_everyone()
@@ -137,38 +140,6 @@ def check_same_data(folder: Path, config: RunConfig, record: RunRecord) -> None:
         )
 
 
-def check_same_config(folder: Path, config: RunConfig) -> list[str]:
-    """Raise, with a diff, if `folder` holds a run of another configuration, or an unfinished one whose dropout would
-    go on with other masks; returns what differs among the settings that may."""
-    path = folder / CONFIG_FILE
-    if not path.exists():
-        return []
-    found, wanted = load_config(path).model_dump(mode="json"), config.model_dump(mode="json")
-    for label in LABELS:
-        found.pop(label), wanted.pop(label)
-    allowed: dict[str, Any] = {}
-    for name in FREE_COMPUTE:
-        before, now = found["compute"].pop(name), wanted["compute"].pop(name)
-        if before != now:
-            allowed[name] = f"resumed with compute.{name}: {before!r} -> {now!r}"
-    lines = config_diff(found, wanted)
-    if lines:
-        raise InputError(
-            f"The run folder {folder} was started with another configuration and cannot be resumed with this one. "
-            f"There -> here: {'; '.join(lines)}. "
-            "Use the old configuration or another folder; only compute settings about memory and speed may change."
-        )
-    dropping = [name for name, stage in config.stages().items() if stage.lora.dropout > 0]
-    moving = [allowed[name] for name in MASKS_DEPEND_ON if name in allowed]
-    if moving and dropping and not (folder / RECORD_FILE).exists():
-        raise InputError(
-            f"The run folder {folder} cannot be {' and '.join(moving)}: lora.dropout is above 0 in "
-            f"{' and '.join(dropping)}, and its masks are drawn for each micro-batch, so that more than the last bits "
-            "would change. Use the old value or another folder."
-        )
-    return list(allowed.values())
-
-
 class _Run:
     """The phases of one run."""
 
@@ -181,6 +152,7 @@ class _Run:
         reporter: Reporter,
         phases: Phases,
         ahead: DataAhead,
+        spare_stages: Callable[[], Collection[str]],
     ) -> None:
         self.config = config
         self.folder = folder
@@ -189,6 +161,7 @@ class _Run:
         self.reporter = reporter
         self.phases = phases
         self.ahead = ahead
+        self.spare_stages = spare_stages
         self.main = compute.accelerator.is_main_process
         self.corpora: dict[str, Corpus] = {}
         self.stages: dict[str, Stage] = {}
@@ -196,6 +169,13 @@ class _Run:
 
     def run(self, notes: list[str]) -> RunRecord:
         """All phases; returns the record, which the caller writes last."""
+        try:
+            return self._run(notes)
+        finally:
+            for stage in self.stages.values():
+                stage.release()
+
+    def _run(self, notes: list[str]) -> RunRecord:
         self._prepare()
         if self.main:  # from here on the folder belongs to this configuration
             write_text(self.folder / CONFIG_FILE, to_yaml(self.config))
@@ -231,7 +211,9 @@ class _Run:
                 self.config.model, seed=self.config.seed, precision=self.compute.precision
             )
             self.encoder = SampleEncoder(self.processor)
-            self.training = StageTraining(self.config, self.home, self.compute, self.reporter, self.phases)
+            self.training = StageTraining(
+                self.config, self.home, self.compute, self.reporter, self.phases, self.spare_stages
+            )
         with self.phases("data"):
             self.batches = {name: self._batches(name) for name in self.config.stages()}
             self.reporter.samples = {name: len(batches.plan.order) for name, batches in self.batches.items()}
@@ -288,6 +270,9 @@ class _Run:
             compute=self.compute.identity(),
             masks=self._masks(),
         )
+        self.stages[name] = stage
+        if self.main:
+            write_json(self.folder / STAGES_FILE, {name: stage.key for name, stage in self.stages.items()})
         trained_here = False
 
         def train() -> Mapping[str, Any]:
@@ -320,7 +305,7 @@ class _Run:
                     precision=self.compute.precision,
                 )
                 self.model.to(self.compute.device)
-        self.stages[name], self.results[name] = stage, {**result, "trained_here": trained_here}
+        self.results[name] = {**result, "trained_here": trained_here}
 
     def _masks(self) -> dict[str, Any]:
         """What a mask of dropout depends on beside the step: how its samples are divided."""

@@ -128,7 +128,13 @@ class Worker:
         if self._runner is None:
             self._runner = load_runner(self.plan.runner)
         config = _shared_features(cell.run_config())
-        return self._runner(config, folder, home=self.place.home, on_progress=ProgressFile(folder))
+        options = {"spare_stages": self._needed_stages} if self.plan.runner == DEFAULT_RUNNER else {}
+        return self._runner(config, folder, home=self.place.home, on_progress=ProgressFile(folder), **options)
+
+    def _needed_stages(self) -> set[str]:
+        from sweeps.cache import needed_stages
+
+        return needed_stages(self.place.home)
 
     def _track(self, cell: PlannedCell, state: CellState) -> None:
         states = {**self.queue.states(), cell.id: state}

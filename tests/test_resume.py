@@ -19,11 +19,12 @@ import torch
 from lvlm.config import RunConfig, to_yaml
 from lvlm.errors import InputError
 from lvlm.records import CONFIG_FILE, RECORD_FILE, write_text
-from lvlm.run import check_same_config, run
+from lvlm.run import run
 from lvlm.settings import ComputeConfig
 from lvlm.train import features, loop, resume, stages, strategies
 from lvlm.train.batches import BatchStream
 from lvlm.train.compute import compute
+from lvlm.train.identity import check_same_config
 from lvlm.train.loop import StageLoop
 from lvlm.train.stages import Stage
 from tests.tiny import tiny_world

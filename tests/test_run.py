@@ -20,8 +20,9 @@ from rich.console import Console
 from lvlm.config import RunConfig, load_config, to_yaml
 from lvlm.errors import Diverged, InputError
 from lvlm.records import PREDICTION_COLUMNS, SCORE_COLUMNS, TRAINER_VERSION, RunRecord, write_text
-from lvlm.run import check_same_config, run
+from lvlm.run import run
 from lvlm.train import locks, progress
+from lvlm.train.identity import check_same_config
 from lvlm.train.progress import Reporter
 from tests.corpora import change_row
 from tests.tiny import tiny_world
