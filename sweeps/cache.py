@@ -179,4 +179,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def size(count: int) -> str:
     """Bytes as a reader says them."""
-    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"
+    for unit, bytes_each in (("GiB", GIB), ("MiB", 2**20)):
+        if count >= bytes_each:
+            return f"{count / bytes_each:.1f} {unit}"
+    return f"{count / 1024:.1f} KiB"

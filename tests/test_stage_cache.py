@@ -322,7 +322,7 @@ def test_the_command_lists_and_prunes_and_spares_what_waiting_cells_need(
         "stages", "features", "data/remembered", "key", "shared", "finished", "unknown", "newest"
     ]  # fmt: skip
     assert "half-trained" in shown[6] and "fake: 2 cells (1 waiting)" in shown[4] and "pretrain" in shown[4]
-    assert main(["cache", "--keep", str(35 / 2**20), *home]) == 0
+    assert main(["cache", "--keep", str(31.5 / 2**20), *home]) == 0
     assert keys_in(tmp_path) == ["newest", "shared"]
     assert "2 stages removed" in capsys.readouterr().out
     assert main(["cache", "--keep", "0", *home]) == 1 and keys_in(tmp_path) == ["shared"]
@@ -341,7 +341,7 @@ def test_reports_need_records_and_no_stage(tmp_path: Path) -> None:
 
     place, *_ = planned(tmp_path)
     assert main(["cache", "--prune", "--force", "--home", str(tmp_path)]) == 0
-    export(place, Plan.load(place))
+    export(place, Plan.load(place), study=fake_study())
     assert load_results(place.folder).table["run"].nunique() == 1
 
 

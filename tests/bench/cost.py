@@ -14,20 +14,24 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from loops import stock
 from loops.centurio import ListedArm, listed_arms
-from loops.measure import load, table
+from loops.measure import Cost, load, table
 from loops.ours import Arm, Measured
 from loops.tower import write_tower
 
 from lvlm.config import RunConfig, make_config
+from lvlm.data.corpus import open_corpus
+from lvlm.data.plan import Plan, build_plan
 from lvlm.data.worlds.writer import write_world
+from lvlm.model.tokenizer import load_counter
 from lvlm.run import quiet_transformers
+from lvlm.settings import StageConfig
 
 TARGET = 0.45
 BOUND = 1e-3
@@ -51,8 +55,9 @@ tower once for each seed is in `features kept` ({fill:.1f} ms an image). Not in 
 tokenising, loading, evaluation, backbones; here also the sweep itself (see growth.py and overhead.py).
 Measured: {measured}
 Multiplied: {multiplied}
-Wall time; both sides ran in turn and the order changed from round to round; ratios are of pairs in one round: median
-[lowest, highest]. {load} at the end, {minutes:.0f} minutes."""
+Wall time, and CPU time of all threads, which other work on the machine moves less. Both sides ran in turn and the order
+changed from round to round; ratios are of pairs in one round: median [lowest, highest]. {load} at the end, after
+{minutes:.0f} minutes."""
 
 
 @dataclass
@@ -69,11 +74,10 @@ class Kind:
     def is_frozen(self) -> bool:
         return self.arm.stage.train.tower == "frozen"
 
-    def seconds(self, side: str, number: int) -> float:
+    def cost(self, side: str, number: int) -> Cost:
         """Of what is measured, in one round. A tower that learns has no features to keep."""
         result = self.results[side if self.is_frozen or side == "stock" else SIDES[1]][number]
-        parts = [result.training, *filter(None, [result.saving, result.features])]
-        return sum(part.wall for part in parts)
+        return sum(filter(None, [result.saving, result.features]), result.training)
 
 
 def main() -> None:
@@ -105,8 +109,9 @@ def compare(scratch: Path, options: argparse.Namespace) -> int:
     seeds = range(options.seeds if options.all else 1)
     arms = [arm for seed in seeds for arm in listed_arms(options.shapes, options.reading, seed=seed, **base)]
     kinds, jobs, images = survey(arms, share=1.0 if options.all else options.share, alone=options.all)
+    print(f"{len(arms)} rows, {len(jobs)} different stages, {len(kinds)} to measure", flush=True)
     at_once = fastest_batch(next(iter(kinds.values())), scratch)
-    fill = 0.0
+    fill = Cost()
     rounds = 1 if options.all else options.rounds
     for number in range(rounds):
         for kind in kinds.values():
@@ -119,20 +124,18 @@ def compare(scratch: Path, options: argparse.Namespace) -> int:
                 kind.results[side].append(result)
         print(f"round {number + 1} of {rounds} after {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
     difference = agreement(kinds.values())
-    each_fill = fill / sum(len(set(kind.arm.batches().images())) for kind in kinds.values() if kind.is_frozen)
-    repeats = options.seeds if not options.all else 1
-    waterfalls = [
-        waterfall(arms, kinds, jobs, number, repeats=repeats, fill=each_fill * images * options.seeds)
-        for number in range(rounds)
-    ]
+    filled = sum(len(set(kind.arm.batches().images())) for kind in kinds.values() if kind.is_frozen)
+    design = Design(arms, kinds, jobs, seeds_measured=len(seeds), seeds=options.seeds, fills=images / filled, fill=fill)
+    falls = {clock: [design.waterfall(number, clock) for number in range(rounds)] for clock in ("wall", "cpu")}
     print("\n" + table(HEAD_KINDS, [_kind_row(kind, jobs) for kind in kinds.values()]))
-    print("\n" + table(HEAD, _rows(waterfalls)) + "\n")
+    print("\n" + table(HEAD, _rows(falls)) + "\n")
     runs = len({arm.key() for arm in arms}) // len(seeds)
     tokens = f"{min(kind.tokens for kind in kinds.values()):,} to {max(kind.tokens for kind in kinds.values()):,}"
     print(
         EXPLANATION.format(
             rows=len(arms) // len(seeds), runs=runs, seeds=options.seeds, threads=options.threads, at_once=at_once,
-            difference=difference, sizes=", ".join(map(str, AT_ONCE)), images=f"{images:,}", fill=1e3 * each_fill,
+            difference=difference, sizes=", ".join(map(str, AT_ONCE)), images=f"{images:,}",
+            fill=1e3 * fill.wall / filled,
             measured="every stage of every run and seed, whole, once on each side; rows that repeat a run count its "
             "time again." if options.all else f"of each of {len(kinds)} kinds of stage the first {options.share:.0%} "
             f"of the samples of one arm ({tokens} LLM tokens with those of images), {rounds} times on each side.",
@@ -141,7 +144,7 @@ def compare(scratch: Path, options: argparse.Namespace) -> int:
             load=load(), minutes=(time.monotonic() - began) / 60,
         )
     )  # fmt: skip
-    ratio = statistics.median(steps["ours"] / steps["stock"] for steps in waterfalls)
+    ratio = statistics.median(steps["ours"] / steps["stock"] for steps in falls["wall"])
     if ratio > TARGET:
         print(f"\n{ratio:.2f} is more than {TARGET}.")
     return int(ratio > TARGET)
@@ -161,40 +164,42 @@ def survey(
     """The kinds of stage, the job behind every (run, stage), and how many images stages with a frozen tower read for
     one seed. A kind is represented by the row whose token count is nearest to the middle; `alone` makes each stage a
     kind of its own."""
-    planned: dict[tuple[str, str], Arm] = {}
+    first = arms[0].config
+    image_tokens = Arm.of(first).encoder.processor.image_tokens
+    counter = load_counter(first.model, seed=first.seed)
+    corpora = {
+        use.path: open_corpus(use.path) for arm in arms for stage in arm.config.stages().values()
+        for use in stage.mix.corpora
+    }  # fmt: skip
     images: set[Path] = set()
-    for listed in arms:
-        for name in listed.config.stages():
-            if (listed.key(), name) not in planned:
-                arm = planned[listed.key(), name] = Arm.of(listed.config, name)
-                if arm.stage.train.tower == "frozen":
-                    images |= set(arm.batches().images())
-    jobs, members = {}, dict[str, list[tuple[int, Arm]]]()
-    for (run, name), arm in planned.items():
-        tokens = _tokens(arm)
-        kind = f"{name} {run}" if alone else _kind(arm)
-        jobs[run, name] = Job(kind, tokens)
-        members.setdefault(kind, []).append((tokens, arm))
+    jobs: dict[tuple[str, str], Job] = {}
+    members: dict[str, list[tuple[int, RunConfig, str]]] = {}
+    for arm in arms:
+        for name, stage in arm.config.stages().items():
+            if (arm.key(), name) in jobs:
+                continue
+            plan = build_plan(name, stage, seed=arm.config.seed, corpora=corpora, measure=counter.measure)
+            if stage.train.tower == "frozen":
+                images |= {image for entry in plan.order for image in plan.image_paths(entry)}
+            job = Job(f"{name} {arm.key()}" if alone else _kind(name, stage), int(plan.lengths(image_tokens).sum()))
+            jobs[arm.key(), name] = job
+            members.setdefault(job.kind, []).append((job.tokens, _shortened(arm.config, name, plan, share), name))
     kinds = {}
-    for name, found in members.items():
-        _, arm = sorted(found, key=lambda one: one[0])[len(found) // 2]
-        measured = arm if share == 1 else Arm.of(_shortened(arm, share), arm.name)
-        kinds[name] = Kind(name, measured, _tokens(measured))
+    for kind, found in members.items():
+        _, config, name = sorted(found, key=lambda one: one[0])[len(found) // 2]
+        measured = Arm.of(config, name)
+        kinds[kind] = Kind(kind, measured, int(measured.plan.lengths(image_tokens).sum()))
     return kinds, jobs, len(images)
 
 
-def _kind(arm: Arm) -> str:
-    text = " with text in images" if len({use.path for use in arm.stage.mix.corpora}) > 1 else ""
-    return f"{arm.name}{text}, tower {arm.stage.train.tower}"
+def _kind(name: str, stage: StageConfig) -> str:
+    text = " with text in images" if len({use.path for use in stage.mix.corpora}) > 1 else ""
+    return f"{name}{text}, tower {stage.train.tower}"
 
 
-def _tokens(arm: Arm) -> int:
-    return int(arm.plan.lengths(arm.encoder.processor.image_tokens).sum())
-
-
-def _shortened(arm: Arm, share: float) -> RunConfig:
-    data = arm.config.model_dump(mode="json")
-    data[arm.name]["samples"] = max(arm.stage.batch_samples, round(share * len(arm.plan.order)))
+def _shortened(config: RunConfig, name: str, plan: Plan, share: float) -> RunConfig:
+    data = config.model_dump(mode="json")
+    data[name]["samples"] = max(plan.batch_samples, round(share * len(plan.order)))
     return make_config(data)
 
 
@@ -206,11 +211,11 @@ def fastest_batch(kind: Kind, scratch: Path) -> int:
     return min(seconds, key=lambda size: seconds[size])
 
 
-def fill_features(kind: Kind, scratch: Path) -> float:
-    """Seconds for the features of a kind's images, in a store of its own."""
+def fill_features(kind: Kind, scratch: Path) -> Cost:
+    """The cost of the features of a kind's images, in a store of its own."""
     result = kind.arm.train(scratch / f"fill {kind.name}", home=_home(kind, scratch), cached=True)
     assert result.features is not None
-    return result.features.wall
+    return result.features
 
 
 def train(kind: Kind, side: str, at_once: int, folder: Path, scratch: Path) -> Measured:
@@ -253,71 +258,79 @@ STEPS = ("stock", "each run once", "stages shared", "faster loop", "ours")
 NAMES = {"stock": "stock, every row", "ours": "features kept = ours"}
 
 
-def waterfall(
-    arms: Sequence[ListedArm],
-    kinds: Mapping[str, Kind],
-    jobs: Mapping[tuple[str, str], Job],
-    number: int,
-    *,
-    repeats: int,
-    fill: float,
-) -> dict[str, float]:
-    """Seconds of the whole design in one round, with one saving after the other."""
+@dataclass(frozen=True)
+class Design:
+    """All rows, and what was measured for them. `fills` times as many images as were filled are read by stages with a
+    frozen tower, for each seed."""
 
-    def cost(wanted: Sequence[tuple[str, str]], side: str) -> float:
+    arms: Sequence[ListedArm]
+    kinds: Mapping[str, Kind]
+    jobs: Mapping[tuple[str, str], Job]
+    seeds_measured: int
+    seeds: int
+    fills: float
+    fill: Cost
+
+    def waterfall(self, number: int, clock: str) -> dict[str, float]:
+        """Seconds of the whole in one round, by `wall` or `cpu`, with one saving after the other."""
+        stages = [(arm, name) for arm in self.arms for name in arm.config.stages()]
+        rows = [(arm.key(), name) for arm, name in stages]
+        shared = list({arm.key(upto=name): (arm.key(), name) for arm, name in stages}.values())
+        fill = self.seeds * self.fills * getattr(self.fill, clock)
+        return {
+            "stock": self._seconds(rows, SIDES[0], number, clock),
+            "each run once": self._seconds(list(dict.fromkeys(rows)), SIDES[0], number, clock),
+            "stages shared": self._seconds(shared, SIDES[0], number, clock),
+            "faster loop": self._seconds(shared, SIDES[1], number, clock),
+            "ours": self._seconds(shared, SIDES[2], number, clock) + fill,
+        }
+
+    def _seconds(self, stages: Sequence[tuple[str, str]], side: str, number: int, clock: str) -> float:
         total = 0.0
-        for run, stage in wanted:
-            job, kind = jobs[run, stage], kinds[jobs[run, stage].kind]
-            total += kind.seconds(side, number) * job.tokens / kind.tokens
-        return repeats * total
-
-    rows = [(arm.key(), stage) for arm in arms for stage in arm.config.stages()]
-    once = list(dict.fromkeys(rows))
-    shared = list({arm.key(upto=stage): (arm.key(), stage) for arm in arms for stage in arm.config.stages()}.values())
-    return {
-        "stock": cost(rows, "stock"),
-        "each run once": cost(once, "stock"),
-        "stages shared": cost(shared, "stock"),
-        "faster loop": cost(shared, SIDES[1]),
-        "ours": cost(shared, "ours") + fill,
-    }
+        for stage in stages:
+            kind = self.kinds[self.jobs[stage].kind]
+            total += getattr(kind.cost(side, number), clock) * self.jobs[stage].tokens / kind.tokens
+        return total * self.seeds / self.seeds_measured
 
 
-HEAD = ("", "minutes", "of stock", "of the line before")
-HEAD_KINDS = ("kind of stage", "rows' stages", "tokens measured", "stock s", "ours s", "features kept s", "ratio")
+HEAD = ("", "minutes", "of stock", "of the line before", "CPU: of stock", "of the line before")
+HEAD_KINDS = (
+    "kind of stage",
+    "runs' stages",
+    "tokens measured",
+    "stock s",
+    "ours s",
+    "features kept s",
+    "ratio",
+    "CPU",
+)
+Falls = Mapping[str, Sequence[Mapping[str, float]]]
+"""By clock: seconds after each saving, in each round."""
 
 
-def _rows(waterfalls: Sequence[Mapping[str, float]]) -> list[list[str]]:
-    def ratios(of: Callable[[Mapping[str, float]], float]) -> str:
-        values = [of(steps) for steps in waterfalls]
-        return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
+def _rows(falls: Falls) -> list[list[str]]:
+    def ratios(step: str, against: str | None) -> list[str]:
+        values = [[steps[step] / steps[against] for steps in falls[clock]] for clock in falls] if against else []
+        return [f"{statistics.median(own):.2f} [{min(own):.2f}, {max(own):.2f}]" for own in values] or ["", ""]
 
     rows = []
     for before, step in zip((None, *STEPS), STEPS, strict=False):
-        minutes = statistics.median(steps[step] for steps in waterfalls) / 60
-        rows.append(
-            [
-                NAMES.get(step, step),
-                f"{minutes:.1f}",
-                ratios(lambda steps, step=step: steps[step] / steps["stock"]),
-                "" if before is None else ratios(lambda steps, a=step, b=before: steps[a] / steps[b]),
-            ]
-        )
-    rows.append(
-        ["ours, of stock with each run once", "", ratios(lambda steps: steps["ours"] / steps["each run once"]), ""]
-    )
-    return rows
+        minutes = statistics.median(steps[step] for steps in falls["wall"]) / 60
+        (wall, cpu), (wall_before, cpu_before) = ratios(step, "stock"), ratios(step, before)
+        rows.append([NAMES.get(step, step), f"{minutes:.1f}", wall, wall_before, cpu, cpu_before])
+    wall, cpu = ratios("ours", "each run once")
+    return [*rows, ["ours, of stock with each run once", "", wall, "", cpu, ""]]
 
 
 def _kind_row(kind: Kind, jobs: Mapping[tuple[str, str], Job]) -> list[str]:
-    rounds = range(len(kind.results["stock"]))
-    medians = [statistics.median(kind.seconds(side, number) for number in rounds) for side in SIDES]
-    ratio = statistics.median(kind.seconds("ours", number) / kind.seconds("stock", number) for number in rounds)
-    number = sum(job.kind == kind.name for job in jobs.values())
-    shown = [f"{seconds:.1f}" for seconds in medians]
+    costs = {side: [kind.cost(side, number) for number in range(len(kind.results["stock"]))] for side in SIDES}
+    pairs = list(zip(costs["ours"], costs["stock"], strict=True))
+    shown = [f"{statistics.median(cost.wall for cost in costs[side]):.1f}" for side in SIDES]
     if not kind.is_frozen:
         shown[2] = "-"
-    return [kind.name, str(number), f"{kind.tokens:,}", *shown, f"{ratio:.2f}"]
+    ratios = [statistics.median(getattr(a, clock) / getattr(b, clock) for a, b in pairs) for clock in ("wall", "cpu")]
+    number = sum(job.kind == kind.name for job in jobs.values())
+    return [kind.name, str(number), f"{kind.tokens:,}", *shown, *(f"{ratio:.2f}" for ratio in ratios)]
 
 
 if __name__ == "__main__":
