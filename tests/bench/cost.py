@@ -1,7 +1,7 @@
 """What Centurio's whole ablation design costs here, against the same arms one by one under stock LLaVA and
 `transformers.Trainer`, with what each saving is worth.
 
-    python tests/bench/cost.py [--share 0.1] [--rounds 3]      about ten minutes on two free cores
+    python tests/bench/cost.py [--share 0.2] [--rounds 3]      about ten minutes on two free cores
     python tests/bench/cost.py --all                           every stage at full length, both sides: hours
 
 Fails, with exit status 1, where the two sides do not do the same work, or ours costs more than 0.45 of theirs.
@@ -74,15 +74,17 @@ class Kind:
     def is_frozen(self) -> bool:
         return self.arm.stage.train.tower == "frozen"
 
-    def cost(self, side: str, number: int) -> Cost:
-        """Of what is measured, in one round. A tower that learns has no features to keep."""
+    def cost(self, side: str, number: int, *, times: float = 1.0) -> Cost:
+        """Of `times` as much training as is measured, in one round, with what comes once to a stage. A tower that
+        learns has no features to keep."""
         result = self.results[side if self.is_frozen or side == "stock" else SIDES[1]][number]
-        return sum(filter(None, [result.saving, result.features]), result.training)
+        training = Cost(times * result.training.wall, times * result.training.cpu)
+        return sum(filter(None, [result.saving, result.features]), training)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--share", type=float, default=0.1, help="of a stage's samples that is measured (default: 0.1)")
+    parser.add_argument("--share", type=float, default=0.2, help="of a stage's samples that is measured (default: 0.2)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="one on a machine where others compute (default: 2)")
@@ -139,8 +141,9 @@ def compare(scratch: Path, options: argparse.Namespace) -> int:
             measured="every stage of every run and seed, whole, once on each side; rows that repeat a run count its "
             "time again." if options.all else f"of each of {len(kinds)} kinds of stage the first {options.share:.0%} "
             f"of the samples of one arm ({tokens} LLM tokens with those of images), {rounds} times on each side.",
-            multiplied="nothing." if options.all else "the time of a kind by the LLM tokens of each stage of each row "
-            "over those measured, counted from its plan, the same factor on both sides; then by the seeds.",
+            multiplied="nothing." if options.all else "the training time of a kind (with the probe, which comes only "
+            "once) by the LLM tokens of each stage of each row over those measured, counted from its plan, the same "
+            "factor on both sides; saving and looking for features by the number of stages; then all by the seeds.",
             load=load(), minutes=(time.monotonic() - began) / 60,
         )
     )  # fmt: skip
@@ -288,8 +291,8 @@ class Design:
     def _seconds(self, stages: Sequence[tuple[str, str]], side: str, number: int, clock: str) -> float:
         total = 0.0
         for stage in stages:
-            kind = self.kinds[self.jobs[stage].kind]
-            total += getattr(kind.cost(side, number), clock) * self.jobs[stage].tokens / kind.tokens
+            job, kind = self.jobs[stage], self.kinds[self.jobs[stage].kind]
+            total += getattr(kind.cost(side, number, times=job.tokens / kind.tokens), clock)
         return total * self.seeds / self.seeds_measured
 
 

@@ -11,6 +11,7 @@ import argparse
 import cProfile
 import os
 import pstats
+import shutil
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from ablations.designs import FullGrid
 from ablations.factors import Factor
 from ablations.studies import Study
 from lvlm.records import RunRecord
-from sweeps.plan import Place, Plan
+from sweeps.plan import Place, Plan, find_place
 from sweeps.planner import make_plan
 from sweeps.queue import Queue
 from sweeps.tracking import Tracker, connect
@@ -53,9 +54,12 @@ def main() -> None:
         rows, dummies = [], []
         for trials in options.trials:
             row = [f"{trials:,} trials"]
+            start = Path(scratch) / str(trials)
+            planned(start, trials, measured=options.measured)
             for workers in options.workers:
                 home = Path(scratch) / f"{trials}-{workers}"
-                overheads, dummy = measure(home, trials, workers, measured=options.measured)
+                shutil.copytree(start, home)
+                overheads, dummy = measure(home, workers)
                 dummies += dummy
                 row.append(_spread(overheads))
                 print(f"{trials} trials, {workers} workers: {row[-1]} ms ({len(overheads)} trials)", flush=True)
@@ -65,8 +69,8 @@ def main() -> None:
     print("\n" + EXPLANATION.format(dummy=dummy, measured=options.measured, cores=os.cpu_count(), load=load()))
 
 
-def planned(home: Path, trials: int, *, measured: int) -> tuple[Plan, Place, set[str]]:
-    """A launched sweep of which all trials but the last `measured` are done; the ids of those that are left."""
+def planned(home: Path, trials: int, *, measured: int) -> tuple[Plan, Place]:
+    """A launched sweep of which all trials but the last `measured` are done."""
     seeds = 2 if trials < 1000 else 10
     study = Study(
         name="growth",
@@ -102,12 +106,14 @@ def planned(home: Path, trials: int, *, measured: int) -> tuple[Plan, Place, set
         tags = {"study": plan.study, "arm": cell.arm, "cell_id": cell.id, "mlflow.parentRunId": parent.info.run_id}
         client.create_run(experiment, tags=tags)
         queue.complete(claim, 50.0)
-    return plan, place, {cell.id for cell in plan.cells[max(0, trials - measured) :]}
+    return plan, place
 
 
-def measure(home: Path, trials: int, workers: int, *, measured: int) -> tuple[list[float], list[float]]:
-    """Seconds of overhead of each trial that was run, and what its dummy took."""
-    plan, place, left = planned(home, trials, measured=measured)
+def measure(home: Path, workers: int) -> tuple[list[float], list[float]]:
+    """Seconds of overhead of each trial that is run, and what its dummy took."""
+    place = find_place("growth", home)
+    plan = Plan.load(place)
+    left = [cell.id for cell in plan.cells if not place.is_recorded(cell.id)]
     root = Path(__file__).resolve().parents[2]
     environment = {
         **os.environ,
@@ -140,7 +146,7 @@ def profile(home: Path, trials: int, measured: int) -> None:
     """Print where one worker's time goes over the last trials of a sweep, by function with what it calls."""
     from sweeps.worker import Worker
 
-    plan, place, _ = planned(home, trials, measured=measured)
+    plan, place = planned(home, trials, measured=measured)
     profiler = cProfile.Profile()
     profiler.enable()
     Worker(plan, place).work()

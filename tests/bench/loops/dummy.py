@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lvlm.config import RunConfig, to_yaml
-from lvlm.records import CONFIG_FILE, RunRecord, write_text
+from lvlm.config import RunConfig
+from lvlm.records import RunRecord
 
 
 def run(
@@ -17,7 +17,6 @@ def run(
 ) -> RunRecord:
     """Leave a record with twenty scores; `budget/seconds` is what this took."""
     began = time.perf_counter()
-    write_text(folder / CONFIG_FILE, to_yaml(config))
     scores = {f"score/{number}": float(number) for number in range(19)} | {"score/multilingual": 50.0}
     record = RunRecord(
         name=config.name,
@@ -26,9 +25,9 @@ def run(
         stage_keys={"instruct": "0"},
         plan_hash="0",
         scores=scores,
-        budget={"seconds": time.perf_counter() - began},
+        budget={"seconds": 0.0},
     )
     record.save(folder)
-    record.budget["seconds"] = time.perf_counter() - began
+    record.budget["seconds"] = 2 * (time.perf_counter() - began)  # this saving, too
     record.save(folder)
     return record
