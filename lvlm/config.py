@@ -21,7 +21,7 @@ from lvlm.settings import AnySettings, ComputeConfig, EvaluateConfig, Label, Mod
 
 FREE_COMPUTE = (
     "micro_batch_tokens", "packing", "gradient_checkpointing", "strategy", "loader_workers", "feature_cache",
-    "feature_cache_gib", "evaluate_batch", "checkpoint_every",
+    "feature_cache_gib", "stage_cache_gib", "evaluate_batch", "checkpoint_every",
 )  # fmt: skip
 """Compute settings about memory and speed: they move no more than the last bits of a result, so they are no part of a
 cell's identity, and an unfinished run may be resumed with other values of them."""

@@ -154,6 +154,31 @@ def _attach(options: argparse.Namespace) -> int:
     return 0
 
 
+def _cache(options: argparse.Namespace) -> int:
+    from lvlm.train.shelf import GIB, folder_bytes
+    from sweeps.cache import lines, prune, size
+    from sweeps.plan import find_home
+
+    home = find_home(options.home)
+    if not options.prune and options.keep is None:
+        if options.force:
+            raise InputError("--force belongs to --prune or --keep GIB; alone it has nothing to do.")
+        print("\n".join(lines(home)))
+        return 0
+    removed = prune(home, keep_gib=options.keep or 0.0, force=options.force)
+    for entry in removed:
+        print(f"removed {entry.key}, {size(entry.bytes)}")
+    print(
+        f"{len(removed)} stages removed, {size(sum(entry.bytes for entry in removed))}. Records and reports stay; a "
+        "cell that needs such a stage trains it again."
+    )
+    left = folder_bytes(home / "stages")
+    if options.keep is not None and left > options.keep * GIB:
+        print(f"The others take {size(left)}: they are in use, or cells that run or wait need them.")
+        return 1
+    return 0
+
+
 def _ui(options: argparse.Namespace) -> int:
     from sweeps.plan import find_home
     from sweeps.server import serve
@@ -196,6 +221,17 @@ def _above_zero(what: str) -> Callable[[str], float]:
         return number
 
     return parse
+
+
+def _gib(text: str) -> float:
+    """An argparse type: an amount of disk."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"an amount of disk is a number of GiB, 0 or more, not '{text}'")
+    return number
 
 
 def _command_line() -> CommandLine:
@@ -316,6 +352,28 @@ def _command_line() -> CommandLine:
     add_overrides(sub, LAUNCHED_HELP)
     sub = add("attach", _attach, "put the study's report and effects onto its parent run in MLflow", "attach drivers")
     add_overrides(sub, LAUNCHED_HELP)
+    sub = add(
+        "cache",
+        _cache,
+        "list the trained stages that cells share and what the work folder keeps; remove those no cell needs any more",
+        "cache --keep 20",
+        study=False,
+    )
+    sub.add_argument(
+        "--prune",
+        action="store_true",
+        help="remove the stages that no process uses and no running or waiting cell of a study needs",
+    )
+    sub.add_argument(
+        "--keep",
+        type=_gib,
+        metavar="GIB",
+        help="the same, from the one used longest ago, until the rest take at most GIB; workers keep to "
+        "compute.stage_cache_gib by themselves",
+    )
+    sub.add_argument(
+        "--force", action="store_true", help="also those that waiting cells need, which will train them again"
+    )
     sub = add("ui", _ui, "show the recorded runs in MLflow's pages", "ui --port 5001", study=False)
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     sub.add_argument("--port", type=_whole("a port", 1, 65535), default=5000, help="port (default: %(default)s)")

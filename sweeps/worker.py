@@ -179,7 +179,8 @@ class Worker:
         if self._runner is None:
             self._runner = load_runner(self.plan.runner)
         config = shared_features(cell.run_config())
-        return self._runner(config, folder, home=self.place.home, on_progress=self._listener(folder))
+        options = {"spare_stages": self._needed_stages} if self.plan.runner == DEFAULT_RUNNER else {}
+        return self._runner(config, folder, home=self.place.home, on_progress=self._listener(folder), **options)
 
     def _listener(self, folder: Path) -> Callable[[Mapping[str, Any]], None]:
         tell = ProgressFile(folder)
@@ -190,6 +191,11 @@ class Worker:
                 raise Interrupted
 
         return listen
+
+    def _needed_stages(self) -> set[str]:
+        from sweeps.cache import needed_stages
+
+        return needed_stages(self.place.home)
 
     def _track(self, cell: PlannedCell, state: CellState) -> None:
         states = {**self._answer(self.queue.states), cell.id: state}

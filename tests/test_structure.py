@@ -162,8 +162,8 @@ def test_conda_environment_says_the_same() -> None:
 COMMANDS = [
     "lvlm", "lvlm train", "lvlm evaluate", "lvlm generate", "lvlm export", "lvlm data", "lvlm plan", "lvlm backbones",
     "lvlm from-trident", "lvlm corpus", "lvlm benchmark", "lvlm translate", "lvlm fidelity", "lvlm lmms-eval",
-    "sweeps", "sweeps launch", "sweeps plan", "sweeps worker", "sweeps status", "sweeps export", "sweeps ui",
-    "sweeps new",
+    "sweeps", "sweeps launch", "sweeps plan", "sweeps worker", "sweeps status", "sweeps export", "sweeps cache",
+    "sweeps ui", "sweeps new",
     "ablations", "ablations report", "ablations list",
 ]  # fmt: skip
 

@@ -19,7 +19,7 @@ from sweeps.stages import arranged, count_stages, in_training, stage_keys, witho
 from sweeps.status import part_over, seconds_left
 from tests.sweeps_fakes import RUNNER, fake_study
 
-COMMANDS = ("launch", "plan", "worker", "status", "export", "attach", "ui", "new")
+COMMANDS = ("launch", "plan", "worker", "status", "export", "attach", "cache", "ui", "new")
 HEAVY = {"torch", "transformers", "mlflow", "pandas", "pyarrow"}
 
 

@@ -4,7 +4,7 @@ not in the cache."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,8 @@ class StageTraining:
     compute: Compute
     reporter: Reporter
     phases: Phase
+    spare: Callable[[], Collection[str]] = tuple
+    """Keys of stages that give no way to this one."""
 
     def __call__(
         self,
@@ -81,7 +83,9 @@ class StageTraining:
         model.eval()
         with self.phases("save"), loop.strategy.whole():
             if accelerator.is_main_process:
+                self._make_room(stage, model.get_memory_footprint())
                 stage.publish_model(lambda folder: _save(folder, model, processor))
+                self._make_room(stage, 0)  # what is written may be larger than in memory, where that is quantised
             accelerator.wait_for_everyone()
         loop.strategy.finish()
         views = spent.images * model.config.views
@@ -165,6 +169,10 @@ class StageTraining:
             fetch=fetch,
             validate=None if validate is None else validation,
         )
+
+    def _make_room(self, stage: Stage, needed: int) -> None:
+        if said := stage.make_room(self.config.compute.stage_cache_gib, needed, spare=self.spare):
+            self.reporter.say(f"{stage.name}: {said}")
 
     def store(self, tower: TowerFeatures) -> FeatureStore:
         """Where the run keeps the features of a tower."""
