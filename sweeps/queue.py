@@ -78,13 +78,18 @@ class Queue:
         self.storage = storage
         self._trials = Trials(storage)
         self._heard: dict[int, tuple[Any, float]] = {}
+        self._done: dict[str, CellState] = {}
+        """Cells whose trial is COMPLETE, which does not change any more: a sweep that is nearly done asks no more of a
+        worker than one that has begun."""
+        self._settled: set[int] = set()
         self._cells = {cell.id: cell for cell in plan.cells}
+        self._position = {cell.id: number for number, cell in enumerate(plan.cells)}
 
     # Planning
 
     def add_missing(self) -> int:
         """Write every cell that has no trial yet as WAITING; how many were added. Doing it twice adds nothing."""
-        known = self._latest()
+        known = {**self._open(), **self._done}
         missing = [cell for cell in self.plan.cells if cell.id not in known]
         self._add(missing, attempts=[1] * len(missing))
         return len(missing)
@@ -100,7 +105,7 @@ class Queue:
     def _requeue(self, wanted: Callable[[FrozenTrial], bool], *, limit: int | None) -> list[str]:
         ended = {
             cell_id: trial
-            for cell_id, trial in self._latest().items()
+            for cell_id, trial in self._open().items()
             if trial.state == TrialState.FAIL and wanted(trial) and (limit is None or self._kills(cell_id) < limit)
         }
         cells = [self._cells[cell_id] for cell_id in ended]
@@ -108,6 +113,8 @@ class Queue:
         return list(ended)
 
     def _add(self, cells: Sequence[PlannedCell], *, attempts: Sequence[int]) -> None:
+        if not cells:
+            return
         space = distributions(self.plan)
         for cell, attempt in zip(cells, attempts, strict=True):
             self._trials.add(waiting_trial(cell, attempt=attempt, space=space, version=self.plan.version))
@@ -118,9 +125,9 @@ class Queue:
         """Take the first waiting cell in `order` for this process; None when nothing waits."""
         self.reap()
         self.requeue_killed(limit=MAX_ATTEMPTS)
-        latest = self._latest()
-        waiting = [cell for cell in self.plan.cells if latest[cell.id].state == TrialState.WAITING]
-        for cell in order(waiting):
+        latest = self._open()
+        waiting = [cell_id for cell_id, trial in latest.items() if trial.state == TrialState.WAITING]
+        for cell in order([self._cells[cell_id] for cell_id in sorted(waiting, key=self._position.__getitem__)]):
             handle = self._trials.handle(latest[cell.id])
             if self._trials.claim(handle) and self._trials.note(handle, "owner", owner()):
                 claim = Claim(cell, latest[cell.id].user_attrs["attempt"], handle)
@@ -156,7 +163,7 @@ class Queue:
     def reap(self) -> list[str]:
         """End the attempts of workers that died or fell silent; the ids of their cells."""
         reaped = []
-        for cell_id, trial in self._latest().items():
+        for cell_id, trial in self._open().items():
             is_lost = trial.state == TrialState.RUNNING and self._is_lost(trial)
             if is_lost and self._trials.finish(self._trials.handle(trial), TrialState.FAIL):
                 reaped.append(cell_id)
@@ -187,12 +194,10 @@ class Queue:
 
     def states(self) -> dict[str, CellState]:
         """How every cell of the plan stands; a cell that has no trial yet is waiting."""
-        latest = self._latest()
-        return {cell.id: self._state(cell.id, latest.get(cell.id)) for cell in self.plan.cells}
+        found = {cell_id: self._state(cell_id, trial) for cell_id, trial in self._open().items()}
+        return {**dict.fromkeys(self._cells, CellState("waiting")), **self._done, **found}
 
-    def _state(self, cell_id: str, trial: FrozenTrial | None) -> CellState:
-        if trial is None:
-            return CellState("waiting")
+    def _state(self, cell_id: str, trial: FrozenTrial) -> CellState:
         names: dict[TrialState, State] = {
             TrialState.WAITING: "waiting",
             TrialState.COMPLETE: "done",
@@ -220,9 +225,12 @@ class Queue:
     def failures_in_a_row(self, since: float) -> list[str]:
         """Ids of the cells that failed by an error after `since` with no success in between, latest last. Cells that
         diverged are left out: they say something about their arm and nothing about the others."""
+        states = {cell_id: self._state(cell_id, trial) for cell_id, trial in self._open().items()}
+        if not any(state.state == "failed" for state in states.values()):
+            return []
         ended = sorted(
             (state.finished or 0.0, cell_id, state.state)
-            for cell_id, state in self.states().items()
+            for cell_id, state in {**self._done, **states}.items()
             if state.state in ("done", "failed") and not state.diverged and (state.finished or 0.0) > since
         )
         row: list[str] = []
@@ -230,17 +238,24 @@ class Queue:
             row = [*row, cell_id] if state == "failed" else []
         return row
 
-    def _latest(self) -> dict[str, FrozenTrial]:
-        """The attempt that counts, for every cell of the plan that has one: the highest, and of several equal ones the
-        first written."""
+    def _open(self) -> dict[str, FrozenTrial]:
+        """The attempt that counts, for every cell of the plan that has one and is not done: the highest, and of several
+        equal ones the first written."""
         latest: dict[str, FrozenTrial] = {}
         for trial in self._trials.trials():
-            cell_id = trial.user_attrs.get("cell_id")
-            if cell_id not in self._cells:
+            if trial.number in self._settled:
                 continue
-            known = latest.get(cell_id)
-            if known is None or trial.user_attrs["attempt"] > known.user_attrs["attempt"]:
-                latest[cell_id] = trial
+            cell_id = trial.user_attrs.get("cell_id")
+            if cell_id not in self._cells or cell_id in self._done:
+                self._settled.add(trial.number)  # of another version, or an attempt beside the one that got there
+            elif trial.state == TrialState.COMPLETE:
+                self._settled.add(trial.number)
+                self._done[cell_id] = self._state(cell_id, trial)
+                latest.pop(cell_id, None)
+            else:
+                known = latest.get(cell_id)
+                if known is None or trial.user_attrs["attempt"] > known.user_attrs["attempt"]:
+                    latest[cell_id] = trial
         return latest
 
     def _kills(self, cell_id: str) -> int:
