@@ -40,6 +40,7 @@ def _launch(options: argparse.Namespace) -> int:
         home=options.home,
         runner=options.runner,
         retry_failed=options.retry_failed,
+        log_models=options.log_models,
     )
     if outcome.interrupted:
         return 130
@@ -124,10 +125,16 @@ def _attach(options: argparse.Namespace) -> int:
 
 
 def _ui(options: argparse.Namespace) -> int:
-    from sweeps.plan import find_home
-    from sweeps.server import serve
+    from sweeps.plan import find_home, find_place
+    from sweeps.server import launched, serve, serve_optuna
 
-    return serve(find_home(options.home), host=options.host, port=options.port)
+    home, browser = find_home(options.home), not options.no_browser
+    study = find_place(options.study, home) if options.study else None
+    if not options.optuna:
+        return serve(home, study=study, host=options.host, port=options.port or 5000, browser=browser)
+    if study is None and not (places := launched(home)):
+        raise InputError(f"Nothing has been launched in {home}. Start with: python -m sweeps launch drivers")
+    return serve_optuna(study or places[0], host=options.host, port=options.port or 8080, browser=browser)
 
 
 def _new(options: argparse.Namespace) -> int:
@@ -204,6 +211,9 @@ def _command_line() -> CommandLine:
     )
     add_plan_options(sub)
     sub.add_argument("--retry-failed", action="store_true", help="also run cells again that failed by an error")
+    sub.add_argument(
+        "--log-models", action="store_true", help="keep the last model of every cell in MLflow, to be loaded from there"
+    )
     sub = add(
         "plan", _plan, "show arms, seeds, stages after sharing and cost; starts nothing", "plan drivers --budget full"
     )
@@ -233,9 +243,12 @@ def _command_line() -> CommandLine:
     add_overrides(sub, LAUNCHED_HELP)
     sub = add("attach", _attach, "put the study's report and effects onto its parent run in MLflow", "attach drivers")
     add_overrides(sub, LAUNCHED_HELP)
-    sub = add("ui", _ui, "show the recorded runs in MLflow's pages", "ui --port 5001", study=False)
+    sub = add("ui", _ui, "show the recorded runs in MLflow's pages", "ui drivers --port 5001", study=False)
+    sub.add_argument("study", nargs="?", metavar="STUDY", help="which to open (default: the one launched last)")
+    sub.add_argument("--no-browser", action="store_true", help="open no browser (none is opened without a display)")
+    sub.add_argument("--optuna", action="store_true", help="Optuna's dashboard of the study instead, where installed")
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    sub.add_argument("--port", type=_whole("a port", 1, 65535), default=5000, help="port (default: %(default)s)")
+    sub.add_argument("--port", type=_whole("a port", 1, 65535), help="port (default: 5000, of Optuna's dashboard 8080)")
     sub = add("new", _new, "write a commented study file to start from", "new my_study", study=False)
     sub.add_argument("name", metavar="NAME", help="name of the study and its file")
     sub.add_argument("--folder", default=".", help="where to write it (default: here)")

@@ -92,6 +92,11 @@ class Journal:
             except DuplicatedStudyError:  # another process was faster
                 self._study_id = self._storage.get_study_id_from_name(study)
 
+    @property
+    def storage(self) -> JournalStorage:
+        """What Optuna's dashboard reads."""
+        return self._storage
+
     def trials(self, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
         """All trials in the order in which they were planned. Read only."""
         return list(self._storage.get_all_trials(self._study_id, deepcopy=False, states=states))

@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -25,7 +25,8 @@ from sweeps.planner import describe, make_plan
 from sweeps.progress import duration
 from sweeps.queue import MAX_ATTEMPTS, CellState, Queue, count
 from sweeps.read import export
-from sweeps.tracking import Tracker, database
+from sweeps.store import keep_uri, sqlite_file, tracking_uri
+from sweeps.tracking import Tracker
 from sweeps.worker import FAILURES_IN_A_ROW, load_runner
 
 POLL_SECONDS = 1.0
@@ -61,21 +62,25 @@ def launch(
     home: str | Path | None = None,
     runner: str = DEFAULT_RUNNER,
     retry_failed: bool = False,
+    log_models: bool = False,
 ) -> Outcome:
     """Run every cell of a study that is not done yet; launching again resumes.
 
     `study` is a name, the path of a study file or a `Study`. `overrides` are `key=value` texts on its base config; what
     they give lies in a folder of its own (NAME@HASH). `budget` is `default` or `full` (else the environment variable
     BUDGET decides). Cells that failed by an error stay failed unless `retry_failed`; killed ones are taken up again
-    from their checkpoint. Ctrl-C stops the workers and returns.
+    from their checkpoint. With `log_models` MLflow keeps the last model of every cell, as a logged model that
+    `mlflow.pyfunc.load_model` loads. Ctrl-C stops the workers and returns.
     """
     if workers is not None and workers < 1:
         raise InputError(f"workers is the number of worker processes, at least 1, not {workers}.")
     began = time.time()
     load_runner(runner)
     plan = make_plan(study, budget=budget, overrides=overrides, runner=runner)
+    plan = replace(plan, log_models=log_models)
     place = plan.place(home)
     _check_source(plan, place)
+    keep_uri(place.home)
     if runner == DEFAULT_RUNNER:
         _check_making(plan, place)
     plan.save(place)
@@ -321,6 +326,6 @@ def _finish(
         say(f"The results were not written. {trouble}", markup=False)
     if results is not None:
         say(f"Results: {results}\nReport:  python -m ablations report {plan.command}{place.home_option}", markup=False)
-    if database(place.home).is_file():
+    if (file := sqlite_file(tracking_uri(place.home))) is None or file.is_file():
         say(f"MLflow:  python -m sweeps ui{place.home_option}", markup=False)
     return outcome

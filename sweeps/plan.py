@@ -100,6 +100,8 @@ class Plan:
     version: str
     source: str = field(default="", compare=False)
     """How the user names the study: its name or the path of its file."""
+    log_models: bool = field(default=False, compare=False)
+    """Whether the tracker keeps each cell's last model."""
 
     @property
     def arms(self) -> list[str]:
@@ -120,7 +122,8 @@ class Plan:
         """What to paste to go on with this plan; a home other than the default comes behind it."""
         budget = "" if self.budget == "default" else f" --budget {self.budget}"
         runner = "" if self.runner == DEFAULT_RUNNER else f" --runner {shlex.quote(self.runner)}"
-        return f"python -m sweeps launch {self.command}{budget}{runner}"
+        models = " --log-models" if self.log_models else ""
+        return f"python -m sweeps launch {self.command}{budget}{runner}{models}"
 
     def place(self, home: str | Path | None = None) -> Place:
         """Where this plan is carried out."""

@@ -23,6 +23,7 @@ from sweeps.progress import PROGRESS_FILE, ProgressFile, duration, read_progress
 from sweeps.queue import BEAT_SECONDS, CellState, Claim, Queue
 from sweeps.stages import in_training, without_waiting
 from sweeps.tracking import Tracker
+from sweeps.usage import Usage
 
 EXIT_DONE, EXIT_STOPPED, EXIT_FENCED, EXIT_INTERRUPTED = 0, 3, 75, 130
 FAILURES_IN_A_ROW = 3
@@ -91,11 +92,14 @@ class Worker:
         try:
             # The tracker comes before COMPLETE, so that a crash in between is mended by the next attempt.
             with _Heartbeat(self.queue, claim):
+                if not found:
+                    self.tracker.begin(cell)
                 result = self._result(cell)
                 error = None if isinstance(result, RunRecord) else result.message
                 self._track(cell, CellState("done" if error is None else "failed", error=error))
         except (Interrupted, KeyboardInterrupt):
             self.queue.release(claim)
+            self.tracker.interrupt(cell)
             raise
         if isinstance(result, RunRecord):
             score = result.scores.get(self.plan.primary, math.nan)
@@ -128,7 +132,8 @@ class Worker:
         if self._runner is None:
             self._runner = load_runner(self.plan.runner)
         config = _shared_features(cell.run_config())
-        return self._runner(config, folder, home=self.place.home, on_progress=ProgressFile(folder))
+        with Usage(folder):
+            return self._runner(config, folder, home=self.place.home, on_progress=ProgressFile(folder))
 
     def _track(self, cell: PlannedCell, state: CellState) -> None:
         states = {**self.queue.states(), cell.id: state}
