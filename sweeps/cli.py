@@ -27,11 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _launch(options: argparse.Namespace) -> int:
     from sweeps.launcher import launch
 
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal stops the workers like Ctrl-C does
-        signal.signal(number, interrupt)
+    _end_like_ctrl_c()  # a closed terminal stops the workers too
     outcome = launch(
         options.study,
         workers=options.workers,
@@ -45,6 +41,14 @@ def _launch(options: argparse.Namespace) -> int:
     if outcome.interrupted:
         return 130
     return 0 if outcome.is_complete and outcome.results else 1
+
+
+def _end_like_ctrl_c() -> None:
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -130,6 +134,7 @@ def _ui(options: argparse.Namespace) -> int:
 
     home, browser = find_home(options.home), not options.no_browser
     study = find_place(options.study, home) if options.study else None
+    _end_like_ctrl_c()
     if not options.optuna:
         return serve(home, study=study, host=options.host, port=options.port or 5000, browser=browser)
     if study is None and not (places := launched(home)):

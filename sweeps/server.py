@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from lvlm.errors import InputError
 from sweeps.plan import Place, Plan
-from sweeps.store import is_server, keep_uri, shown, sqlite_file
+from sweeps.tracking_store import is_server, keep_uri, shown, sqlite_file
 from sweeps.views import TAG, page
 
 START_SECONDS = 180.0
@@ -49,8 +50,9 @@ def serve(
     # The URL stands in the environment, not on the command line that everybody on this machine can read.
     environment["MLFLOW_BACKEND_STORE_URI"] = uri
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", host, "--port", str(port)]
-    command += ["--default-artifact-root", (home / "mlartifacts").as_uri()]
-    process = subprocess.Popen(command, env=environment)
+    command += ["--default-artifact-root", (home / "mlartifacts").as_uri(), "--uvicorn-opts", "--log-level warning"]
+    # In a session of its own, Ctrl-C reaches this process alone, which ends the other one in an orderly way.
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
 
     def answers() -> None:
         if _wait(f"{address}/health", is_alive=lambda: process.poll() is None):
@@ -61,9 +63,11 @@ def serve(
     try:
         return process.wait()
     except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
         return 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
 
 
 def serve_optuna(place: Place, *, host: str = "127.0.0.1", port: int = 8080, browser: bool = True) -> int:

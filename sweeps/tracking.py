@@ -38,7 +38,7 @@ from sweeps.models import log_model
 from sweeps.notes import parent_note
 from sweeps.plan import TRACEBACK_FILE, Place, Plan, PlannedCell
 from sweeps.queue import CellState, count
-from sweeps.store import artifacts_of, connect, owner_of, shown, tracking_uri
+from sweeps.tracking_store import artifacts_of, connect, owner_of, shown, tracking_uri
 from sweeps.tables import TABLES_TAG, as_json, report_tables, run_tables, tables_tag
 from sweeps.views import view_tag
 

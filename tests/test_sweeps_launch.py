@@ -25,7 +25,7 @@ from sweeps.launcher import _display, launch
 from sweeps.plan import Place
 from sweeps.planner import make_plan
 from sweeps.queue import CellState, Queue
-from sweeps.store import connect
+from sweeps.tracking_store import connect
 from sweeps.worker import Worker
 from tests import sweeps_home
 from tests.sweeps_fakes import RUNNER, fake_study

@@ -16,7 +16,7 @@ from sweeps.launcher import launch
 from sweeps.plan import Place, find_place
 from sweeps.planner import make_plan
 from sweeps.queue import CellState
-from sweeps.store import connect, database
+from sweeps.tracking_store import connect, database
 from sweeps.tracking import Tracker
 from tests import sweeps_home
 from tests.sweeps_fakes import RUNNER, fake_study, write_run
