@@ -100,11 +100,21 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    from lvlm.records import SCORES_FILE
     from sweeps.plan import Plan, find_place
     from sweeps.read import export
 
     place = find_place(options.study, options.home, options.overrides)
-    written = export(place, Plan.load(place))
+    if options.from_mlflow:
+        from sweeps.stored_runs import export_from_store
+
+        written, bare = export_from_store(place, options.study, overrides=options.overrides)
+        if bare:
+            print(
+                f"of {bare} runs no {SCORES_FILE} can be read from here: their metrics say the score alone, without n"
+            )
+    else:
+        written = export(place, Plan.load(place))
     print(f"{written.runs} of {written.planned} runs in {written.results}")
     if written.predictions:
         print(f"their per-item predictions in {written.predictions}")
@@ -246,6 +256,9 @@ def _command_line() -> CommandLine:
         "export", _export, "write results, budget and predictions as tables from the finished runs", "export drivers"
     )
     add_overrides(sub, LAUNCHED_HELP)
+    sub.add_argument(
+        "--from-mlflow", action="store_true", help="from MLflow's store, on a machine that has no run folders"
+    )
     sub = add("attach", _attach, "put the study's report and effects onto its parent run in MLflow", "attach drivers")
     add_overrides(sub, LAUNCHED_HELP)
     sub = add("ui", _ui, "show the recorded runs in MLflow's pages", "ui drivers --port 5001", study=False)

@@ -25,8 +25,8 @@ from sweeps.planner import describe, make_plan
 from sweeps.progress import duration
 from sweeps.queue import MAX_ATTEMPTS, CellState, Queue, count
 from sweeps.read import export
-from sweeps.tracking_store import keep_uri, sqlite_file, tracking_uri
 from sweeps.tracking import Tracker
+from sweeps.tracking_store import keep_uri, sqlite_file, tracking_uri
 from sweeps.worker import FAILURES_IN_A_ROW, load_runner
 
 POLL_SECONDS = 1.0

@@ -32,7 +32,8 @@ def parent_note(plan: Plan, states: Mapping[str, CellState], scores: Mapping[str
     arms: dict[str, list[PlannedCell]] = {}
     for cell in plan.cells:
         arms.setdefault(cell.arm, []).append(cell)
-    rows, room = [], MAX_NOTE - len("\n".join([*begin, *end]))
+    rows: list[str] = []
+    room = MAX_NOTE - len("\n".join([*begin, *end]))
     for arm, cells in arms.items():
         row = _row(arm, [states[cell.id] for cell in cells], [scores.get(cell.id) for cell in cells])
         room -= len(row) + 1

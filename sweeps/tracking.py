@@ -38,8 +38,8 @@ from sweeps.models import log_model
 from sweeps.notes import parent_note
 from sweeps.plan import TRACEBACK_FILE, Place, Plan, PlannedCell
 from sweeps.queue import CellState, count
-from sweeps.tracking_store import artifacts_of, connect, owner_of, shown, tracking_uri
 from sweeps.tables import TABLES_TAG, as_json, report_tables, run_tables, tables_tag
+from sweeps.tracking_store import artifacts_of, connect, owner_of, shown, tracking_uri
 from sweeps.views import view_tag
 
 if TYPE_CHECKING:
@@ -237,6 +237,7 @@ class Tracker:
             "question": self.plan.question,
             "factors": json.dumps(self.plan.factors, ensure_ascii=False)[:MAX_TEXT],
             "overrides": json.dumps(self.plan.overrides),
+            "cells": str(len(self.plan.cells)),
         }
         where = f"tags.version = '{self.plan.version}'"
         if owner := owner_of(self.place.home):  # others use the store too, perhaps for the same study

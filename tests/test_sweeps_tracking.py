@@ -16,8 +16,8 @@ from sweeps.launcher import launch
 from sweeps.plan import Place, find_place
 from sweeps.planner import make_plan
 from sweeps.queue import CellState
-from sweeps.tracking_store import connect, database
 from sweeps.tracking import Tracker
+from sweeps.tracking_store import connect, database
 from tests import sweeps_home
 from tests.sweeps_fakes import RUNNER, fake_study, write_run
 from tests.sweeps_home import calls, lay_database, runs_of, work_alone
@@ -64,7 +64,7 @@ def test_what_mlflow_and_the_folder_hold_after_a_sweep(home: Path) -> None:
     assert metrics["train/tokens_per_second"] == 1000.0
     artifacts = {file.path for file in client.list_artifacts(child.info.run_id)}
     files = {"config.yaml", "plan.json", "scores.parquet", "predictions.parquet", "checkpoint.txt"}
-    assert artifacts == files | {"scores.json", "answers.json"}
+    assert artifacts == files | {"scores.json", "mix.json", "answers.json"}
     with sqlite3.connect(database(home)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
