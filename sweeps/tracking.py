@@ -180,7 +180,7 @@ class Tracker:
         """How MLflow shows a cell that has ended: a run that left its record is done, whatever the journal says."""
         if self.place.is_recorded(cell.id):
             return "done"
-        return state.state if state.state in ENDED and state.state != "done" else "failed"
+        return "pruned" if state.state == "pruned" else "failed"
 
     def _tell_parent(self, states: Mapping[str, CellState]) -> bool:
         try:
@@ -290,7 +290,12 @@ class Tracker:
         self._client.log_text(run_id, self._checkpoint(record) + "\n", "checkpoint.txt")
         entry = {"run": run_id}
         if self._wants_model(cell):
-            entry["model"] = log_model(self._client, run_id, Path(self._checkpoint(record)), name=cell.id)
+            checkpoint = Path(self._checkpoint(record))
+            if checkpoint.is_dir():
+                entry["model"] = log_model(self._client, run_id, checkpoint, name=cell.id)
+            else:  # its stage has been removed since; training it again only to keep it is not this one's to decide
+                self._log(run, tags={"logged_model": f"none: {checkpoint} is gone"})
+                entry["model"] = ""
         self._end(run, ENDED["done"], ended=finished)
         return entry
 

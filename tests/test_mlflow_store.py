@@ -165,7 +165,7 @@ def test_the_store_is_named_once_and_known_to_all(tmp_path: Path, monkeypatch: p
             tracking_uri(tmp_path)
 
 
-def test_datasets_usage_and_tables_of_a_run(home: Path) -> None:
+def test_datasets_usage_and_tables_of_a_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert work_alone(home, fake_study(seeds=(0,))).is_complete
     run = runs_of(home)[0]
     inputs = {(entry.tags[0].value, entry.dataset.name, entry.dataset.digest) for entry in run.inputs.dataset_inputs}
@@ -182,6 +182,7 @@ def test_datasets_usage_and_tables_of_a_run(home: Path) -> None:
 
     tables = {entry["path"] for entry in json.loads(run.data.tags["mlflow.loggedArtifacts"])}
     assert tables == {"scores.json", "mix.json", "answers.json"}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(home))  # MLflow looks for tables in this one alone
     scores = connect(home).load_table(run.info.experiment_id, "scores.json", [run.info.run_id])
     assert set(scores["language"]) == {"en", "de", "sw"} and {"score", "fidelity", "items"} <= set(scores)
 

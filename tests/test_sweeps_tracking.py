@@ -31,7 +31,7 @@ def test_what_mlflow_and_the_folder_hold_after_a_sweep(home: Path) -> None:
     folder = find_place("fake", home, changed).folder
     assert folder.name.startswith("fake@") and not (home / "studies/fake").exists()
     (parent,), children = runs_of(home, parents=True), runs_of(home)
-    counts = {"cells_done": 4.0, "cells_failed": 0.0, "cells_running": 0.0, "cells_waiting": 0.0}
+    counts = {"cells_done": 4.0, **dict.fromkeys(("cells_failed", "cells_running", "cells_waiting", "cells_pruned"), 0)}
     assert parent.data.metrics == counts and parent.info.status == "FINISHED"
     assert "| all · tiles 2 | 1 of 1 |  | 60.0 |" in parent.data.tags["mlflow.note.content"]
     child = next(run for run in children if run.data.params["tiles"] == "2" and run.data.params["languages"] == "all")
