@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -185,6 +186,27 @@ def test_datasets_usage_and_tables_of_a_run(home: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(home))  # MLflow looks for tables in this one alone
     scores = connect(home).load_table(run.info.experiment_id, "scores.json", [run.info.run_id])
     assert set(scores["language"]) == {"en", "de", "sw"} and {"score", "fidelity", "items"} <= set(scores)
+
+
+def test_the_gpus_that_a_worker_may_use_are_numbered_as_it_sees_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = SimpleNamespace(
+        NVMLError=RuntimeError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 3,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetUUID=lambda handle: f"GPU-{handle}",
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=handle * 1e9, total=4e9),
+        nvmlDeviceGetUtilizationRates=lambda handle: SimpleNamespace(gpu=10 * handle),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-1")
+    with Usage(tmp_path):
+        pass
+    (row,) = usage_rows(tmp_path)
+    assert (row["gpu_0_memory_usage_megabytes"], row["gpu_0_utilization_percentage"]) == (2000, 20)
+    assert row["gpu_1_memory_usage_percentage"] == 25 and "gpu_2_utilization_percentage" not in row
 
 
 def test_the_status_of_a_run_is_that_of_its_cell(home: Path) -> None:

@@ -28,16 +28,16 @@ from loops.measure import load, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from lvlm.languages import table as languages  # noqa: E402
-from lvlm.records import TASKS  # noqa: E402
-from sweeps.metrics import Point  # noqa: E402
-from sweeps.planner import make_plan  # noqa: E402
-from sweeps.queue import Queue  # noqa: E402
-from sweeps.stored_runs import read_runs, tidy_from_metrics  # noqa: E402
-from sweeps.tracking import Tracker  # noqa: E402
-from sweeps.tracking_store import URI_VARIABLE, connect, tracking_uri  # noqa: E402
-from sweeps.worker import Worker  # noqa: E402
-from tests.sweeps_fakes import RUNNER, fake_study  # noqa: E402
+from lvlm.languages import table as languages
+from lvlm.records import TASKS
+from sweeps.metrics import Point
+from sweeps.planner import make_plan
+from sweeps.queue import Queue
+from sweeps.stored_runs import read_runs, tidy_from_metrics
+from sweeps.tracking import Tracker
+from sweeps.tracking_store import URI_VARIABLE, connect, tracking_uri
+from sweeps.worker import Worker
+from tests.sweeps_fakes import RUNNER, fake_study
 
 CELLS = 20
 TRIAL_SECONDS = 60.0
