@@ -15,6 +15,8 @@ import urllib.request
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
+from socketserver import ThreadingMixIn
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from lvlm.errors import InputError
 from sweeps.plan import Place, Plan
@@ -73,11 +75,11 @@ def serve(
 def serve_optuna(place: Place, *, host: str = "127.0.0.1", port: int = 8080, browser: bool = True) -> int:
     """Show a study's trials in Optuna's dashboard until Ctrl-C; the exit status."""
     try:
-        from optuna_dashboard import run_server
+        from optuna_dashboard import wsgi
     except ImportError as error:
         raise InputError(
-            "Optuna's dashboard is not installed. Install it: pip install 'lvlm[dashboard]' (or optuna-dashboard); "
-            "the same runs are in MLflow: python -m sweeps ui"
+            "Optuna's dashboard is not installed. Install it: pip install optuna-dashboard (or this package with its "
+            "extra: pip install '.[dashboard]'); the same runs are in MLflow: python -m sweeps ui"
         ) from error
     from sweeps.journal import Journal
 
@@ -92,9 +94,22 @@ def serve_optuna(place: Place, *, host: str = "127.0.0.1", port: int = 8080, bro
             _open(f"{address}/dashboard", browser=browser)
 
     threading.Thread(target=answers, name="browser", daemon=True).start()
-    with contextlib.suppress(KeyboardInterrupt):
-        run_server(journal.storage, host=host, port=port)
+    app = wsgi(journal.storage)
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        make_server(host, port, app, server_class=_Threads, handler_class=_Quiet) as server,
+    ):
+        server.serve_forever()
     return 0
+
+
+class _Threads(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """No line for each request."""
 
 
 def study_pages(home: Path, address: str) -> dict[str, str]:

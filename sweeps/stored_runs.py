@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,7 @@ class StoredRuns:
     artifacts: dict[str, str]
     """Run of MLflow -> where its artifacts lie."""
     metrics: pd.DataFrame
+    """`run` and `name` as categories."""
 
 
 def read_runs(home: Path, study: str, *, overrides: Sequence[str] = ()) -> StoredRuns:
@@ -65,8 +66,8 @@ def read_runs(home: Path, study: str, *, overrides: Sequence[str] = ()) -> Store
 def tidy_from_metrics(runs: StoredRuns) -> pd.DataFrame:
     """The tidy table as far as metrics tell it: the score of every task and language that they name; how many items it
     is a mean of (`n`) they do not say."""
-    codes, names = pd.factorize(runs.metrics["name"])
-    known = [_task_and_language(name) for name in names]
+    codes = runs.metrics["name"].cat.codes.to_numpy()
+    known = [_task_and_language(name) for name in runs.metrics["name"].cat.categories]
     wanted = np.array([part is not None for part in known], dtype=bool)[codes]
     rows, of_row = runs.metrics[wanted], codes[wanted]
     columns = zip(*(part or ("", "", "") for part in known), strict=True) if known else ((), (), ())
@@ -75,7 +76,7 @@ def tidy_from_metrics(runs: StoredRuns) -> pd.DataFrame:
         for name, column in zip(("task", "language", "tier"), columns, strict=True)
     }
     frame = pd.DataFrame({**labels, "metric": "score", "value": rows["value"].to_numpy(), "n": np.nan})
-    return _with_cells(runs, frame.assign(mlflow=rows["run"].to_numpy()))
+    return _with_cells(runs, frame.assign(mlflow=rows["run"].array))
 
 
 def tidy_from_scores(runs: StoredRuns, client: MlflowClient) -> tuple[pd.DataFrame, list[str]]:
@@ -109,7 +110,7 @@ def _with_cells(runs: StoredRuns, frame: pd.DataFrame) -> pd.DataFrame:
     """`frame` with the columns of each run's cell in front of its rows, one level for each factor."""
     levels = {run: json.loads(tags["levels"]) for run, tags in runs.tags.items()}
     factors = list(dict.fromkeys(name for found in levels.values() for name in found))
-    codes = pd.Categorical(frame.pop("mlflow"), categories=list(runs.tags)).codes
+    codes = frame.pop("mlflow").astype(pd.CategoricalDtype(list(runs.tags))).cat.codes.to_numpy()
     cells = pd.DataFrame(
         {
             "study": [tags["study"] for tags in runs.tags.values()],
@@ -139,7 +140,7 @@ def _from_server(
             rows += [(run.info.run_id, name, value) for name, value in run.data.metrics.items()]
         token = page.token
         if not token:
-            return tags, artifacts, pd.DataFrame(rows, columns=["run", "name", "value"])
+            return tags, artifacts, _metrics(rows)
 
 
 def _from_database(
@@ -170,12 +171,18 @@ def _from_database(
             )
     finally:
         engine.dispose()
-    columns: Iterable[Any] = zip(*found, strict=True) if found else ((), (), ())
-    run_column, name_column, value_column = columns
-    metrics = pd.DataFrame(
-        {"run": run_column, "name": name_column, "value": np.array(value_column, dtype=np.float64)}, copy=False
-    )
-    return tags, artifacts, metrics
+    return tags, artifacts, _metrics(found)
+
+
+def _metrics(rows: list[Any]) -> pd.DataFrame:
+    """Rows of run, name and value as columns; a run and a name stand in many of them, so as categories."""
+    columns: dict[str, Any] = {}
+    for position, column in enumerate(("run", "name")):
+        index: dict[str, int] = {}
+        codes = np.fromiter((index.setdefault(row[position], len(index)) for row in rows), np.int32, len(rows))
+        columns[column] = pd.Categorical.from_codes(codes, pd.Index(list(index)))
+    values = (math.nan if row[2] is None else row[2] for row in rows)
+    return pd.DataFrame(columns | {"value": np.fromiter(values, np.float64, len(rows))})
 
 
 def _task_and_language(name: str) -> tuple[str, str, str] | None:

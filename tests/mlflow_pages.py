@@ -1,12 +1,12 @@
 """MLflow's pages of a work folder in headless Chromium: for the tests of them, and for the picture in the README
-(`python tests/mlflow_pages.py HOME sweeps/pictures`)."""
+(`python tests/mlflow_pages.py HOME sweeps/pictures/mlflow_runs.png`)."""
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WAIT_MS = 60_000
@@ -31,15 +33,13 @@ def served(home: Path) -> Iterator[str]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "sweeps", "ui", "--home", str(home), "--port", str(port), "--no-browser"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True, cwd=home
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=home)
     try:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("MLflow is starting")
         yield next(link[1] for line in process.stdout if (link := re.match(r"  \w+: (http\S+)", line)))
     finally:
-        os.killpg(process.pid, signal.SIGINT)
+        process.terminate()  # as Ctrl-C
         process.wait(timeout=60)
 
 
@@ -75,17 +75,14 @@ def compare(page: Any, rows: Any, numbers: tuple[int, ...]) -> None:
     page.locator(".parcoords, .js-plotly-plot").first.wait_for()
 
 
-def write_pictures(home: Path, folder: Path) -> None:
-    """`mlflow_runs.png`, the experiment page, and `mlflow_compare.png`, four runs compared."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_picture(home: Path, path: Path) -> None:
+    """The experiment page of the study that was launched last, in few colours to keep the file small."""
     with served(home) as address, browser_page(width=1300, height=640) as page:
-        rows = open_runs(page, address)
-        page.get_by_text("You're viewing a shared view").locator("xpath=ancestor::div[@role='alert'][1]").wait_for()
-        page.screenshot(path=folder / "mlflow_runs.png")
-        compare(page, rows, (0, 3, 6, 9))
-        page.wait_for_timeout(2000)  # the plot is drawn in steps
-        page.screenshot(path=folder / "mlflow_compare.png")
+        open_runs(page, address)
+        picture = page.screenshot()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.open(io.BytesIO(picture)).convert("RGB").quantize(96).save(path, optimize=True)
 
 
 if __name__ == "__main__":
-    write_pictures(Path(sys.argv[1]).resolve(), Path(sys.argv[2]))
+    write_picture(Path(sys.argv[1]).resolve(), Path(sys.argv[2]))

@@ -188,6 +188,26 @@ def test_datasets_usage_and_tables_of_a_run(home: Path, monkeypatch: pytest.Monk
     assert set(scores["language"]) == {"en", "de", "sw"} and {"score", "fidelity", "items"} <= set(scores)
 
 
+def test_optunas_dashboard_shows_the_trials_of_a_study(home: Path) -> None:
+    pytest.importorskip("optuna_dashboard")
+    assert work_alone(home, fake_study(seeds=(0,))).is_complete
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "sweeps", "ui", "--optuna", "--no-browser", "--port", str(port)]
+    process = subprocess.Popen([*command, "--home", str(home)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        said = [process.stdout.readline() for _ in range(2)]
+        assert said[0].startswith("Optuna's dashboard is starting") and f"127.0.0.1:{port}/dashboard" in said[1]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=30) as answer:
+            (study,) = json.load(answer)["study_summaries"]
+        assert study["study_name"] == "fake"
+    finally:
+        process.terminate()
+        assert process.wait(timeout=60) == 0
+
+
 def test_the_gpus_that_a_worker_may_use_are_numbered_as_it_sees_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
