@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -177,6 +178,7 @@ def main() -> None:
     parser.add_argument("--only", default="cell,metrics,read", help="which of them (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=1000, help="runs of the study that is read (default: %(default)s)")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the cluster is stopped
     wanted, rows = options.only.split(","), []
     with postgres() as url:
         for store in ("SQLite", "PostgreSQL") if url else ("SQLite",):
