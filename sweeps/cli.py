@@ -27,11 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _launch(options: argparse.Namespace) -> int:
     from sweeps.launcher import launch
 
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal stops the workers like Ctrl-C does
-        signal.signal(number, interrupt)
+    _end_like_ctrl_c()  # a closed terminal stops the workers too
     outcome = launch(
         options.study,
         workers=options.workers,
@@ -44,10 +40,19 @@ def _launch(options: argparse.Namespace) -> int:
         cluster_options=options.cluster_option,
         storage=options.storage,
         new_version=options.new_version,
+        log_models=options.log_models,
     )
     if outcome.interrupted:
         return 130
     return 0 if outcome.is_complete and outcome.results else 1
+
+
+def _end_like_ctrl_c() -> None:
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -126,11 +131,21 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    from lvlm.records import SCORES_FILE
     from sweeps.plan import Plan, find_place
     from sweeps.read import export
 
     place = find_place(options.study, options.home, options.overrides)
-    written = export(place, Plan.load(place))
+    if options.from_mlflow:
+        from sweeps.stored_runs import export_from_store
+
+        written, bare = export_from_store(place, options.study, overrides=options.overrides)
+        if bare:
+            print(
+                f"of {bare} runs no {SCORES_FILE} can be read from here: their metrics say the score alone, without n"
+            )
+    else:
+        written = export(place, Plan.load(place))
     print(f"{written.runs} of {written.planned} runs in {written.results}")
     if written.predictions:
         print(f"their per-item predictions in {written.predictions}")
@@ -180,10 +195,17 @@ def _cache(options: argparse.Namespace) -> int:
 
 
 def _ui(options: argparse.Namespace) -> int:
-    from sweeps.plan import find_home
-    from sweeps.server import serve
+    from sweeps.plan import find_home, find_place
+    from sweeps.server import launched, serve, serve_optuna
 
-    return serve(find_home(options.home), host=options.host, port=options.port)
+    home, browser = find_home(options.home), not options.no_browser
+    study = find_place(options.study, home) if options.study else None
+    _end_like_ctrl_c()
+    if not options.optuna:
+        return serve(home, study=study, host=options.host, port=options.port or 5000, browser=browser)
+    if study is None and not (places := launched(home)):
+        raise InputError(f"Nothing has been launched in {home}. Start with: python -m sweeps launch drivers")
+    return serve_optuna(study or places[0], host=options.host, port=options.port or 8080, browser=browser)
 
 
 def _new(options: argparse.Namespace) -> int:
@@ -295,6 +317,9 @@ def _command_line() -> CommandLine:
     sub.add_argument(
         "--new-version", action="store_true", help="go on although the study file was changed since its last launch"
     )
+    sub.add_argument(
+        "--log-models", action="store_true", help="keep the last model of every cell in MLflow, to be loaded from there"
+    )
     sub = add(
         "plan",
         _plan,
@@ -350,6 +375,9 @@ def _command_line() -> CommandLine:
         "export", _export, "write results, budget and predictions as tables from the finished runs", "export drivers"
     )
     add_overrides(sub, LAUNCHED_HELP)
+    sub.add_argument(
+        "--from-mlflow", action="store_true", help="from MLflow's store, on a machine that has no run folders"
+    )
     sub = add("attach", _attach, "put the study's report and effects onto its parent run in MLflow", "attach drivers")
     add_overrides(sub, LAUNCHED_HELP)
     sub = add(
@@ -374,9 +402,12 @@ def _command_line() -> CommandLine:
     sub.add_argument(
         "--force", action="store_true", help="also those that waiting cells need, which will train them again"
     )
-    sub = add("ui", _ui, "show the recorded runs in MLflow's pages", "ui --port 5001", study=False)
+    sub = add("ui", _ui, "show the recorded runs in MLflow's pages", "ui drivers --port 5001", study=False)
+    sub.add_argument("study", nargs="?", metavar="STUDY", help="which to open (default: the one launched last)")
+    sub.add_argument("--no-browser", action="store_true", help="open no browser (none is opened without a display)")
+    sub.add_argument("--optuna", action="store_true", help="Optuna's dashboard of the study instead, where installed")
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    sub.add_argument("--port", type=_whole("a port", 1, 65535), default=5000, help="port (default: %(default)s)")
+    sub.add_argument("--port", type=_whole("a port", 1, 65535), help="port (default: 5000, of Optuna's dashboard 8080)")
     sub = add("new", _new, "write a commented study file to start from", "new my_study", study=False)
     sub.add_argument("name", metavar="NAME", help="name of the study and its file")
     sub.add_argument("--folder", default=".", help="where to write it (default: here)")

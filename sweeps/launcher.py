@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,8 @@ from sweeps.progress import duration
 from sweeps.queue import MAX_ATTEMPTS, CellState, Queue, count
 from sweeps.read import export
 from sweeps.storage import StorageDown, choose_storage
-from sweeps.tracking import Tracker, database
+from sweeps.tracking import Tracker
+from sweeps.tracking_store import keep_uri, sqlite_file, tracking_uri
 from sweeps.worker import FAILURES_IN_A_ROW, load_runner
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def launch(
     new_version: bool = False,
     cluster: str | None = None,
     cluster_options: Sequence[str] = (),
+    log_models: bool = False,
 ) -> Outcome:
     """Run every cell of a study that is not done yet; launching again resumes.
 
@@ -77,7 +79,8 @@ def launch(
     BUDGET decides). Cells that failed by an error stay failed unless `retry_failed`; killed ones are taken up again
     from their checkpoint. `storage` is the URL of the database or proxy that keeps the trials (else LVLM_STORAGE, else
     a file in the study's folder). A study whose file was changed since its last launch is an error unless
-    `new_version`. Ctrl-C stops the workers and returns; a second one kills them.
+    `new_version`. With `log_models` MLflow keeps the last model of every cell, as a logged model that
+    `mlflow.pyfunc.load_model` loads. Ctrl-C stops the workers and returns; a second one kills them.
 
     With `cluster` (`slurm`) the workers are jobs, which `cluster_options` (`key=value`) say more about; they run on
     after Ctrl-C, and launching again counts those that are still there.
@@ -88,6 +91,7 @@ def launch(
     began = time.time()
     load_runner(runner)
     plan = make_plan(study, budget=budget, overrides=overrides, runner=runner, meter=Meter(find_home(home)))
+    plan = replace(plan, log_models=log_models)
     place = plan.place(home)
     check_source(plan, place)
     if not new_version:
@@ -106,6 +110,7 @@ def launch(
     queue = Queue(plan, kept)
     queue.states()  # raises for a storage that does not answer, before anything is written
     kept.save()
+    keep_uri(place.home)
     plan.save(place)
     queue.add_missing()
     queue.reap()
@@ -313,6 +318,6 @@ def _finish(
         say(f"The results were not written. {trouble}", markup=False)
     if results is not None:
         say(f"Results: {results}\nReport:  python -m ablations report {plan.command}{place.home_option}", markup=False)
-    if database(place.home).is_file():
+    if (file := sqlite_file(tracking_uri(place.home))) is None or file.is_file():
         say(f"MLflow:  python -m sweeps ui{place.home_option}", markup=False)
     return outcome

@@ -109,6 +109,8 @@ class Plan:
     """What every arm sees as much of as the baseline: samples, llm_tokens, images or flops."""
     tells_apart: list[str] = field(default_factory=list, compare=False)
     """What the design can tell apart and what is confounded with what, in lines."""
+    log_models: bool = field(default=False, compare=False)
+    """Whether the tracker keeps each cell's last model."""
 
     @property
     def arms(self) -> list[str]:
@@ -129,7 +131,8 @@ class Plan:
         """What to paste to go on with this plan; a home other than the default comes behind it."""
         budget = "" if self.budget == "default" else f" --budget {self.budget}"
         runner = "" if self.runner == DEFAULT_RUNNER else f" --runner {shlex.quote(self.runner)}"
-        return f"python -m sweeps launch {self.command}{budget}{runner}"
+        models = " --log-models" if self.log_models else ""
+        return f"python -m sweeps launch {self.command}{budget}{runner}{models}"
 
     def place(self, home: str | Path | None = None) -> Place:
         """Where this plan is carried out."""

@@ -33,7 +33,7 @@ UNNAMED_SECONDS = 10.0
 MAX_ATTEMPTS = 10
 """A cell whose workers are killed this often (out of memory?) is left alone until the next launch."""
 
-State = Literal["waiting", "running", "done", "failed"]
+State = Literal["waiting", "running", "done", "failed", "pruned"]
 Order = Callable[[list[PlannedCell]], list[PlannedCell]]
 
 
@@ -268,7 +268,7 @@ class Queue:
 
 def count(states: Iterable[CellState]) -> dict[State, int]:
     """How many cells stand how."""
-    numbers: dict[State, int] = {"waiting": 0, "running": 0, "done": 0, "failed": 0}
+    numbers: dict[State, int] = {"waiting": 0, "running": 0, "done": 0, "failed": 0, "pruned": 0}
     for state in states:
         numbers[state.state] += 1
     return numbers

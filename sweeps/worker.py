@@ -29,6 +29,7 @@ from sweeps.queue import BEAT_SECONDS, CellState, Claim, Queue
 from sweeps.stages import in_training, without_waiting
 from sweeps.storage import StorageDown
 from sweeps.tracking import Tracker
+from sweeps.usage import Usage
 
 EXIT_DONE, EXIT_STOPPED, EXIT_DISK_FULL, EXIT_FENCED, EXIT_INTERRUPTED = 0, 3, 4, 75, 130
 FAILURES_IN_A_ROW = 3
@@ -116,12 +117,15 @@ class Worker:
         try:
             # The tracker comes before COMPLETE, so that a crash in between is mended by the next attempt.
             with _Heartbeat(self.queue, claim):
+                if not found:
+                    self.tracker.begin(cell)
                 result = self._result(cell)
                 error = None if isinstance(result, RunRecord) else result.message
                 self._track(cell, CellState("done" if error is None else "failed", error=error))
         except (Interrupted, KeyboardInterrupt, DiskFull):
             with contextlib.suppress(StorageDown):  # the cell is then taken for one whose worker was killed
                 self.queue.release(claim)
+            self.tracker.interrupt(cell)
             raise
         if isinstance(result, RunRecord):
             score = result.scores.get(self.plan.primary, math.nan)
@@ -180,7 +184,8 @@ class Worker:
             self._runner = load_runner(self.plan.runner)
         config = shared_features(cell.run_config())
         options = {"spare_stages": self._needed_stages} if self.plan.runner == DEFAULT_RUNNER else {}
-        return self._runner(config, folder, home=self.place.home, on_progress=self._listener(folder), **options)
+        with Usage(folder):
+            return self._runner(config, folder, home=self.place.home, on_progress=self._listener(folder), **options)
 
     def _listener(self, folder: Path) -> Callable[[Mapping[str, Any]], None]:
         tell = ProgressFile(folder)

@@ -79,7 +79,8 @@ def write_run(config: RunConfig, folder: Path, *, languages: tuple[str, ...] = L
     folder.mkdir(parents=True, exist_ok=True)
     score = 50.0 + config.seed + 10 * (config.model.tiles - 1)
     write_text(folder / CONFIG_FILE, to_yaml(config))
-    write_json(folder / PLAN_FILE, {"stages": ["pretrain", "instruct"]})
+    mix = [{"corpus": "shapes", "language": code, "samples": 16, "cut_samples": 0} for code in languages]
+    write_json(folder / PLAN_FILE, {stage: {"stage": stage, "mix": mix} for stage in ("pretrain", "instruct")})
     rows = [
         {"stage": stage, "step": step, "samples": 16 * step, "loss": 1 / step, "tokens_per_second": 1000.0, "lr": 1e-3}
         for stage in ("pretrain", "instruct")
@@ -101,11 +102,16 @@ def write_run(config: RunConfig, folder: Path, *, languages: tuple[str, ...] = L
             "score/en": score,
             "score/T1": score,
             "score/multilingual": score,
+            "fidelity/multilingual": 100.0 - score,
             "vqa/en": score,
             "vqa/multilingual": score,
         },
         budget={"samples": 96.0, "seconds": 1.0},
-        provenance={"git_commit": "c0ffee", "backbones": {"tower": "1234"}},
+        provenance={
+            "git_commit": "c0ffee",
+            "backbones": {"tower": "1234"},
+            "plan_hashes": {"pretrain": "0123", "instruct": "4567"},
+        },
         tags=list(config.tags),
     )
     record.save(folder)

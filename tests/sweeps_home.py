@@ -14,7 +14,7 @@ import pytest
 from sweeps.launcher import Outcome, launch
 from sweeps.planner import make_plan
 from sweeps.queue import Queue
-from sweeps.tracking import connect, database
+from sweeps.tracking_store import connect, database
 from sweeps.worker import Worker
 from tests.sweeps_fakes import CALLS, RUNNER
 

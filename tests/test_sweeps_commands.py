@@ -120,6 +120,7 @@ def test_attach_takes_what_the_report_wrote(tmp_path: Path, monkeypatch: pytest.
         (["launch", "drivers", "--runner", "lvlm.records:RECORD_FILE"], "no function"),
         (["export", "drivers"], "Nothing has been launched"),
         (["ui"], "no recorded runs"),
+        (["ui", "--optuna"], "Nothing has been launched"),
         (["attach", "drivers"], "There is no report"),
         (["new", "My Study"], "lower-case"),
         (["new", "drivers"], "comes with the toolkit"),
@@ -172,6 +173,15 @@ def test_a_plan_of_another_version_is_named(tmp_path: Path, capsys: pytest.Captu
         assert main(["status", "fake", "--home", str(tmp_path)]) == 2
         said = capsys.readouterr().err
         assert str(place.current_plan) in said and "another version" in said
+
+
+def test_a_dashboard_that_is_not_installed_is_one_paragraph(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(tmp_path)
+    monkeypatch.setitem(sys.modules, "optuna_dashboard", None)
+    assert main(["ui", "--optuna", "--home", str(tmp_path)]) == 2
+    assert "pip install optuna-dashboard" in capsys.readouterr().err
 
 
 def test_attaching_without_mlflow_is_one_paragraph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

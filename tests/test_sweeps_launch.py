@@ -28,7 +28,7 @@ from sweeps.plan import Place
 from sweeps.planner import make_plan
 from sweeps.queue import CellState, Queue
 from sweeps.storage import Trials
-from sweeps.tracking import connect
+from sweeps.tracking_store import connect
 from sweeps.worker import Worker
 from tests import sweeps_home
 from tests.sweeps_fakes import RUNNER, fake_study
