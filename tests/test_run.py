@@ -49,7 +49,8 @@ def first(corpus: Path, home: Path) -> tuple[RunConfig, RunRecord]:
 def test_a_run_leaves_its_record(first: tuple[RunConfig, RunRecord], home: Path) -> None:
     config, record = first
     folder = Path(record.folder)
-    names = {"config.yaml", "plan.json", "curve.jsonl", "scores.parquet", "predictions.parquet", "record.json", ".lock"}
+    names = {"config.yaml", "plan.json", "stages.json", "curve.jsonl", "scores.parquet", "predictions.parquet"}
+    names |= {"record.json", ".lock"}
     assert {path.name for path in folder.iterdir()} == names
     assert load_config(folder / "config.yaml") == config
     assert RunRecord.load(folder) == record
