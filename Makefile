@@ -40,7 +40,7 @@ ui: setup
 	@$(BIN)/python -m sweeps ui
 
 bench: setup
-	@for file in throughput overhead memory startup rendering decoding evaluation mix_scale; do $(BIN)/python tests/bench/$$file.py || exit 1; done
+	@for file in throughput overhead memory startup rendering decoding evaluation mix_scale tracking; do $(BIN)/python tests/bench/$$file.py || exit 1; done
 	@test ! -e runs/studies/drivers/results.parquet || $(BIN)/python tests/bench/sharing.py
 
 clean:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ablations.contrasts import Effect, effects, interaction, main_effect
-    from ablations.designs import FullGrid, KeepInteraction, OneAtATime
+    from ablations.designs import (
+        FractionalFactorial,
+        FullGrid,
+        GeneralizedSubset,
+        KeepInteraction,
+        OneAtATime,
+        SpaceFilling,
+    )
     from ablations.factors import Factor
     from ablations.studies import Arm, Cell, Expectation, Study, list_studies, load_study
     from ablations.table import Results, load_results
@@ -21,10 +28,13 @@ __all__ = [
     "Effect",
     "Expectation",
     "Factor",
+    "FractionalFactorial",
     "FullGrid",
+    "GeneralizedSubset",
     "KeepInteraction",
     "OneAtATime",
     "Results",
+    "SpaceFilling",
     "Study",
     "effects",
     "interaction",
@@ -36,7 +46,8 @@ __all__ = [
 
 # No name here is also that of a module of this package: importing that module would put it in the name's place.
 _HOME = {
-    **dict.fromkeys(("FullGrid", "KeepInteraction", "OneAtATime"), "designs"),
+    **dict.fromkeys(("FractionalFactorial", "FullGrid", "GeneralizedSubset"), "designs"),
+    **dict.fromkeys(("KeepInteraction", "OneAtATime", "SpaceFilling"), "designs"),
     **dict.fromkeys(("Arm", "Cell", "Expectation", "Study", "list_studies", "load_study"), "studies"),
     **dict.fromkeys(("Results", "load_results"), "table"),
     **dict.fromkeys(("Effect", "effects", "interaction", "main_effect"), "contrasts"),

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ablations.factors import Level
+from ablations.factors import Factor, Level
 from ablations.intervals import Interval, over_seeds, two_way
 from ablations.outcomes import DERIVED, GROUP_ORDER
 from ablations.studies import Expectation
@@ -324,7 +324,7 @@ def _arms_beside(results: Results, changes: Sequence[Change]) -> list[tuple[str,
     others = [factor for factor in study.factors if factor.name not in names]
     changed = [factor for factor in study.factors if factor.name in names]
     corners = list(product(*(((name, level), (name, against)) for name, level, against in changes)))
-    beside = list(product(*([(factor.name, level) for level in factor.levels] for factor in others)))
+    beside = _beside(results, others)
     every = [tuple(study.arm(dict((*levels, *corner))).label for corner in corners) for levels in beside]
     different = [arms for arms in every if len(set(arms)) == len(corners)]
     if not different:
@@ -333,7 +333,8 @@ def _arms_beside(results: Results, changes: Sequence[Change]) -> list[tuple[str,
     present = set(results.table["arm"].unique())
     seen = results.arms()
     run = [
-        [(factor.name, level) for level in factor.levels if (seen[factor.name] == level).any()] for factor in changed
+        [(factor.name, level) for level in results.levels_of(factor) if (seen[factor.name] == level).any()]
+        for factor in changed
     ]
     shared = {
         labels
@@ -341,6 +342,16 @@ def _arms_beside(results: Results, changes: Sequence[Change]) -> list[tuple[str,
         if present.issuperset(study.arm(dict((*levels, *corner))).label for corner in product(*run))
     }
     return [arms for arms in dict.fromkeys(different) if arms in shared and present.issuperset(arms)]
+
+
+def _beside(results: Results, factors: Sequence[Factor]) -> list[tuple[tuple[str, Level], ...]]:
+    """Every combination of levels of these factors, as (name, level) pairs; those with a range together as they have
+    runs."""
+    ranged = [factor.name for factor in factors if factor.is_continuous]
+    runs = results.arms()[ranged].drop_duplicates().to_dict("records") if ranged else [{}]
+    places = [tuple((str(name), level) for name, level in run.items() if pd.notna(level)) for run in runs]
+    levels = [[(factor.name, level) for level in factor.levels] for factor in factors if not factor.is_continuous]
+    return [(*place, *combination) for place, combination in product(dict.fromkeys(places), product(*levels))]
 
 
 def _by_language(wide: pd.DataFrame, group: str) -> NDArray[np.float64]:

@@ -1,16 +1,17 @@
-"""A factor: one field of the run config and the levels it takes. Study files declare them.
+"""A factor: one field of the run config and the levels or the range it takes. Study files declare them.
 
 `designs`, `table` and `sweeps` read them.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lvlm.config import RunConfig, check_path, make_config, set_value
+from lvlm.config import RunConfig, check_path, make_config, numeric_type, set_value
 from lvlm.errors import InputError
 from lvlm.languages import GROUP_FORMS, group_languages, is_group
 
@@ -28,13 +29,18 @@ RESERVED = frozenset({"study", "arm", "seed", "run", "task", "language", "tier",
 class Factor:
     """What varies: `path` is a dotted field of the run config, `name` its short name in tables and in MLflow.
 
+    It takes `levels`, or any number from the first to the last of a `range`, in which a design places points: evenly,
+    or with `log` evenly in the logarithm. The range of a field of whole numbers has whole ends.
+
     `labels` are short texts for figures. `requires` names the levels of other factors under which this one means
     anything (`{"languages": ("T5", "all")}`): in every other arm it is None and the arm appears once.
     """
 
     name: str
     path: str
-    levels: tuple[Level, ...]
+    levels: tuple[Level, ...] = ()
+    range: tuple[float, float] | None = None
+    log: bool = False
     labels: Mapping[Level, str] = field(default_factory=dict)
     requires: Mapping[str, tuple[Level, ...]] = field(default_factory=dict)
 
@@ -49,17 +55,82 @@ class Factor:
         except InputError as error:
             raise InputError(f"factor '{self.name}': {error}") from error
         object.__setattr__(self, "levels", tuple(self.levels))
-        if len(set(map(repr, self.levels))) != len(self.levels) or len(self.levels) < 2:
+        if self.range is not None:
+            self._check_range()
+        elif self.log:
+            raise InputError(f"factor '{self.name}': log says how points lie in a range, and it has none.")
+        elif len(set(map(repr, self.levels))) != len(self.levels) or len(self.levels) < 2:
             raise InputError(f"factor '{self.name}' needs at least two different levels, given: {self.levels!r}.")
         for level in self.levels:
             if not isinstance(level, str | int | float | bool | None):
                 raise InputError(
                     f"factor '{self.name}': a level is a text, a number, true, false or None, not {level!r}."
                 )
-        if unknown := [level for level in self.labels if level not in self.levels]:
+        if unknown := [level for level in self.labels if not self.has(level)]:
             raise InputError(
-                f"factor '{self.name}' has labels for {unknown!r}, which are not among its levels {self.levels!r}."
+                f"factor '{self.name}' has labels for {unknown!r}, which are not among its levels ({self.said()})."
             )
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether it has a range instead of levels."""
+        return self.range is not None
+
+    def has(self, level: Level) -> bool:
+        """Whether this is one of its levels, or lies in its range."""
+        if self.range is None:
+            return level in self.levels
+        if isinstance(level, bool) or not isinstance(level, int | float) or not math.isfinite(level):
+            return False
+        return self.range[0] <= level <= self.range[1] and (not self._is_whole or level == int(level))
+
+    def said(self) -> str:
+        """Its levels or its range, for a message."""
+        return repr(self.levels) if self.range is None else f"numbers from {self.range[0]} to {self.range[1]}"
+
+    def at(self, share: float) -> Level:
+        """What lies `share` (from 0 up to 1, 1 itself not) of the way through the levels or the range: levels in equal
+        parts, numbers to about a thousandth of the range."""
+        if self.range is None:
+            return self.levels[int(share * len(self.levels))]
+        low, high = self.range
+        end = high + 1 if self._is_whole else high
+        x = math.exp(math.log(low) + share * math.log(end / low)) if self.log else low + share * (end - low)
+        if self._is_whole:
+            return min(int(x), int(high))
+        rounded = float(f"{x:.3g}") if self.log else round(x, 3 - math.floor(math.log10(high - low)))
+        return min(max(rounded, low), high)
+
+    def scaled(self, number: float) -> float:
+        """Where a number lies in the range, from -1 to 1; in the logarithm with `log`."""
+        assert self.range is not None
+        low, high, x = (math.log(one) if self.log else one for one in (*self.range, number))
+        return (2 * x - low - high) / (high - low)
+
+    @property
+    def _is_whole(self) -> bool:
+        return numeric_type(self.path) is int
+
+    def _check_range(self) -> None:
+        assert self.range is not None
+        if self.levels:
+            raise InputError(f"factor '{self.name}': give levels or a range, not both.")
+        kind = numeric_type(self.path)
+        if kind is None:
+            raise InputError(
+                f"factor '{self.name}': a range needs a field that is a number, which '{self.path}' is not."
+            )
+        ends = tuple(self.range)
+        numbers = [end for end in ends if isinstance(end, int | float) and not isinstance(end, bool)]
+        if len(numbers) != 2 or len(ends) != 2 or not -math.inf < numbers[0] < numbers[1] < math.inf:
+            raise InputError(
+                f"factor '{self.name}': a range is a lower and a higher number, as in (0.01, 0.99), not {self.range!r}."
+            )
+        if kind is int and any(number != int(number) for number in numbers):
+            raise InputError(f"factor '{self.name}': '{self.path}' holds whole numbers; so do the ends of its range.")
+        if self.log and numbers[0] <= 0:
+            raise InputError(f"factor '{self.name}': a range with log begins above 0, not at {numbers[0]}.")
+        object.__setattr__(self, "range", (kind(numbers[0]), kind(numbers[1])))
 
     def label(self, level: Level) -> str:
         """The short text of a level."""

@@ -30,6 +30,7 @@ class Origin:
     budget: str
     overrides: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
+    held_equal: str = "samples"
     git_commits: tuple[str, ...] = ()
     backbones: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -61,6 +62,7 @@ class Origin:
             ("budget", self.budget),
             ("overrides", " ".join(self.overrides) or "none"),
             ("seeds", ", ".join(map(str, self.seeds))),
+            ("held equal in every arm", self.held_equal.replace("_", " ")),
             ("version of the plan", self.version),
             ("code (git commit)", ", ".join(self.git_commits) + several or "not recorded"),
             *((f"backbone: {part}", self._draws(prints)) for part, prints in self.backbones.items()),

@@ -108,6 +108,8 @@ def interaction_map(
     Combinations without runs stay blank.
     """
     down, across = _factor(results, rows), _factor(results, columns)
+    if ranges := [factor.name for factor in (down, across) if factor.is_continuous]:
+        raise InputError(f"A map has levels on both sides, and '{ranges[0]}' has a range.")
     with plt.rc_context(STYLE | {"axes.grid": False}):
         size = (1.9 + 0.98 * len(across.levels) * len(in_groups), 1.9 + 0.62 * len(down.levels))
         figure, axes = plt.subplots(1, len(in_groups), figsize=size, squeeze=False, sharey=True, layout="constrained")
@@ -323,7 +325,8 @@ def _title(name: str) -> str:
 
 
 def _level_label(results: Results, factor: Factor, arm: str) -> str:
-    text = _short(factor, next(one for one in factor.levels if results.label({factor.name: one}) == arm))
+    levels = results.levels_of(factor)
+    text = _short(factor, next(one for one in levels if results.label({factor.name: one}) == arm))
     return textwrap.fill(text, 13) + ("\n(baseline)" if arm == results.baseline else "")
 
 

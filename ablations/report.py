@@ -199,7 +199,7 @@ def _effects(results: Results) -> list[str]:
             english_against_multilingual(results, arms=one_factor_arms(results)), "English against the other languages"
         )
     )
-    if {"languages", "english_share"} <= {factor.name for factor in results.study.factors}:
+    if {"languages", "english_share"} <= {factor.name for factor in results.study.factors if factor.levels}:
         tiers = [tier for tier in reversed(GROUP_ORDER) if tier in set(results.table["tier"])][:1]
         parts.append(_image(interaction_map(results, in_groups=("multilingual", *tiers)), "Interaction map"))
     parts.append("<h2>Effects against the baseline</h2>")
@@ -223,7 +223,7 @@ def _combined(results: Results) -> list[str]:
         return []
     lowest = [tier for tier in reversed(GROUP_ORDER) if tier in set(results.table["tier"])][:1]
     names = list(dict.fromkeys(["en", *lowest, *(["multilingual"] if lowest != ["en"] else [])]))
-    known = {factor.name: factor for factor in study.factors}
+    known = {factor.name: factor for factor in study.factors if factor.levels}  # of a range no level need repeat
     changes = {
         name: [(name, level, study.baseline[name]) for level in factor.levels if level != study.baseline[name]]
         for name, factor in known.items()
@@ -333,7 +333,7 @@ def _budget(results: Results) -> list[str]:
 
 def _words(name: str) -> str:
     return {
-        "llm_tokens": "LLM tokens", "trainable_parameters": "parameters that learn",
+        "llm_tokens": "LLM tokens", "flops": "FLOPs", "trainable_parameters": "parameters that learn",
         "train_seconds": "seconds of training", "seconds": "seconds of the run",
     }.get(name, name)  # fmt: skip
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ablations.factors import Level
+from ablations.factors import Factor, Level
 from ablations.origin import Origin as Origin  # for `sweeps`, which sees no other module than this one
 from ablations.origin import declared
 from ablations.studies import Cell, Expectation, Study, list_studies, load_study, results_name
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 RESULTS_FILE = "results.parquet"
 BUDGET_FILE = "budget.csv"  # what every finished run was spent on: run, arm, seed and `BUDGET_COLUMNS`
-BUDGET_COLUMNS = ("samples", "llm_tokens", "images", "views", "trainable_parameters", "train_seconds", "seconds")
+BUDGET_COLUMNS = (
+    "samples", "llm_tokens", "images", "views", "flops", "trainable_parameters", "train_seconds", "seconds",
+)  # fmt: skip
 REPORT_FILES = ("report.html", "effects.csv", "verdicts.csv")
 """What the report of a study writes beside its table: the page, all effects, the verdicts."""
 PICTURE_FILE = "by_{}.png"  # and one picture for each factor
@@ -194,14 +196,21 @@ class Results:
             return arm
         return self.known_study("Name arms by label, not by levels.").arm(arm).label
 
+    def levels_of(self, factor: Factor) -> tuple[Level, ...]:
+        """The levels of a factor, in order; of one with a range those that have runs."""
+        if factor.range is None:
+            return factor.levels
+        kind = type(factor.range[0])  # a column that has gaps holds whole numbers as others
+        return tuple(sorted(kind(number) for number in self.table[factor.name].dropna().unique()))
+
     def margin(self, factor: str) -> list[str]:
         """Labels of the arms with results that differ from the baseline in this factor only, by its levels."""
         study = self.known_study("Without it nobody knows the levels of a factor: compare arms by label.")
-        levels = {known.name: known.levels for known in study.factors}
-        if factor not in levels:
-            raise InputError(f"'{factor}' is not a factor of study '{self.name}'; factors: {', '.join(levels)}.")
+        known = {one.name: one for one in study.factors}
+        if factor not in known:
+            raise InputError(f"'{factor}' is not a factor of study '{self.name}'; factors: {', '.join(known)}.")
         present = set(self.table["arm"])
-        labels = dict.fromkeys(study.arm({factor: level}).label for level in levels[factor])
+        labels = dict.fromkeys(study.arm({factor: level}).label for level in self.levels_of(known[factor]))
         return [label for label in labels if label in present]  # one, where the factor does not apply to the baseline
 
     def short_label(self, arm: str) -> str:

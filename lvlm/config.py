@@ -9,7 +9,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from types import NoneType, UnionType
+from typing import Annotated, Any, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -20,7 +21,7 @@ from lvlm.settings import AnySettings, ComputeConfig, EvaluateConfig, Label, Mod
 
 FREE_COMPUTE = (
     "micro_batch_tokens", "packing", "gradient_checkpointing", "strategy", "loader_workers", "feature_cache",
-    "feature_cache_gib", "evaluate_batch", "checkpoint_every",
+    "feature_cache_gib", "stage_cache_gib", "evaluate_batch", "checkpoint_every",
 )  # fmt: skip
 """Compute settings about memory and speed: they move no more than the last bits of a result, so they are no part of a
 cell's identity, and an unfinished run may be resumed with other values of them."""
@@ -133,6 +134,22 @@ def check_path(path: str) -> None:
     if model is None or parts[-1] not in model.model_fields:
         known = flat_fields()
         raise InputError(f"'{path}' is not a field of the run config. The nearest fields are: {nearest(path, known)}.")
+
+
+def numeric_type(path: str) -> type[int] | type[float] | None:
+    """What a dotted field of `RunConfig` takes where that is one number (or None): `int` or `float`."""
+    *parents, last = path.split(".")
+    model = _model_at(parents)
+    assert model is not None
+    kinds = {kind for kind in _plain_types(model.model_fields[last].annotation) if kind is not NoneType}
+    return int if kinds == {int} else float if kinds == {float} else None
+
+
+def _plain_types(annotation: Any) -> Iterable[Any]:
+    """The alternatives of an annotation, without what is said about them."""
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for part in get_args(annotation) for kind in _plain_types(part)]
+    return _plain_types(get_args(annotation)[0]) if get_origin(annotation) is Annotated else [annotation]
 
 
 def flat_fields(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from lvlm.errors import InputError
 
-AFTER_THE_FIRST = 5.0
+AFTER_THE_FIRST = 20.0
 """Seconds by which a process other than the first holds back its error: most often all have the same, and the launcher
 ends the others when one ends."""
 STARTS_AGAIN = 75

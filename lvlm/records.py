@@ -22,6 +22,8 @@ PREDICTIONS_FILE = "predictions.parquet"  # one row per item
 CURVE_FILE = "curve.jsonl"  # one JSON object per logged step: stage, step, samples, and numbers
 TRAINER_VERSION = 5
 """Raised when a change to the trainer changes its numbers, so that old stages and cells are not taken for new ones."""
+STAGES_FILE = "stages.json"  # stage -> key of the trained stage that the run takes, as soon as it is known
+STAGE_FILE = "stage.json"  # in the folder of a stage, written last: its presence says that the stage is trained
 RECORD_FILE = "record.json"  # written last: its presence says that the run is finished
 
 SCORE_COLUMNS = ("task", "language", "metric", "value", "n")

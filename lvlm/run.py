@@ -4,7 +4,7 @@ by notebooks."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from lvlm.records import (
     PREDICTIONS_FILE,
     RECORD_FILE,
     SCORES_FILE,
+    STAGES_FILE,
     TRAINER_VERSION,
     RunRecord,
     write_json,
@@ -54,14 +55,16 @@ def run(
     *,
     home: str | Path | None = None,
     on_progress: Callable[[dict[str, Any]], None] | None = None,
+    spare_stages: Callable[[], Collection[str]] = tuple,
 ) -> RunRecord:
     """Train the stages of `config`, evaluate the last model, and leave the record in `folder`.
 
     A finished folder is returned without computing; an interrupted one continues where its last checkpoint stands.
     Stages that another run with the same `home` has trained are taken from there. `on_progress` receives a dict for
-    every step, validation and phase; raising from it stops the run, which can be resumed. Raises `InputError` if the
-    folder belongs to another configuration, or is finished and its backbones or corpora have changed since, and
-    `Diverged` if the loss is no longer finite.
+    every step, validation and phase; raising from it stops the run, which can be resumed (a step that it is told of is
+    saved first). `spare_stages` names the keys of stages that `compute.stage_cache_gib` must not remove, beside those
+    in use. Raises `InputError` if the folder belongs to another configuration, or is finished and its backbones or
+    corpora have changed since, and `Diverged` if the loss is no longer finite.
     """
     folder, home = Path(folder), Path(home or default_home()).resolve()
     phases = Phases()
@@ -91,7 +94,7 @@ def run(
                 notes = check_same_config(folder, config)  # again: the one that was waited for may have begun here
                 if done:
                     return _finished(folder, config, silent=not main)
-                record = _Run(config, folder, home, machinery, reporter, phases, ahead).run(notes)
+                record = _Run(config, folder, home, machinery, reporter, phases, ahead, spare_stages).run(notes)
                 if main:
                     record.save(folder)
                 machinery.accelerator.wait_for_everyone()
@@ -150,6 +153,7 @@ class _Run:
         reporter: Reporter,
         phases: Phases,
         ahead: DataAhead,
+        spare_stages: Callable[[], Collection[str]],
     ) -> None:
         self.config = config
         self.folder = folder
@@ -158,6 +162,7 @@ class _Run:
         self.reporter = reporter
         self.phases = phases
         self.ahead = ahead
+        self.spare_stages = spare_stages
         self.main = compute.accelerator.is_main_process
         self.corpora: dict[str, Corpus] = {}
         self.stages: dict[str, Stage] = {}
@@ -165,6 +170,13 @@ class _Run:
 
     def run(self, notes: list[str]) -> RunRecord:
         """All phases; returns the record, which the caller writes last."""
+        try:
+            return self._run(notes)
+        finally:
+            for stage in self.stages.values():
+                stage.release()
+
+    def _run(self, notes: list[str]) -> RunRecord:
         self._prepare()
         self.reporter.say(f"{self.config.name}: {self.compute.line()}")
         if self.main:  # from here on the folder belongs to this configuration
@@ -201,7 +213,9 @@ class _Run:
                 self.config.model, seed=self.config.seed, precision=self.compute.precision
             )
             self.encoder = SampleEncoder(self.processor)
-            self.training = StageTraining(self.config, self.home, self.compute, self.reporter, self.phases)
+            self.training = StageTraining(
+                self.config, self.home, self.compute, self.reporter, self.phases, self.spare_stages
+            )
         with self.phases("data"):
             self.batches = {name: self._batches(name) for name in self.config.stages()}
             self.reporter.samples = {name: len(batches.plan.order) for name, batches in self.batches.items()}
@@ -240,7 +254,9 @@ class _Run:
         """Have the stage trained, here or by whoever was first, and its model in memory."""
         from lvlm.model.checkpoints import load
 
-        stage = self._stage(name)
+        stage = self.stages[name] = self._stage(name)
+        if self.main:
+            write_json(self.folder / STAGES_FILE, {name: stage.key for name, stage in self.stages.items()})
         trained_here = False
 
         def train() -> Mapping[str, Any]:
@@ -272,7 +288,7 @@ class _Run:
                     precision=self.compute.precision,
                 )
                 self.model.to(self.compute.device)
-        self.stages[name], self.results[name] = stage, {**result, "trained_here": trained_here}
+        self.results[name] = {**result, "trained_here": trained_here}
 
     def _stage(self, name: str) -> Stage:
         """The stage in the cache, keyed by all that it depends on."""
@@ -409,9 +425,10 @@ class _Run:
         time of this run."""
         budget: dict[str, float] = {"seconds": seconds}
         for name, result in self.results.items():
-            for field in ("samples", "llm_tokens", "supervised_tokens", "images", "views"):
-                budget[field] = budget.get(field, 0) + result["spent"][field]
-                budget[f"{name}/{field}"] = result["spent"][field]
+            for field in ("samples", "llm_tokens", "supervised_tokens", "images", "views", "flops"):
+                if all(field in other["spent"] for other in self.results.values()):  # older stages do not say all
+                    budget[field] = budget.get(field, 0) + result["spent"][field]
+                    budget[f"{name}/{field}"] = result["spent"][field]
             budget["train_seconds"] = budget.get("train_seconds", 0.0) + result["spent"]["seconds"]
             budget[f"{name}/train_seconds"] = result["spent"]["seconds"]
             budget[f"{name}/trainable_parameters"] = result["spent"]["trainable_parameters"]

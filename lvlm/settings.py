@@ -342,6 +342,9 @@ class ComputeConfig(Settings):
     """Features of a frozen tower kept on disk: `on` where there is room, `auto` where a measurement says it pays."""
     feature_cache_gib: Annotated[float, Field(gt=0)] | None = None
     """Most disk that kept features may take under the work folder, in GiB; None adds at most half of what is free."""
+    stage_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    """Most disk that trained stages may take under the work folder, in GiB: before one is written, those used longest
+    ago give way, but for those in use and those that waiting cells of a study need. None keeps all."""
     evaluate_batch: Annotated[int, Field(ge=1)] = 64
     checkpoint_every: Annotated[float, Field(gt=0)] | None = None
     """Seconds between checkpoints of an unfinished stage; None is one minute, or longer where saving one takes more

@@ -1,4 +1,4 @@
-"""Run a study: its cells wait in Optuna's journal, workers take them one by one, MLflow records them. `launch` is for
+"""Run a study: its cells wait as Optuna's trials, workers take them one by one, MLflow records them. `launch` is for
 Jupyter and scripts."""
 
 from __future__ import annotations

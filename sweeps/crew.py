@@ -8,30 +8,31 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lvlm.errors import InputError
+from sweeps.devices import cores, environments, gpu_line
+from sweeps.identity import is_alive
 from sweeps.plan import Place, Plan
+from sweeps.queue import CellState
 
-ORDERLY_EXITS = (0, 3, 130)
-"""Done, stopped after failures, interrupted: see `sweeps.worker`. Anything else is a worker that died."""
+ORDERLY_EXITS = (0, 3, 4, 130)
+"""Done, stopped after failures, no room on the disk, interrupted: see `sweeps.worker`. Anything else is a worker that
+died."""
+DISK_FULL_EXIT = 4
 FENCED_EXIT = 75
 QUICK_SECONDS = 15.0
 QUICK_DEATHS = 3
 """Workers that end by themselves so soon, and so often with none in between that lives longer, cannot start at all."""
 PATIENCE_SECONDS = 15.0
-MAX_WORKERS = 8
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def default_workers(cells: int) -> int:
-    """One worker per core, no more than there are cells to run, and no more than eight unless asked for."""
-    return max(1, min(cores(), cells, MAX_WORKERS))
+def python_path() -> str:
+    """PYTHONPATH for a worker: this package first."""
+    package_root = str(Path(__file__).resolve().parents[1])
+    return os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @dataclass
@@ -44,21 +45,35 @@ class _Member:
 
 
 class Crew:
-    """N workers on one plan."""
+    """N workers on one plan, as processes of this machine that divide its cores and `gpus`."""
 
-    def __init__(self, place: Place, plan: Plan, *, workers: int, since: float) -> None:
+    keeps_on = False
+
+    def __init__(self, place: Place, plan: Plan, *, workers: int, since: float, gpus: Sequence[str] = ()) -> None:
         self.place = place
         self.plan = plan
         self.workers = workers
         self.since = since
-        self.threads = max(1, cores() // workers)
+        self.gpus = tuple(gpus)
+        self._environments = environments(gpus, workers, cores=cores())
         self._members: dict[int, _Member] = {}
         self._quick_deaths = 0
 
+    def earlier(self, states: Mapping[str, CellState]) -> int:
+        """How many workers of earlier launches are at work on this machine."""
+        owners = [state.owner for state in states.values() if state.state == "running" and state.owner]
+        return len({owner["pid"] for owner in owners if is_alive(owner)})
+
     def start(self, number: int | None = None) -> None:
-        """Start all workers, or fewer."""
-        for index in range(self.workers if number is None else number):
+        """Start all workers, or fewer, but one at least."""
+        for index in range(self.workers if number is None else max(1, number)):
             self._members[index] = self._start(index)
+
+    def about(self) -> list[str]:
+        """What was started, for a reader."""
+        threads = self._environments[0]["OMP_NUM_THREADS"]
+        started = f"{self.workers} worker(s) with {threads} thread(s) each; their logs: {self.place.logs}"
+        return [started, *filter(None, [gpu_line(len(self.gpus), self.workers)])]
 
     def tend(self) -> list[str]:
         """Replace workers that died; what happened, in lines. Raises `InputError` when workers cannot start at all."""
@@ -70,6 +85,8 @@ class Crew:
                     member.settled, self._quick_deaths = True, 0
                 continue
             del self._members[index]
+            if code == DISK_FULL_EXIT:
+                said.append(f"worker {index} stopped: there is no room left on the disk ({member.log})")
             if code in ORDERLY_EXITS:
                 continue
             if code > 0 and code != FENCED_EXIT and time.monotonic() - member.started < QUICK_SECONDS:
@@ -83,13 +100,21 @@ class Crew:
             self._members[index] = self._start(index)
         return said
 
-    @property
-    def is_working(self) -> bool:
+    def is_working(self, _states: Mapping[str, CellState]) -> bool:
         """Whether any worker is left."""
         return bool(self._members)
 
+    def ended(self, _states: Mapping[str, CellState]) -> list[str]:
+        """Nothing but what the summary says."""
+        return []
+
+    def parting(self) -> list[str]:
+        """Nothing goes on without the launcher."""
+        return []
+
     def stop(self) -> None:
-        """Ask every worker to give its cell back and leave; those that do not are killed."""
+        """Ask every worker to give its cell back and leave; those that do not are killed, and all are at a second
+        Ctrl-C."""
         running = [member.process for member in self._members.values() if member.process.poll() is None]
         for process in running:
             _signal(process, signal.SIGTERM)
@@ -97,7 +122,8 @@ class Crew:
         for process in running:
             try:
                 process.wait(timeout=max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            except (subprocess.TimeoutExpired, KeyboardInterrupt) as reason:
+                deadline = time.monotonic() if isinstance(reason, KeyboardInterrupt) else deadline
                 _signal(process, signal.SIGKILL)
                 process.wait()
         self._members.clear()
@@ -105,32 +131,30 @@ class Crew:
     def _start(self, index: int) -> _Member:
         log = self.place.logs / f"worker-{index}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        package_root = str(Path(__file__).resolve().parents[1])
-        python_path = os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        # The threads of all workers together are the cores: more would only fight for them.
         environment = {
             **os.environ,
-            "PYTHONPATH": python_path,
-            "OMP_NUM_THREADS": str(self.threads),
+            **self._environments[index],
+            "PYTHONPATH": python_path(),
             "LVLM_HOME": str(self.place.home),
         }
-        command = [
-            sys.executable,
-            "-m",
-            "sweeps",
-            "worker",
-            self.plan.study,
-            *self.plan.overrides,
-            "--version",
-            self.plan.version,
-            "--since",
-            str(self.since),
-        ]
         with open(log, "ab") as output:
             process = subprocess.Popen(
-                command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+                command_of(self.plan, self.since),
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=True,
             )
         return _Member(process, time.monotonic(), log)
+
+
+def command_of(plan: Plan, since: float) -> list[str]:
+    """What starts a worker on this plan; `since` as in `sweeps.worker.Worker`."""
+    return [
+        *(sys.executable, "-m", "sweeps", "worker", plan.study, *plan.overrides),
+        *("--version", plan.version, "--since", str(since)),
+    ]
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:

@@ -4,29 +4,34 @@ launch` and from Jupyter."""
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
 
-from ablations.studies import FOLDER, Study
-from lvlm.check import open_corpora
+from ablations.studies import Study
 from lvlm.errors import InputError
-from lvlm.records import TRAINER_VERSION, RunRecord
 from sweeps import status
-from sweeps.crew import Crew, default_workers
-from sweeps.identity import is_alive
-from sweeps.plan import DEFAULT_RUNNER, TRACEBACK_FILE, Place, Plan
+from sweeps.amounts import Meter
+from sweeps.checks import check_changes, check_making, check_source
+from sweeps.crew import Crew
+from sweeps.devices import default_workers, usable_gpus
+from sweeps.plan import DEFAULT_RUNNER, TRACEBACK_FILE, Place, Plan, find_home
 from sweeps.planner import describe, make_plan
 from sweeps.progress import duration
 from sweeps.queue import MAX_ATTEMPTS, CellState, Queue, count
 from sweeps.read import export
-from sweeps.tracking import Tracker, database
+from sweeps.storage import StorageDown, choose_storage
+from sweeps.tracking import Tracker
+from sweeps.tracking_store import keep_uri, sqlite_file, tracking_uri
 from sweeps.worker import FAILURES_IN_A_ROW, load_runner
+
+if TYPE_CHECKING:
+    from sweeps.cluster import SlurmCrew
 
 POLL_SECONDS = 1.0
 HEADLINE_SECONDS = 30.0
@@ -61,25 +66,52 @@ def launch(
     home: str | Path | None = None,
     runner: str = DEFAULT_RUNNER,
     retry_failed: bool = False,
+    storage: str | None = None,
+    new_version: bool = False,
+    cluster: str | None = None,
+    cluster_options: Sequence[str] = (),
+    log_models: bool = False,
 ) -> Outcome:
     """Run every cell of a study that is not done yet; launching again resumes.
 
     `study` is a name, the path of a study file or a `Study`. `overrides` are `key=value` texts on its base config; what
     they give lies in a folder of its own (NAME@HASH). `budget` is `default` or `full` (else the environment variable
     BUDGET decides). Cells that failed by an error stay failed unless `retry_failed`; killed ones are taken up again
-    from their checkpoint. Ctrl-C stops the workers and returns.
+    from their checkpoint. `storage` is the URL of the database or proxy that keeps the trials (else LVLM_STORAGE, else
+    a file in the study's folder). A study whose file was changed since its last launch is an error unless
+    `new_version`. With `log_models` MLflow keeps the last model of every cell, as a logged model that
+    `mlflow.pyfunc.load_model` loads. Ctrl-C stops the workers and returns; a second one kills them.
+
+    With `cluster` (`slurm`) the workers are jobs, which `cluster_options` (`key=value`) say more about; they run on
+    after Ctrl-C, and launching again counts those that are still there.
     """
+    slurm = _slurm(cluster, cluster_options)
     if workers is not None and workers < 1:
         raise InputError(f"workers is the number of worker processes, at least 1, not {workers}.")
     began = time.time()
     load_runner(runner)
-    plan = make_plan(study, budget=budget, overrides=overrides, runner=runner)
+    plan = make_plan(study, budget=budget, overrides=overrides, runner=runner, meter=Meter(find_home(home)))
+    plan = replace(plan, log_models=log_models)
     place = plan.place(home)
-    _check_source(plan, place)
+    check_source(plan, place)
+    if not new_version:
+        check_changes(plan, place)
     if runner == DEFAULT_RUNNER:
-        _check_making(plan, place)
+        check_making(plan, place)
+    left_to_do = [cell for cell in plan.cells if not place.is_recorded(cell.id)]
+    gpus = usable_gpus(left_to_do) if slurm is None else ()
+    workers = workers or default_workers(len(left_to_do), len(gpus), on_cluster=slurm is not None)
+    kept = choose_storage(place.folder, plan.study, storage)
+    if not kept.is_shared and workers > 1:
+        raise InputError(
+            f"{kept} is a SQLite file, where two workers can be given one cell. Launch with --workers 1, or keep the "
+            "trials in the journal (no --storage), in PostgreSQL or behind Optuna's gRPC proxy."
+        )
+    queue = Queue(plan, kept)
+    queue.states()  # raises for a storage that does not answer, before anything is written
+    kept.save()
+    keep_uri(place.home)
     plan.save(place)
-    queue = Queue(plan, place.journal)
     queue.add_missing()
     queue.reap()
     queue.requeue_killed()
@@ -92,85 +124,39 @@ def launch(
     tracker = Tracker(place, plan)
     _start_tracking(tracker, queue, console)
 
-    def finish(*, interrupted: bool = False) -> Outcome:
-        return _finish(place, plan, queue, tracker, console, study=study, began=began, interrupted=interrupted)
+    def finish(*, interrupted: bool = False, parting: Sequence[str] = ()) -> Outcome:
+        return _finish(
+            place, plan, queue, tracker, console, study=study, began=began, interrupted=interrupted, parting=parting
+        )
 
-    left = [state for state in queue.states().values() if state.state in ("waiting", "running")]
-    if not left:
+    if not any(state.state in ("waiting", "running") for state in queue.states().values()):
         return finish()
-    crew = Crew(place, plan, workers=workers or default_workers(len(left)), since=began)
+    crew: Crew | SlurmCrew
+    if slurm is None:
+        crew = Crew(place, plan, workers=workers, since=began, gpus=gpus)
+    else:
+        from sweeps.cluster import SlurmCrew
+
+        crew = SlurmCrew(place, plan, workers=workers, since=began, options=slurm)
     try:
         interrupted = _work(crew, queue, console)
     except Exception:  # such as workers that cannot start: what has finished is put down all the same
         finish()
         raise
-    return finish(interrupted=interrupted)
+    return finish(interrupted=interrupted, parting=crew.parting() if interrupted else ())
 
 
-def _check_source(plan: Plan, place: Place) -> None:
-    """Raise where the plan that lies there came from another study file of the same name."""
-    if not place.current_plan.exists():
-        return
-    try:
-        before = _study_file(str(json.loads(place.current_plan.read_text(encoding="utf-8"))["source"]))
-    except (ValueError, TypeError, KeyError):  # of another version: the launch writes it anew
-        return
-    now = _study_file(plan.source)
-    if before and now and not before.samefile(now):
-        raise InputError(
-            f"{place.folder} holds the results of the study file {before}, and {now} has the same name. Launch it into "
-            "another work folder (--home DIR), or give the file and its study another name."
-        )
+def _slurm(cluster: str | None, options: Sequence[str]) -> dict[str, Any] | None:
+    """What is asked of Slurm; None where the workers are processes of this machine."""
+    if cluster is None:
+        if options:
+            raise InputError(f"The cluster option '{options[0]}' is for --cluster slurm, which is not given.")
+        return None
+    if cluster != "slurm":
+        raise InputError(f"cluster is 'slurm', or left away for workers on this machine, not '{cluster}'.")
+    from sweeps.cluster import slurm_options  # submitit takes its time
 
-
-def _study_file(source: str) -> Path | None:
-    """The file behind a plan's `source`; None where there is none (any more)."""
-    shipped = FOLDER / f"{source}.py"
-    path = shipped if shipped.is_file() else Path(source)
-    return path if path.is_file() else None
-
-
-def _check_making(plan: Plan, place: Place) -> None:
-    """Raise for a corpus that a cell to run cannot open or use, and for finished cells that were made of other
-    backbones or corpora, or by another trainer, than are here now: a cell is known by its config, which names them
-    and not what is in them.
-
-    Once for the whole plan, before any worker starts.
-    """
-    from lvlm.model.backbones import backbone_digests
-
-    opened: dict[str, dict[str, str]] = {}
-    digests: dict[str, dict[str, str]] = {}
-    others: list[str] = []
-    differ: set[str] = set()
-    for cell in plan.cells:
-        recorded = RunRecord.load(place.cell(cell.id)) if place.is_recorded(cell.id) else None
-        config = cell.run_config()
-        data = json.dumps([cell.config[part] for part in ("pretrain", "instruct", "evaluate")], sort_keys=True)
-        try:
-            if data not in opened:
-                opened[data] = {path: corpus.stamp() for path, corpus in open_corpora(config).items()}
-        except InputError:
-            if recorded is None:
-                raise
-            continue  # nothing is left to train on it: its results stand for themselves
-        model = f"{config.model.tower} {config.model.llm} {config.seed}"
-        if model not in digests:
-            digests[model] = backbone_digests(config.model, seed=config.seed)
-        if recorded is None:
-            continue
-        now = {"backbones": digests[model], "corpora": opened[data], "trainer": TRAINER_VERSION}
-        if found := {key for key, value in now.items() if recorded.provenance.get(key, value) != value}:
-            others.append(cell.id)
-            differ |= found
-    if others:
-        names = {"backbones": "other backbones", "corpora": "other corpora", "trainer": "another trainer version"}
-        made = " and ".join(name for key, name in names.items() if key in differ)
-        raise InputError(
-            f"{len(others)} finished cells in {place.folder} were made with {made} than are here "
-            "now, so their results cannot stand in one table with new ones. Launch into another work folder "
-            "(--home DIR), or remove that one."
-        )
+    return slurm_options(options)
 
 
 def _start_tracking(tracker: Tracker, queue: Queue, console: Console) -> None:
@@ -183,28 +169,33 @@ def _start_tracking(tracker: Tracker, queue: Queue, console: Console) -> None:
         )
 
 
-def _work(crew: Crew, queue: Queue, console: Console) -> bool:
+def _work(crew: Crew | SlurmCrew, queue: Queue, console: Console) -> bool:
     """Let the crew work until nothing is left; whether the user interrupted it."""
     states = queue.states()
-    earlier = {
-        state.owner["pid"]
-        for state in states.values()
-        if state.state == "running" and state.owner and is_alive(state.owner)
-    }
-    if earlier:
-        console.print(f"{len(earlier)} worker(s) of an earlier launch still run; they count as ours.")
+    if earlier := crew.earlier(states):
+        console.print(f"{earlier} worker(s) of an earlier launch still run; they count as ours.")
     try:
-        crew.start(max(1, crew.workers - len(earlier)))
-        console.print(
-            f"{crew.workers} worker(s) with {crew.threads} thread(s) each; their logs: {crew.place.logs}", markup=False
-        )
+        crew.start(crew.workers - earlier)
+        for line in crew.about():
+            console.print(line, markup=False)
         with _display(crew, console, states) as show:
-            while crew.is_working:
+            away = False
+            while crew.is_working(states):
                 time.sleep(POLL_SECONDS)
                 said = crew.tend()
-                show(queue.states(), said)
+                try:
+                    states = queue.states()
+                    said += ["the storage answers again"] if away else []
+                    away = False
+                except StorageDown as error:
+                    said += [] if away else [f"{error} The workers train on."]
+                    away = True
+                show(states, said)
+        for line in crew.ended(states):
+            console.print(line, markup=False)
     except KeyboardInterrupt:
-        console.print("stopping the workers ...")
+        if not crew.keeps_on:
+            console.print("stopping the workers ...")
         return True
     finally:
         crew.stop()
@@ -215,7 +206,7 @@ Show = Callable[[Mapping[str, CellState], Sequence[str]], None]
 
 
 @contextlib.contextmanager
-def _display(crew: Crew, console: Console, before: Mapping[str, CellState]) -> Iterator[Show]:
+def _display(crew: Crew | SlurmCrew, console: Console, before: Mapping[str, CellState]) -> Iterator[Show]:
     """A live table on a terminal and in a notebook; elsewhere a line for every event, and one now and then."""
     place, plan = crew.place, crew.plan
     if console.is_terminal or console.is_jupyter:
@@ -268,7 +259,9 @@ def _finish(
     study: str | Path | Study,
     began: float,
     interrupted: bool,
+    parting: Sequence[str],
 ) -> Outcome:
+    """Put down what there is. `parting` says how a sweep that goes on without this launcher is found again."""
     queue.reap()
     queue.requeue_killed(limit=MAX_ATTEMPTS)
     states = queue.states()
@@ -276,6 +269,7 @@ def _finish(
     again = plan.launch_command + place.home_option
     unsent = tracker.send_unsent(states)
     ended = "KILLED" if interrupted else "FAILED" if numbers["failed"] or numbers["waiting"] else "FINISHED"
+    ended = "RUNNING" if parting else ended
     marked = tracker.mark(ended, states)
     results = trouble = None
     if numbers["done"]:
@@ -309,6 +303,9 @@ def _finish(
             markup=False,
         )
         say(f"  {again} --retry-failed", markup=False)
+    elif parting:
+        for line in parting:
+            say(line, markup=False)
     elif interrupted or numbers["waiting"]:
         say(f"Nothing that was finished is lost. Go on with:\n  {again}", markup=False)
     elif numbers["failed"]:
@@ -321,6 +318,6 @@ def _finish(
         say(f"The results were not written. {trouble}", markup=False)
     if results is not None:
         say(f"Results: {results}\nReport:  python -m ablations report {plan.command}{place.home_option}", markup=False)
-    if database(place.home).is_file():
+    if (file := sqlite_file(tracking_uri(place.home))) is None or file.is_file():
         say(f"MLflow:  python -m sweeps ui{place.home_option}", markup=False)
     return outcome

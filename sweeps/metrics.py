@@ -1,4 +1,4 @@
-"""The numbers of a run folder that go to the tracker: the curve of its training and its scores by language. Used by
+"""The numbers of a run folder that go to the tracker: curves, scores by language, what it used of its machine. Used by
 `tracking`."""
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lvlm.records import CURVE_FILE, SCORES_FILE
+from lvlm.records import CURVE_FILE, SCORES_FILE, RunRecord
+from sweeps.usage import usage_rows
 
 MAX_KEYS = 200
 """Metric names of one run; beyond, MLflow's pages become slow."""
@@ -19,11 +20,37 @@ MAX_POINTS = 1000
 
 @dataclass(frozen=True)
 class Point:
-    """One number of a curve. `step` counts optimizer steps over all stages of the run."""
+    """One number of a curve. `step` counts optimizer steps over all stages of the run; `time_ms` is when it was
+    measured, None where only the end of the run is known."""
 
     name: str
     step: int
     value: float
+    time_ms: int | None = None
+
+
+def run_points(record: RunRecord, folder: Path) -> list[Point]:
+    """Everything that is sent of a finished run: curves, system metrics, scores, budget, and the scores by language as
+    long as there is room for their names."""
+    points = curve_points(folder) + usage_points(folder)
+    names = {point.name for point in points}
+    final = {**record.scores, **{f"budget/{name}": value for name, value in record.budget.items()}}
+    tokens, seconds = record.budget.get("llm_tokens"), record.budget.get("train_seconds")
+    if tokens and seconds and "train/tokens_per_second" not in names:
+        final["train/tokens_per_second"] = tokens / seconds  # the mean, as the curve does not have it by step
+    by_language = language_scores(folder, taken=len(names | set(final)))
+    final |= {name: value for name, value in by_language.items() if name not in final}
+    return [Point(name, 0, float(value)) for name, value in final.items()] + points
+
+
+def usage_points(folder: Path) -> list[Point]:
+    """CPU, memory and GPU while the cell ran, as `system/...`; steps count the samples."""
+    points: dict[str, list[Point]] = {}
+    for step, row in enumerate(usage_rows(folder)):
+        time_ms = int(row.pop("time") * 1000)
+        for name, value in row.items():
+            points.setdefault(name, []).append(Point(f"system/{name}", step, value, time_ms))
+    return [point for series in points.values() for point in _thinned(series)]
 
 
 def curve_points(folder: Path) -> list[Point]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lvlm.errors import InputError
 from lvlm.records import RECORD_FILE, write_json
+from sweeps.storage import Storage, find_storage
 
 if TYPE_CHECKING:
     from lvlm.config import RunConfig
@@ -47,8 +48,9 @@ class Place:
         return "" if self.home == _home() else f" --home {shlex.quote(str(self.home))}"
 
     @property
-    def journal(self) -> Path:
-        return self.folder / "journal.log"
+    def storage(self) -> Storage:
+        """Where the trials of this study are kept."""
+        return find_storage(self.folder, self.name.partition("@")[0])
 
     @property
     def logs(self) -> Path:
@@ -64,7 +66,7 @@ class Place:
         return self.folder / "cells" / cell_id
 
     def is_recorded(self, cell_id: str) -> bool:
-        """Whether the run of this cell has finished, whatever the journal says."""
+        """Whether the run of this cell has finished, whatever its trial says."""
         return (self.cell(cell_id) / RECORD_FILE).exists()
 
 
@@ -100,6 +102,15 @@ class Plan:
     version: str
     source: str = field(default="", compare=False)
     """How the user names the study: its name or the path of its file."""
+    ranges: dict[str, list[Any]] = field(default_factory=dict)
+    """Factor with a range, which has no levels in `factors` -> lowest, highest, whether points lie evenly in the
+    logarithm."""
+    held_equal: str = "samples"
+    """What every arm sees as much of as the baseline: samples, llm_tokens, images or flops."""
+    tells_apart: list[str] = field(default_factory=list, compare=False)
+    """What the design can tell apart and what is confounded with what, in lines."""
+    log_models: bool = field(default=False, compare=False)
+    """Whether the tracker keeps each cell's last model."""
 
     @property
     def arms(self) -> list[str]:
@@ -120,7 +131,8 @@ class Plan:
         """What to paste to go on with this plan; a home other than the default comes behind it."""
         budget = "" if self.budget == "default" else f" --budget {self.budget}"
         runner = "" if self.runner == DEFAULT_RUNNER else f" --runner {shlex.quote(self.runner)}"
-        return f"python -m sweeps launch {self.command}{budget}{runner}"
+        models = " --log-models" if self.log_models else ""
+        return f"python -m sweeps launch {self.command}{budget}{runner}{models}"
 
     def place(self, home: str | Path | None = None) -> Place:
         """Where this plan is carried out."""
@@ -140,6 +152,11 @@ class Plan:
                 f"Nothing has been launched in {place.folder} (no {path.name}). Start it with: python -m sweeps launch "
                 f"{place.name.partition('@')[0]}, and with the same key=value settings as here.{_others(place)}"
             )
+        return cls.read(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """The plan in a file."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{**data, "cells": [PlannedCell(**cell) for cell in data["cells"]]})

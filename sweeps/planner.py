@@ -12,23 +12,31 @@ from pathlib import Path
 
 from ablations.studies import FOLDER, Study, load_study
 from lvlm.config import fingerprint
-from sweeps.crew import default_workers
-from sweeps.plan import DEFAULT_RUNNER, Plan, PlannedCell
+from sweeps.amounts import TITLES, Meter, hold_equal
+from sweeps.devices import default_workers, visible_gpus
+from sweeps.plan import DEFAULT_RUNNER, Plan, PlannedCell, find_home
 from sweeps.progress import duration
 from sweeps.queue import CellState, count
 from sweeps.stages import arranged, count_stages
 
 
 def make_plan(
-    study: str | Path | Study, *, budget: str | None = None, overrides: Sequence[str] = (), runner: str = DEFAULT_RUNNER
+    study: str | Path | Study,
+    *,
+    budget: str | None = None,
+    overrides: Sequence[str] = (),
+    runner: str = DEFAULT_RUNNER,
+    meter: Meter | None = None,
 ) -> Plan:
     """The plan of a study: seed by seed, and within a seed so that few workers wait for the same stage.
 
     `overrides` (`key=value`) act on the study's base config and so are part of the identity of its cells; so is a
-    runner other than the default.
+    runner other than the default. Where the study holds another amount than samples equal, `meter` counts its data
+    (default: one for the default work folder).
     """
     loaded = load_study(study) if isinstance(study, str | Path) else study
     budget = budget or os.environ.get("BUDGET") or "default"
+    found = loaded.cells(budget, overrides=list(overrides))  # type: ignore[arg-type]  # the study checks the text
     cells = [
         PlannedCell(
             id=cell.id if runner == DEFAULT_RUNNER else fingerprint([cell.id, runner]),
@@ -37,7 +45,7 @@ def make_plan(
             seed=cell.seed,
             config=cell.config.model_dump(mode="json"),
         )
-        for cell in loaded.cells(budget, overrides=list(overrides))  # type: ignore[arg-type]  # the study checks the text
+        for cell in hold_equal(loaded, found, meter or Meter(find_home()))
     ]
     unique = list({cell.id: cell for cell in cells}.values())
     identity = [loaded.name, runner, sorted((cell.id, cell.arm) for cell in unique)]
@@ -52,6 +60,9 @@ def make_plan(
         cells=arranged(unique),
         version=fingerprint(identity),
         source=_source(study, loaded),
+        ranges={factor.name: [*factor.range, factor.log] for factor in loaded.factors if factor.range is not None},
+        held_equal=loaded.held_equal,
+        tells_apart=loaded.tells_apart(budget),  # type: ignore[arg-type]
     )
 
 
@@ -71,6 +82,7 @@ def describe(plan: Plan, states: Mapping[str, CellState], *, workers: int | None
     ]
     if plan.overrides:
         lines.append(f"overrides: {' '.join(plan.overrides)}")
+    lines.append(f"held equal in every arm: {TITLES[plan.held_equal]}")
     left = [cell for cell in plan.cells if states[cell.id].state != "done"]
     before, after = count_stages(plan.cells), count_stages(left)
     for stage, (shared, every) in before.items():
@@ -96,7 +108,7 @@ def _cost(plan: Plan, states: Mapping[str, CellState], *, left: int, workers: in
         return "nothing is left to run"
     spent = [seconds for state in states.values() if (seconds := state.seconds) is not None]
     if spent:
-        crew = workers or default_workers(left)
+        crew = workers or default_workers(left, len(visible_gpus()))
         each = statistics.median(spent)
         whole = duration(each * left / crew)
         return f"about {duration(each)} a cell here, so {whole} for {left} cells on {crew} worker(s)"

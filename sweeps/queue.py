@@ -1,36 +1,39 @@
-"""The queue of cells over Optuna's journal: each cell is claimed by one worker at a time, a dead worker's cell comes
+"""The queue of cells over Optuna's trials: each cell is claimed by one worker at a time, a dead worker's cell comes
 back. Used by `worker`, `launch`, `status`.
 
 A trial is one attempt at a cell. Attempts only ever end once (COMPLETE or FAIL), so a worker that lost its lease learns
-of it at its next heartbeat. Two processes may write the same next attempt at the same moment; the first in the journal
+of it at its next heartbeat. Two processes may write the same next attempt at the same moment; the first one written
 counts for everybody.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.identity import is_alive, owner
-from sweeps.journal import Journal
 from sweeps.plan import Plan, PlannedCell
 from sweeps.space import distributions, waiting_trial
+from sweeps.storage import Storage, Trials
 
 LEASE_SECONDS = 60.0
-"""A cell whose worker has not been heard of for this long is given to another one; on one machine a dead process is
-noticed at once."""
+"""A cell whose worker has not been heard of for this long, by whoever waits for it, is given to another one; on one
+machine a dead process is noticed at once."""
+SILENT_LEASES = 10
+"""So many leases without a heartbeat, by the clock of whoever looks: lost for one that has only just come, too. Clocks
+of two machines differ less than that."""
 BEAT_SECONDS = 5.0
 UNNAMED_SECONDS = 10.0
 """Between claiming a cell and writing down who did lie milliseconds; after this long that worker died in between."""
 MAX_ATTEMPTS = 10
 """A cell whose workers are killed this often (out of memory?) is left alone until the next launch."""
 
-State = Literal["waiting", "running", "done", "failed"]
+State = Literal["waiting", "running", "done", "failed", "pruned"]
 Order = Callable[[list[PlannedCell]], list[PlannedCell]]
 
 
@@ -66,20 +69,27 @@ class CellState:
 
 
 class Queue:
-    """The cells of one plan among the trials of its study."""
+    """The cells of one plan among the trials of its study. Every method raises `StorageDown` where these cannot be
+    reached, and can be called again."""
 
-    def __init__(self, plan: Plan, journal: Path, *, lease_seconds: float = LEASE_SECONDS) -> None:
+    def __init__(self, plan: Plan, storage: Storage, *, lease_seconds: float = LEASE_SECONDS) -> None:
         self.plan = plan
         self.lease_seconds = lease_seconds
-        self.journal_path = journal
-        self._journal = Journal(journal, plan.study)
+        self.storage = storage
+        self._trials = Trials(storage)
+        self._heard: dict[int, tuple[Any, float]] = {}
+        self._done: dict[str, CellState] = {}
+        """Cells whose trial is COMPLETE, which does not change any more: a sweep that is nearly done asks no more of a
+        worker than one that has begun."""
+        self._settled: set[int] = set()
         self._cells = {cell.id: cell for cell in plan.cells}
+        self._position = {cell.id: number for number, cell in enumerate(plan.cells)}
 
     # Planning
 
     def add_missing(self) -> int:
         """Write every cell that has no trial yet as WAITING; how many were added. Doing it twice adds nothing."""
-        known = self._latest()
+        known = {**self._open(), **self._done}
         missing = [cell for cell in self.plan.cells if cell.id not in known]
         self._add(missing, attempts=[1] * len(missing))
         return len(missing)
@@ -95,7 +105,7 @@ class Queue:
     def _requeue(self, wanted: Callable[[FrozenTrial], bool], *, limit: int | None) -> list[str]:
         ended = {
             cell_id: trial
-            for cell_id, trial in self._latest().items()
+            for cell_id, trial in self._open().items()
             if trial.state == TrialState.FAIL and wanted(trial) and (limit is None or self._kills(cell_id) < limit)
         }
         cells = [self._cells[cell_id] for cell_id in ended]
@@ -103,9 +113,11 @@ class Queue:
         return list(ended)
 
     def _add(self, cells: Sequence[PlannedCell], *, attempts: Sequence[int]) -> None:
+        if not cells:
+            return
         space = distributions(self.plan)
         for cell, attempt in zip(cells, attempts, strict=True):
-            self._journal.add(waiting_trial(cell, attempt=attempt, space=space, version=self.plan.version))
+            self._trials.add(waiting_trial(cell, attempt=attempt, space=space, version=self.plan.version))
 
     # Working
 
@@ -113,11 +125,11 @@ class Queue:
         """Take the first waiting cell in `order` for this process; None when nothing waits."""
         self.reap()
         self.requeue_killed(limit=MAX_ATTEMPTS)
-        latest = self._latest()
-        waiting = [cell for cell in self.plan.cells if latest[cell.id].state == TrialState.WAITING]
-        for cell in order(waiting):
-            handle = self._journal.handle(latest[cell.id])
-            if self._journal.claim(handle) and self._journal.note(handle, "owner", owner()):
+        latest = self._open()
+        waiting = [cell_id for cell_id, trial in latest.items() if trial.state == TrialState.WAITING]
+        for cell in order([self._cells[cell_id] for cell_id in sorted(waiting, key=self._position.__getitem__)]):
+            handle = self._trials.handle(latest[cell.id])
+            if self._trials.claim(handle) and self._trials.note(handle, "owner", owner()):
                 claim = Claim(cell, latest[cell.id].user_attrs["attempt"], handle)
                 if self.beat(claim):
                     return claim
@@ -125,35 +137,35 @@ class Queue:
 
     def beat(self, claim: Claim) -> bool:
         """Renew the lease. False when the cell has been given to somebody else: stop at once."""
-        return self._journal.note(claim.handle, "beat", round(time.time(), 2))
+        return self._trials.note(claim.handle, "beat", round(time.time(), 2))
 
     def complete(self, claim: Claim, value: float, *, found: bool = False) -> bool:
         """The cell is done; `value` is the primary metric (NaN when it could not be computed). `found`: its record lay
         there already, so that the time of this attempt says nothing."""
         if found:
-            self._journal.note(claim.handle, "found", True)
-        return self._journal.finish(claim.handle, TrialState.COMPLETE, [value])
+            self._trials.note(claim.handle, "found", True)
+        return self._trials.finish(claim.handle, TrialState.COMPLETE, [value] if math.isfinite(value) else None)
 
     def fail(self, claim: Claim, error: str, traceback: str, *, diverged: bool = False) -> bool:
         """The cell failed by an error of code or data: not repeated unless asked for. `diverged`: its loss was not
         finite, which is an outcome of its arm."""
         if diverged:
-            self._journal.note(claim.handle, "diverged", True)
-        self._journal.note(claim.handle, "traceback", traceback[-8000:])
-        self._journal.note(claim.handle, "error", error[:1000])
-        return self._journal.finish(claim.handle, TrialState.FAIL)
+            self._trials.note(claim.handle, "diverged", True)
+        self._trials.note(claim.handle, "traceback", traceback[-8000:])
+        self._trials.note(claim.handle, "error", error[:1000])
+        return self._trials.finish(claim.handle, TrialState.FAIL)
 
     def release(self, claim: Claim) -> bool:
         """Give an unfinished cell back, to be continued from its checkpoint. Does not count as a kill."""
-        self._journal.note(claim.handle, "interrupted", True)
-        return self._journal.finish(claim.handle, TrialState.FAIL)
+        self._trials.note(claim.handle, "interrupted", True)
+        return self._trials.finish(claim.handle, TrialState.FAIL)
 
     def reap(self) -> list[str]:
         """End the attempts of workers that died or fell silent; the ids of their cells."""
         reaped = []
-        for cell_id, trial in self._latest().items():
+        for cell_id, trial in self._open().items():
             is_lost = trial.state == TrialState.RUNNING and self._is_lost(trial)
-            if is_lost and self._journal.finish(self._journal.handle(trial), TrialState.FAIL):
+            if is_lost and self._trials.finish(self._trials.handle(trial), TrialState.FAIL):
                 reaped.append(cell_id)
         return reaped
 
@@ -164,19 +176,28 @@ class Queue:
             return now - _seconds(trial.datetime_start, now) > UNNAMED_SECONDS
         if is_alive(who) is False:
             return True
-        heard = float(trial.user_attrs.get("beat") or _seconds(trial.datetime_start, now))
-        return now - heard > self.lease_seconds
+        beat = trial.user_attrs.get("beat")
+        heard = float(beat or _seconds(trial.datetime_start, now))
+        return now - heard > SILENT_LEASES * self.lease_seconds or self._silence(trial, beat) > self.lease_seconds
+
+    def _silence(self, trial: FrozenTrial, beat: Any) -> float:
+        """For how many seconds this process has seen one and the same heartbeat, which does not depend on what two
+        machines take the time to be. While the storage was away nobody could be heard: then it begins anew."""
+        handle, now = self._trials.handle(trial), time.monotonic()
+        known, since = self._heard.get(handle, (None, now))
+        if known != beat or since < self._trials.back_since:
+            since = now
+        self._heard[handle] = (beat, since)
+        return now - since
 
     # Reading
 
     def states(self) -> dict[str, CellState]:
-        """How every cell of the plan stands; a cell that has not been written to the journal is waiting."""
-        latest = self._latest()
-        return {cell.id: self._state(cell.id, latest.get(cell.id)) for cell in self.plan.cells}
+        """How every cell of the plan stands; a cell that has no trial yet is waiting."""
+        found = {cell_id: self._state(cell_id, trial) for cell_id, trial in self._open().items()}
+        return {**dict.fromkeys(self._cells, CellState("waiting")), **self._done, **found}
 
-    def _state(self, cell_id: str, trial: FrozenTrial | None) -> CellState:
-        if trial is None:
-            return CellState("waiting")
+    def _state(self, cell_id: str, trial: FrozenTrial) -> CellState:
         names: dict[TrialState, State] = {
             TrialState.WAITING: "waiting",
             TrialState.COMPLETE: "done",
@@ -204,9 +225,12 @@ class Queue:
     def failures_in_a_row(self, since: float) -> list[str]:
         """Ids of the cells that failed by an error after `since` with no success in between, latest last. Cells that
         diverged are left out: they say something about their arm and nothing about the others."""
+        states = {cell_id: self._state(cell_id, trial) for cell_id, trial in self._open().items()}
+        if not any(state.state == "failed" for state in states.values()):
+            return []
         ended = sorted(
             (state.finished or 0.0, cell_id, state.state)
-            for cell_id, state in self.states().items()
+            for cell_id, state in {**self._done, **states}.items()
             if state.state in ("done", "failed") and not state.diverged and (state.finished or 0.0) > since
         )
         row: list[str] = []
@@ -214,30 +238,37 @@ class Queue:
             row = [*row, cell_id] if state == "failed" else []
         return row
 
-    def _latest(self) -> dict[str, FrozenTrial]:
-        """The attempt that counts, for every cell of the plan that has one: the highest, and of several equal ones the
-        first written."""
+    def _open(self) -> dict[str, FrozenTrial]:
+        """The attempt that counts, for every cell of the plan that has one and is not done: the highest, and of several
+        equal ones the first written."""
         latest: dict[str, FrozenTrial] = {}
-        for trial in self._journal.trials():
-            cell_id = trial.user_attrs.get("cell_id")
-            if cell_id not in self._cells:
+        for trial in self._trials.trials():
+            if trial.number in self._settled:
                 continue
-            known = latest.get(cell_id)
-            if known is None or trial.user_attrs["attempt"] > known.user_attrs["attempt"]:
-                latest[cell_id] = trial
+            cell_id = trial.user_attrs.get("cell_id")
+            if cell_id not in self._cells or cell_id in self._done:
+                self._settled.add(trial.number)  # of another version, or an attempt beside the one that got there
+            elif trial.state == TrialState.COMPLETE:
+                self._settled.add(trial.number)
+                self._done[cell_id] = self._state(cell_id, trial)
+                latest.pop(cell_id, None)
+            else:
+                known = latest.get(cell_id)
+                if known is None or trial.user_attrs["attempt"] > known.user_attrs["attempt"]:
+                    latest[cell_id] = trial
         return latest
 
     def _kills(self, cell_id: str) -> int:
         return sum(
             trial.state == TrialState.FAIL and "error" not in trial.user_attrs and "interrupted" not in trial.user_attrs
-            for trial in self._journal.trials()
+            for trial in self._trials.trials()
             if trial.user_attrs.get("cell_id") == cell_id
         )
 
 
 def count(states: Iterable[CellState]) -> dict[State, int]:
     """How many cells stand how."""
-    numbers: dict[State, int] = {"waiting": 0, "running": 0, "done": 0, "failed": 0}
+    numbers: dict[State, int] = {"waiting": 0, "running": 0, "done": 0, "failed": 0, "pruned": 0}
     for state in states:
         numbers[state.state] += 1
     return numbers

@@ -61,9 +61,9 @@ def _cell(cell: PlannedCell) -> Cell:
 
 def _failed(place: Place, plan: Plan) -> dict[str, str]:
     """Why cells failed, in one line each."""
-    if not place.journal.exists():
+    if not place.storage.exists:
         return {}
-    states = Queue(plan, place.journal).states()
+    states = Queue(plan, place.storage).states()
     return {
         cell.id: (states[cell.id].error or "").partition("\n")[0]
         for cell in plan.cells
@@ -96,6 +96,7 @@ def _origin(plan: Plan, records: Iterable[RunRecord]) -> Origin:
         budget=plan.budget,
         overrides=tuple(plan.overrides),
         seeds=tuple(plan.seeds),
+        held_equal=plan.held_equal,
         git_commits=tuple(commits),
         backbones={part: tuple(found) for part, found in backbones.items()},
     )

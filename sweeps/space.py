@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.plan import Plan, PlannedCell
@@ -18,23 +18,35 @@ def choice(level: Any) -> str | int | float | bool | None:
     return level if level is None or isinstance(level, str | int | float | bool) else json.dumps(level, sort_keys=True)
 
 
-def distributions(plan: Plan) -> dict[str, CategoricalDistribution]:
-    """One categorical distribution per factor, and one for the seed."""
-    columns: dict[str, list[Any]] = {name: [] for name in (*plan.factors, "seed")}
-    for name, levels in plan.factors.items():
-        columns[name] += levels
+def distributions(plan: Plan) -> dict[str, BaseDistribution]:
+    """For a factor with a range its numbers, for every other one and for the seed the categories that it has."""
+    columns: dict[str, list[Any]] = {name: [] for name in (*plan.factors, "seed") if name not in plan.ranges}
+    for name in columns:
+        columns[name] += plan.factors.get(name, [])
     for cell in plan.cells:
         for name, level in {**cell.levels, "seed": cell.seed}.items():
-            if not any(known == level and type(known) is type(level) for known in columns[name]):
+            if name in columns and not any(known == level and type(known) is type(level) for known in columns[name]):
                 columns[name].append(level)
-    return {name: CategoricalDistribution(tuple(choice(level) for level in levels)) for name, levels in columns.items()}
+    found: dict[str, BaseDistribution] = {
+        name: CategoricalDistribution(tuple(choice(level) for level in levels)) for name, levels in columns.items()
+    }
+    for name, (low, high, log) in plan.ranges.items():
+        kind = IntDistribution if isinstance(low, int) else FloatDistribution
+        found[name] = kind(low, high, log=log)
+    return {name: found[name] for name in (*plan.factors, "seed")}
 
 
 def waiting_trial(
-    cell: PlannedCell, *, attempt: int, space: Mapping[str, CategoricalDistribution], version: str
+    cell: PlannedCell, *, attempt: int, space: Mapping[str, BaseDistribution], version: str
 ) -> FrozenTrial:
-    """Attempt number `attempt` (from 1) at `cell`, to be claimed by a worker."""
-    params = {name: choice(level) for name, level in {**cell.levels, "seed": cell.seed}.items()}
+    """Attempt number `attempt` (from 1) at `cell`, to be claimed by a worker. Where a factor with a range does not
+    apply the trial has no parameter of its name."""
+    levels = {**cell.levels, "seed": cell.seed}
+    params = {
+        name: choice(level)
+        for name, level in levels.items()
+        if level is not None or isinstance(space[name], CategoricalDistribution)
+    }
     return optuna.trial.create_trial(
         state=TrialState.WAITING,
         params=params,

@@ -11,6 +11,8 @@ from sweeps.plan import STAGES, PlannedCell
 
 BITS = ("device", "precision", "threads")
 """Compute settings that can change a model's last bits, so that stages which differ in them are not shared."""
+_known: dict[int, tuple[PlannedCell, dict[str, str]]] = {}
+"""The keys of cells that were asked for: a worker asks for those of all cells before each one that it takes."""
 
 
 def stage_keys(cell: PlannedCell) -> dict[str, str]:
@@ -18,13 +20,17 @@ def stage_keys(cell: PlannedCell) -> dict[str, str]:
 
     The trainer's own keys look at the data as well; they may find more to share than this, never less.
     """
-    keys: dict[str, str] = {}
+    known, keys = _known.get(id(cell), (None, {}))
+    if known is cell:
+        return keys
+    keys = {}
     compute = cell.config.get("compute") or {}
     shared = [cell.seed, cell.config.get("model"), *(compute.get(name) for name in BITS)]
     for stage in STAGES:
         if cell.config.get(stage) is not None:
             shared.append([stage, cell.config[stage]])
             keys[stage] = fingerprint(shared)
+    _known[id(cell)] = cell, keys
     return keys
 
 

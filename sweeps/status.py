@@ -44,7 +44,7 @@ def headline(plan: Plan, states: Mapping[str, CellState], progress: Mapping[str,
     """How the sweep stands, in one line."""
     numbers = count(states.values())
     text = f"{plan.study}: {numbers['done']} of {len(plan.cells)} cells done"
-    parts = [f"{numbers[name]} {name}" for name in ("running", "waiting", "failed") if numbers[name]]
+    parts = [f"{numbers[name]} {name}" for name in ("running", "waiting", "failed", "pruned") if numbers[name]]
     text += f" ({', '.join(parts)})" if parts else ""
     over = {cell.id: part_over(cell, now) for cell in plan.cells if (now := progress.get(cell.id))}
     left = seconds_left(states, {cell_id: part for cell_id, part in over.items() if part is not None})
@@ -81,7 +81,8 @@ def view(place: Place, plan: Plan, states: Mapping[str, CellState]) -> Group:
     from rich.table import Table
     from rich.text import Text
 
-    marks = {"done": ("●", "green"), "running": ("◐", "cyan"), "failed": ("✗", "red"), "waiting": ("·", "dim")}
+    marks = {"done": ("●", "green"), "running": ("◐", "cyan"), "failed": ("✗", "red")}
+    marks |= {"waiting": ("·", "dim"), "pruned": ("−", "yellow")}
     table = Table(title=headline(plan, states, running_now(place, states)), title_justify="left", expand=False)
     table.add_column("arm")
     for seed in plan.seeds:

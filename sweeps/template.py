@@ -43,8 +43,11 @@ study = Study(
     ),
     # The arm that the others are compared with: one level for each factor.
     baseline={{"languages": "all", "english_share": 0.5}},
-    # Which combinations are run: OneAtATime, FullGrid or KeepInteraction (see ablations/designs.py).
+    # Which combinations are run: OneAtATime, FullGrid, KeepInteraction, FractionalFactorial, GeneralizedSubset, or
+    # SpaceFilling for factors with a range=(0.01, 0.99) in the place of levels (see ablations/designs/).
     design=OneAtATime(),
+    # What every arm sees as much of as the baseline: samples, llm_tokens, images or flops (tower included).
+    held_equal="samples",
     # Each seed is a block: all arms share its data order, initialisation and backbones. Intervals exist from two seeds
     # on, and are wide with two.
     seeds=(0, 1, 2),

@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
+from typing import Any, TypeVar
 
 from lvlm.config import RunConfig
 from lvlm.errors import Diverged, InputError
@@ -22,19 +27,29 @@ from sweeps.plan import DEFAULT_RUNNER, TRACEBACK_FILE, Place, Plan, PlannedCell
 from sweeps.progress import PROGRESS_FILE, ProgressFile, duration, read_progress
 from sweeps.queue import BEAT_SECONDS, CellState, Claim, Queue
 from sweeps.stages import in_training, without_waiting
+from sweeps.storage import StorageDown
 from sweeps.tracking import Tracker
+from sweeps.usage import Usage
 
-EXIT_DONE, EXIT_STOPPED, EXIT_FENCED, EXIT_INTERRUPTED = 0, 3, 75, 130
+EXIT_DONE, EXIT_STOPPED, EXIT_DISK_FULL, EXIT_FENCED, EXIT_INTERRUPTED = 0, 3, 4, 75, 130
 FAILURES_IN_A_ROW = 3
 """After so many failed cells with no success in between the fault is probably everywhere: stop before the whole grid
 is burnt. Cells that diverged do not count."""
 POLL_SECONDS = 2.0
+PATIENCE_SECONDS = 3600.0
+"""A worker with nothing to train waits so long for a storage that does not answer."""
+LEAST_FREE_BYTES = 1 << 20
 
 Runner = Callable[..., RunRecord]
+Answer = TypeVar("Answer")
 
 
 class Interrupted(BaseException):
     """SIGTERM or Ctrl-C: give the cell back and leave."""
+
+
+class DiskFull(Exception):
+    """There is no room left to write to, which is no fault of the cell."""
 
 
 class Worker:
@@ -45,9 +60,14 @@ class Worker:
         self.plan = plan
         self.place = place
         self.since = time.time() if since is None else since
-        self.queue = Queue(plan, place.journal)
+        self.queue = Queue(plan, place.storage)
         self.tracker = Tracker(place, plan)
         self._runner: Runner | None = None
+        self._leaving = False
+
+    def leave(self) -> None:
+        """Give the cell back as soon as the step of training that is under way is done and its checkpoint saved."""
+        self._leaving = True
 
     def work(self) -> int:
         """Work until every cell is done or has failed; the exit status."""
@@ -56,19 +76,25 @@ class Worker:
         except (Interrupted, KeyboardInterrupt):
             _say("interrupted: the cell is given back; the next launch continues it from its last checkpoint")
             return EXIT_INTERRUPTED
+        except DiskFull as error:
+            _say(f"stopped: {error}")
+            return EXIT_DISK_FULL
 
     def _work(self) -> int:
+        self._answer(self.queue.add_missing)
         while True:
-            failed = self.queue.failures_in_a_row(self.since)
+            if self._leaving:
+                raise Interrupted
+            failed = self._answer(lambda: self.queue.failures_in_a_row(self.since))
             if len(failed) >= FAILURES_IN_A_ROW:
                 _say(
                     f"stopped: {len(failed)} cells failed in a row; see {self.place.cell(failed[-1]) / TRACEBACK_FILE}"
                 )
                 return EXIT_STOPPED
-            claim = self.queue.claim(self._order)
+            claim = self._answer(lambda: self.queue.claim(self._order))
             if claim is not None:
                 self._run_cell(claim)
-            elif any(state.state in ("running", "waiting") for state in self.queue.states().values()):
+            elif any(state.state in ("running", "waiting") for state in self._answer(self.queue.states).values()):
                 time.sleep(POLL_SECONDS)  # another worker may die and its cell come back
             else:
                 return EXIT_DONE
@@ -91,27 +117,56 @@ class Worker:
         try:
             # The tracker comes before COMPLETE, so that a crash in between is mended by the next attempt.
             with _Heartbeat(self.queue, claim):
+                if not found:
+                    self.tracker.begin(cell)
                 result = self._result(cell)
                 error = None if isinstance(result, RunRecord) else result.message
                 self._track(cell, CellState("done" if error is None else "failed", error=error))
-        except (Interrupted, KeyboardInterrupt):
-            self.queue.release(claim)
+        except (Interrupted, KeyboardInterrupt, DiskFull):
+            with contextlib.suppress(StorageDown):  # the cell is then taken for one whose worker was killed
+                self.queue.release(claim)
+            self.tracker.interrupt(cell)
             raise
         if isinstance(result, RunRecord):
             score = result.scores.get(self.plan.primary, math.nan)
-            if self.queue.complete(claim, score, found=found):
+            if self._answer(lambda: self.queue.complete(claim, score, found=found)):
                 _say(f"{cell.id}  done in {duration(time.monotonic() - started)}, {self.plan.primary} {score:.1f}")
             else:
                 _say(f"{cell.id}: another worker has taken this cell over; its record is kept")
         else:
             _say(f"{cell.id}  failed: {result.message}")
-            self.queue.fail(claim, result.message, result.traceback, diverged=result.diverged)
+            failure = result
+            self._answer(lambda: self.queue.fail(claim, failure.message, failure.traceback, diverged=failure.diverged))
+
+    def _answer(self, ask: Callable[[], Answer]) -> Answer:
+        """What the storage answers, as soon as it does."""
+        since = time.monotonic()
+        told = False
+        while True:
+            try:
+                answer = ask()
+            except StorageDown as error:
+                if time.monotonic() - since > PATIENCE_SECONDS:
+                    raise
+                if not told:
+                    _say(f"waiting: {error}")
+                told = True
+                time.sleep(POLL_SECONDS)
+            else:
+                if told:
+                    _say("the storage answers again")
+                return answer
 
     def _result(self, cell: PlannedCell) -> RunRecord | _Failure:
         folder = self.place.cell(cell.id)
         try:
             record = self._record(cell)
         except (Exception, SystemExit) as error:  # whatever the run raises is its cell's failure, not the sweep's
+            if is_disk_full(error, folder):
+                raise DiskFull(
+                    f"there is no room left on the disk of {folder} ({error}). Nothing that was finished is lost; make "
+                    "room and launch again"
+                ) from error
             text = traceback.format_exc()
             write_text(folder / TRACEBACK_FILE, text)
             message = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
@@ -123,20 +178,37 @@ class Worker:
 
     def _record(self, cell: PlannedCell) -> RunRecord:
         folder = self.place.cell(cell.id)
-        if self.place.is_recorded(cell.id):  # finished, and then killed before the journal knew
+        if self.place.is_recorded(cell.id):  # finished, and then killed before its trial said so
             return RunRecord.load(folder)
         if self._runner is None:
             self._runner = load_runner(self.plan.runner)
-        config = _shared_features(cell.run_config())
-        return self._runner(config, folder, home=self.place.home, on_progress=ProgressFile(folder))
+        config = shared_features(cell.run_config())
+        options = {"spare_stages": self._needed_stages} if self.plan.runner == DEFAULT_RUNNER else {}
+        with Usage(folder):
+            return self._runner(config, folder, home=self.place.home, on_progress=self._listener(folder), **options)
+
+    def _listener(self, folder: Path) -> Callable[[Mapping[str, Any]], None]:
+        tell = ProgressFile(folder)
+
+        def listen(event: Mapping[str, Any]) -> None:
+            tell(event)
+            if self._leaving and event.get("kind") == "step":  # the trainer keeps a step that it has told of
+                raise Interrupted
+
+        return listen
+
+    def _needed_stages(self) -> set[str]:
+        from sweeps.cache import needed_stages
+
+        return needed_stages(self.place.home)
 
     def _track(self, cell: PlannedCell, state: CellState) -> None:
-        states = {**self.queue.states(), cell.id: state}
+        states = {**self._answer(self.queue.states), cell.id: state}
         if not self.tracker.send(cell, states):
             _say(f"{cell.id}: MLflow does not answer ({self.tracker.trouble}); the next launch sends this cell")
 
 
-def _shared_features(config: RunConfig) -> RunConfig:
+def shared_features(config: RunConfig) -> RunConfig:
     """`feature_cache: auto` weighs one run alone; in a study the cells share their features, so keeping them pays."""
     if config.compute.feature_cache != "auto":
         return config
@@ -160,14 +232,18 @@ class _Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def _run(self) -> None:
-        heard = time.monotonic()
+        told = False
         while not self._over.wait(self._every):
             try:
                 kept = self._queue.beat(self._claim)
-                heard = time.monotonic()
-            except Exception as error:  # a disk or network that stumbles: go on as long as the lease lasts
-                kept = time.monotonic() - heard < self._queue.lease_seconds
-                _say(f"heartbeat: {type(error).__name__}: {error}")
+                if told:
+                    _say("heartbeat: the storage answers again")
+                told = False
+            except Exception as error:  # nobody can take the cell over while the storage is away: train on
+                if not told:
+                    _say(f"heartbeat: {error}")
+                told = True
+                continue
             if not kept and not self._over.is_set():
                 _say(f"{self._claim.cell.id}: the lease is lost, another worker has this cell; this one stops here")
                 os._exit(EXIT_FENCED)
@@ -197,13 +273,29 @@ def load_runner(name: str) -> Runner:
 
 
 def work(place: Place, *, version: str | None = None, since: float | None = None) -> int:
-    """Work on a study's current plan (or a version of it) until it is done; what `python -m sweeps worker` calls."""
+    """Work on a study's current plan (or a version of it) until it is done; what `python -m sweeps worker` calls.
+
+    SIGTERM gives the cell back at once, SIGUSR2 (Slurm's, a while before the end) after the step that is under way.
+    """
+    worker = Worker(Plan.load(place, version), place, since=since)
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise Interrupted
 
     signal.signal(signal.SIGTERM, interrupt)
-    return Worker(Plan.load(place, version), place, since=since).work()
+    signal.signal(signal.SIGUSR2, lambda *_: worker.leave())
+    return worker.work()
+
+
+def is_disk_full(error: BaseException, folder: Path) -> bool:
+    """Whether a run failed since nothing more can be written; torch and safetensors raise errors of their own then."""
+    chain: BaseException | None = error
+    while chain is not None:
+        full = isinstance(chain, OSError) and chain.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left on device" in str(chain):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return shutil.disk_usage(folder).free < LEAST_FREE_BYTES
 
 
 def _say(text: str) -> None:

@@ -3,6 +3,7 @@ Imported by workers too."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -55,8 +56,8 @@ def fake_study(
 
 
 def run(config: RunConfig, folder: Path, *, home: Path, on_progress: Callable[[dict[str, Any]], None]) -> RunRecord:
-    """What `lvlm.run.run` leaves behind, after FAKE_SECONDS; fails for the tiles in FAKE_FAIL, and diverges for those
-    in FAKE_DIVERGE. Every call is noted in `home/calls.txt`."""
+    """What `lvlm.run.run` leaves behind, after FAKE_SECONDS; fails for the tiles in FAKE_FAIL, diverges for those in
+    FAKE_DIVERGE, and finds the disk full while `home/full` is there. Every call is noted in `home/calls.txt`."""
     finished = (folder / "record.json").exists()
     with open(home / CALLS, "a", encoding="utf-8") as calls:
         calls.write(f"{folder.name} {'repeated' if finished else 'started'} {os.environ.get('OMP_NUM_THREADS')}\n")
@@ -64,6 +65,8 @@ def run(config: RunConfig, folder: Path, *, home: Path, on_progress: Callable[[d
         raise ValueError(f"no such tiles: {config.model.tiles}")
     if str(config.model.tiles) in os.environ.get("FAKE_DIVERGE", "").split(","):
         raise Diverged("The loss is nan at step 3.")
+    if (home / "full").exists():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "checkpoint.pt"))
     steps = 10
     for step in range(1, steps + 1):
         on_progress({"kind": "step", "stage": "pretrain", "step": step, "steps": steps, "loss": 1 / step})
@@ -76,7 +79,8 @@ def write_run(config: RunConfig, folder: Path, *, languages: tuple[str, ...] = L
     folder.mkdir(parents=True, exist_ok=True)
     score = 50.0 + config.seed + 10 * (config.model.tiles - 1)
     write_text(folder / CONFIG_FILE, to_yaml(config))
-    write_json(folder / PLAN_FILE, {"stages": ["pretrain", "instruct"]})
+    mix = [{"corpus": "shapes", "language": code, "samples": 16, "cut_samples": 0} for code in languages]
+    write_json(folder / PLAN_FILE, {stage: {"stage": stage, "mix": mix} for stage in ("pretrain", "instruct")})
     rows = [
         {"stage": stage, "step": step, "samples": 16 * step, "loss": 1 / step, "tokens_per_second": 1000.0, "lr": 1e-3}
         for stage in ("pretrain", "instruct")
@@ -98,11 +102,16 @@ def write_run(config: RunConfig, folder: Path, *, languages: tuple[str, ...] = L
             "score/en": score,
             "score/T1": score,
             "score/multilingual": score,
+            "fidelity/multilingual": 100.0 - score,
             "vqa/en": score,
             "vqa/multilingual": score,
         },
         budget={"samples": 96.0, "seconds": 1.0},
-        provenance={"git_commit": "c0ffee", "backbones": {"tower": "1234"}},
+        provenance={
+            "git_commit": "c0ffee",
+            "backbones": {"tower": "1234"},
+            "plan_hashes": {"pretrain": "0123", "instruct": "4567"},
+        },
         tags=list(config.tags),
     )
     record.save(folder)

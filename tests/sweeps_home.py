@@ -14,7 +14,7 @@ import pytest
 from sweeps.launcher import Outcome, launch
 from sweeps.planner import make_plan
 from sweeps.queue import Queue
-from sweeps.tracking import connect, database
+from sweeps.tracking_store import connect, database
 from sweeps.worker import Worker
 from tests.sweeps_fakes import CALLS, RUNNER
 
@@ -47,7 +47,7 @@ def work_alone(home: Path, study: Any, *, overrides: Sequence[str] = (), retry_f
     plan = make_plan(study, runner=RUNNER, overrides=overrides)
     place = plan.place(home)
     plan.save(place)
-    queue = Queue(plan, place.journal)
+    queue = Queue(plan, place.storage)
     queue.add_missing()
     if retry_failed:
         queue.requeue_failed()

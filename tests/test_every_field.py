@@ -26,6 +26,7 @@ from lvlm.settings import TrainedParts
 from lvlm.train import images, loop
 from lvlm.train.batches import MicroBatch
 from lvlm.train.compute import compute
+from lvlm.train.shelf import Shelf
 from lvlm.train.strategies import StepLoss
 from tests.corpora import change_row, make_corpus, train_row, write_rows
 from tests.tiny import make_llm, make_tower, tiny_image, tiny_world
@@ -174,6 +175,7 @@ FIELDS: dict[str, tuple[str, Changes]] = {
     "compute.loader_workers": ("run: workers", {"compute.loader_workers": 1}),
     "compute.feature_cache": ("run: features", {"compute.feature_cache": "on"}),
     "compute.feature_cache_gib": ("run: features", {"compute.feature_cache": "on", "compute.feature_cache_gib": 1e-6}),
+    "compute.stage_cache_gib": ("run: stages", {"compute.stage_cache_gib": 1.0}),
     "compute.evaluate_batch": ("run: blocks", {"compute.evaluate_batch": 1}),
     "compute.checkpoint_every": ("run: checkpoints", {"compute.checkpoint_every": 1e-6}),
 }
@@ -314,9 +316,9 @@ def unchanged(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Calla
 
 def seen(config: RunConfig, folder: Path) -> dict[str, Any]:
     """What is seen of a short run: its record, the micro-batches and LLM blocks that it computes, the threads, loader
-    processes and checkpoints that it asks for."""
+    processes and checkpoints that it asks for, and when it looks for stages to remove."""
     small = config.instruct and config.instruct.model_copy(update={"train": TrainedParts(llm="lora")})
-    found: dict[str, Any] = {name: [] for name in ("passes", "blocks", "threads", "workers", "checkpoints")}
+    found: dict[str, Any] = {name: [] for name in ("passes", "blocks", "threads", "workers", "checkpoints", "stages")}
 
     def noting(what: str, note: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
         def noted(*args: Any, **settings: Any) -> Any:
@@ -334,6 +336,7 @@ def seen(config: RunConfig, folder: Path) -> dict[str, Any]:
             (Qwen2MLP, "forward", "blocks", lambda *_: 1),
             (images, "DataLoader", "workers", lambda *_, num_workers, **__: num_workers),
             (loop, "save_checkpoint", "checkpoints", lambda *_, **__: 1),
+            (Shelf, "shrink", "stages", lambda _, limit, **__: limit > 0),
         ):
             patch.setattr(place, name, noting(what, note, getattr(place, name)))
         patch.setattr(torch, "set_num_threads", found["threads"].append)  # more than one would stay until a test forks

@@ -1,30 +1,54 @@
-"""The benchmark on a GPU counts the operations that torch counts, and runs."""
+"""The work of training on samples, as it follows from a model's config, is what torch counts; the benchmark that
+divides by it runs on a GPU."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from lvlm.model.outline import outline
 from lvlm.model.parts import prepare_training
-from lvlm.model.stock import stock_tower
 from lvlm.model.tiling import pixels
+from lvlm.model.work import planned_outline
 from lvlm.settings import LoraSettings, MixConfig, StageConfig, TrainedParts
 from lvlm.train.loss import supervised_loss
-from tests.bench.loops.flops import needed_work
-from tests.tiny import IMAGE_SIZE, tiny_image, tiny_world
+from tests.tiny import tiny_image, tiny_world
 
 ROOT = Path(__file__).parent.parent
+CASES: dict[str, tuple[dict[str, Any], dict[str, str], float]] = {
+    "LoRA on the LLM": ({"adapter": "mlp"}, {"llm": "lora"}, 0.0),
+    "the adapter alone, on tiles": ({"tiles": 2}, {"llm": "frozen"}, 0.0),
+    "everything": ({"adapter": "mlp"}, {"tower": "full", "llm": "full"}, 1e-3),
+    "LoRA on the tower, on tiles": (
+        {"adapter": "window-shuffle", "shuffle": 3, "tiles": 2},
+        {"tower": "lora", "llm": "lora"},
+        0.05,
+    ),
+    "a resampler": ({"adapter": "resampler", "queries": 4}, {"llm": "lora"}, 1e-3),
+}
+"""Name -> settings of the model, what learns, and how far the count may be off: it leaves out what fused attention
+computes twice and the one time that queries are projected for several images, and has the gradient of the first block's
+inputs, which LoRA there does not need."""
 
 
-def test_the_work_of_a_step_is_what_torch_counts() -> None:
+def stage_of(train: dict[str, str]) -> StageConfig:
+    lora = LoraSettings(r=4) if "lora" in train.values() else LoraSettings()
+    return StageConfig(mix=MixConfig(corpora=()), train=TrainedParts(**train), lora=lora)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_work_of_a_step_is_what_torch_counts(case: str, tmp_path: Path) -> None:
     """Eager attention, which computes every pair of tokens; two samples side by side, without padding."""
-    model, processor = tiny_world().assemble(adapter="mlp", attn="eager")
-    stage = StageConfig(mix=MixConfig(corpora=()), train=TrainedParts(llm="lora"), lora=LoraSettings(r=4))
+    settings, train, off = CASES[case]
+    model, processor = tiny_world().assemble(attn="eager", **settings)
+    stage = stage_of(train)
     prepare_training(model, stage, seed=0)
     batch = processor.collate([processor.encode_sample([("What is it?", "A star.")], 1)] * 2)
     views = torch.cat([pixels(tiny_image(number), processor.image_transform) for number in (1, 2)])
@@ -38,18 +62,31 @@ def test_the_work_of_a_step_is_what_torch_counts() -> None:
         weights = torch.full((len(rows),), 1 / len(rows))
         vocabulary = model.config.text_config.vocab_size
         supervised_loss(model.logits, hidden.flatten(0, 1)[rows], targets, weights, vocabulary=vocabulary).backward()
-    work = needed_work(
-        model.config.text_config,
-        stock_tower(model.vision_tower, image_size=IMAGE_SIZE, depth=0).config,
-        rank=4,
-        lengths=[batch["input_ids"].shape[1]] * 2,
-        supervised=len(rows),
-        images=2,
-        image_tokens=processor.image_tokens,
-        pairs=1.0,
+    text = batch["input_ids"].shape[1] - processor.image_tokens
+    work = outline(model.config, home=tmp_path).work(
+        stage, text=[text] * 2, supervised=[len(rows) / 2] * 2, images=[1] * 2, pairs=1.0
     )
-    assert work.total == counter.get_total_flops()
-    assert min(work.tower, work.adapter, work.llm) > 0.01 * work.total, "each part is looked at"
+    assert work.total == pytest.approx(counter.get_total_flops(), rel=off or 1e-12)
+    assert min(work.tower.sum(), work.adapter.sum(), work.llm.sum()) > 0.01 * work.total, "each part is looked at"
+
+
+def test_the_outline_of_a_model_follows_from_its_config_and_is_remembered(tmp_path: Path) -> None:
+    world = tiny_world()
+    model, processor = world.assemble(tiles=2)
+    vocabulary = len(processor.tokenizer)
+
+    def planned() -> Any:
+        return planned_outline(world.model_config(tiles=2), seed=0, vocabulary=vocabulary, home=tmp_path)
+
+    made = planned()
+    assert made == outline(model.config, home=tmp_path / "other")
+    code = "import sys, json, dataclasses; from pathlib import Path; from lvlm.settings import ModelConfig\n"
+    code += "from lvlm.model.work import planned_outline\n"
+    code += f"found = planned_outline(ModelConfig(llm={world.llm!r}, tower={world.tower!r}, tiles=2), seed=0, "
+    code += f"vocabulary={vocabulary}, home=Path({str(tmp_path)!r}))\n"
+    code += "print(json.dumps([found.image_tokens, found.tower_full, 'torch' in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert json.loads(done.stdout) == [made.image_tokens, made.tower_full, False]
 
 
 @pytest.mark.gpu

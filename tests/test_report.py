@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import matplotlib
 import nbformat
@@ -17,11 +18,14 @@ matplotlib.use("Agg")
 
 from ablations import cli
 from ablations.contrasts import interaction, main_effect
+from ablations.designs import OneAtATime, SpaceFilling
+from ablations.factors import Factor
 from ablations.notebooks import NOTEBOOKS, read_notebook
 from ablations.origin import Origin
+from ablations.plots import by_tier, interaction_map
 from ablations.report import _combined, headlines, write_report
-from ablations.studies import Arm
-from ablations.table import load_results, tidy, write_results
+from ablations.studies import Arm, load_study
+from ablations.table import load_results, study_folder, tidy, write_results
 from lvlm.errors import InputError
 from lvlm.records import RunRecord
 from sweeps.planner import make_plan
@@ -290,3 +294,38 @@ def test_list_names_every_study(capsys):
     assert cli.main(["list"]) == 0
     printed = capsys.readouterr().out
     assert "21 runs; BUDGET=full: 145 runs" in printed and "number_of_languages" in printed
+
+
+def test_a_factor_with_a_range_breaks_no_table_and_no_figure(tmp_path):
+    drivers = load_study("drivers")
+    languages, share, tiles = drivers.factors
+    ranged = Factor(
+        name=share.name, path=share.path, range=(0.01, 0.99), requires={"languages": ("T5", "T5-T3", "all")}
+    )
+    study = replace(
+        drivers, name="ranged", factors=(languages, ranged, tiles), design=SpaceFilling(points=16), full_design=None,
+        full_seeds=None, expectations=(),
+    )  # fmt: skip
+    cells = study.cells()
+    extra = [(cell, scores(cell.arm, cell.seed)) for cell in cells]
+    write_results(study_folder("ranged", tmp_path), tidy(study, extra), planned=cells)
+    results = load_results(study, home=tmp_path)
+    assert len(results.arms()) == len(study.arms()) and len(results.effects()) > 10
+    seen = {arm.levels["english_share"] for arm in study.arms()} - {None}
+    assert set(results.levels_of(ranged)) == seen and len(seen) > 8
+    assert study.baseline_arm.label in results.margin("english_share")
+    text = write_report(results, notebooks=False).read_text(encoding="utf-8")
+    assert "english_share 0." in text and "Interaction map" not in text
+    with pytest.raises(InputError, match="'english_share' has a range"):
+        interaction_map(results)
+    named = {"english_share": (0.25, 0.75), "tiles": (1, 2), "languages": ("all",)}
+    two = replace(study, design=OneAtATime(levels=named))
+    cells = two.cells()
+    extra = [(cell, scores(cell.arm, cell.seed)) for cell in cells]
+    write_results(study_folder("ranged", tmp_path), tidy(two, extra), planned=cells)
+    results = load_results(two, home=tmp_path)
+    assert results.levels_of(ranged) == (0.25, 0.5, 0.75) and len(results.margin("english_share")) == 3
+    assert by_tier(results, "english_share").axes
+    found = results.main_effect("english_share", 0.75, 0.25, group="multilingual")
+    assert found.n_combinations == 1 and found.points < 0
+    assert results.main_effect("tiles", 2, 1, group="multilingual").n_combinations == 1

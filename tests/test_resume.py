@@ -192,6 +192,25 @@ def test_killed_with_loader_processes_and_no_checkpoint_yet(corpus: Path, unkill
     assert_same_end(tmp_path, unkilled)
 
 
+def test_stopped_by_its_listener_a_run_repeats_no_step(corpus: Path, unkilled: Path, tmp_path: Path) -> None:
+    config = config_of(corpus, checkpoint_every=1000)
+
+    def stop_at(stage: str, step: int) -> Callable[[dict[str, Any]], None]:
+        def listen(event: dict[str, Any]) -> None:
+            if event["kind"] == "step" and (event["stage"], event["step"]) == (stage, step):
+                raise KeyboardInterrupt
+
+        return listen
+
+    with watched(tmp_path):
+        for stage, step in (("pretrain", 1), ("pretrain", 3), ("instruct", 4)):  # a validation follows the last
+            with pytest.raises(KeyboardInterrupt):
+                run(config, tmp_path / "run", home=tmp_path / "home", on_progress=stop_at(stage, step))
+        run(config, tmp_path / "run", home=tmp_path / "home")
+    assert_same_end(tmp_path, unkilled)
+    assert (tmp_path / "ids.jsonl").read_text() == (unkilled / "ids.jsonl").read_text()
+
+
 def test_kept_features_and_other_memory_settings_end_alike(corpus: Path, unkilled: Path, tmp_path: Path) -> None:
     with watched(tmp_path):
         run(config_of(corpus, feature_cache="on"), tmp_path / "run", home=tmp_path / "home")

@@ -49,7 +49,8 @@ def first(corpus: Path, home: Path) -> tuple[RunConfig, RunRecord]:
 def test_a_run_leaves_its_record(first: tuple[RunConfig, RunRecord], home: Path) -> None:
     config, record = first
     folder = Path(record.folder)
-    names = {"config.yaml", "plan.json", "curve.jsonl", "scores.parquet", "predictions.parquet", "record.json", ".lock"}
+    names = {"config.yaml", "plan.json", "stages.json", "curve.jsonl", "scores.parquet", "predictions.parquet"}
+    names |= {"record.json", ".lock"}
     assert {path.name for path in folder.iterdir()} == names
     assert load_config(folder / "config.yaml") == config
     assert RunRecord.load(folder) == record
@@ -281,7 +282,7 @@ def test_what_goes_on_decides_anew_about_features_for_which_there_was_no_room(co
 
     def decided(**changes: Any) -> str:
         settings = {"device": "cpu", "threads": 1, "feature_cache": "on", **changes}
-        config = run_config(corpus, instruct=None, pretrain__steps=2, compute=settings, evaluate__items=1)
+        config = run_config(corpus, instruct=None, pretrain__steps=9, compute=settings, evaluate__items=1)
         said: list[str] = []
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(Reporter, "say", lambda _, text: said.append(text))

@@ -132,7 +132,7 @@ def constraints() -> dict[str, str]:
 def project(*extras: str) -> dict[str, str]:
     table = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = table["dependencies"] + [text for extra in extras for text in table["optional-dependencies"][extra]]
-    return {re.split(r"[><=!]", text)[0]: text for text in wanted}
+    return {re.split(r"[><=![]", text)[0]: text for text in wanted}
 
 
 def test_constraints_cover_every_dependency() -> None:
@@ -144,6 +144,7 @@ def test_what_the_packages_import_is_declared() -> None:
     tops = {name.split(".")[0] for path in modules() for name in imports(path)}
     declared = {name.lower() for name in project("dev", "quantised")}
     others = {"PIL": "pillow", "yaml": "pyyaml", "fontTools": "fonttools", "fasttext": "fasttext-predict"}
+    others |= {"pyDOE3": "pydoe3", "grpc": "grpcio", "pynvml": "nvidia-ml-py", "optuna_dashboard": "optuna-dashboard"}
     declared |= {"vllm", "lmms_eval"}  # programs that a user has and this package serves
     third_party = tops - set(sys.stdlib_module_names) - set(PACKAGES)
     assert not {others.get(name, name) for name in third_party} - declared
@@ -161,8 +162,8 @@ def test_conda_environment_says_the_same() -> None:
 COMMANDS = [
     "lvlm", "lvlm train", "lvlm evaluate", "lvlm generate", "lvlm export", "lvlm data", "lvlm plan", "lvlm backbones",
     "lvlm from-trident", "lvlm corpus", "lvlm benchmark", "lvlm translate", "lvlm fidelity", "lvlm lmms-eval",
-    "sweeps", "sweeps launch", "sweeps plan", "sweeps worker", "sweeps status", "sweeps export", "sweeps ui",
-    "sweeps new",
+    "sweeps", "sweeps launch", "sweeps plan", "sweeps worker", "sweeps status", "sweeps export", "sweeps cache",
+    "sweeps ui", "sweeps new",
     "ablations", "ablations report", "ablations list",
 ]  # fmt: skip
 

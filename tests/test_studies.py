@@ -9,8 +9,10 @@ from ablations.designs import FullGrid
 from ablations.factors import Factor
 from ablations.studies import Expectation, Study, list_studies, load_study
 from ablations.table import load_results, study_folder, tidy, write_results
+from lvlm.config import fingerprint
 from lvlm.errors import InputError
 from sweeps.plan import Place, find_home
+from sweeps.planner import make_plan
 from tests.synthetic_results import scores, write_study
 
 CORPORA = {"corpora": [{"path": "data/shapes", "split": "instruct"}], "languages": "all", "english_share": 0.5}
@@ -42,6 +44,23 @@ def test_the_shipped_studies_load_and_the_drivers_fit_a_lunch_break():
     for factor in drivers.factors:
         levels = {arm.levels[factor.name] for arm in drivers.arms("default")} - {None}
         assert len(levels) >= 2, f"{factor.name} has one level in the default design"
+
+
+SHIPPED = {
+    ("drivers", "default"): "a505234dd4da", ("drivers", "full"): "f382729940b2",
+    ("english_share", "default"): "53ee246a61cd", ("hundred_languages", "default"): "dcc600f12de9",
+    ("number_of_languages", "default"): "2962fd1b78c0",
+    ("tiling", "default"): "3cd407eca45a", ("tiling", "full"): "30399dd94c58",
+}  # fmt: skip
+"""Study and budget -> fingerprint of the ids of its cells, under which finished runs lie in users' folders."""
+
+
+@pytest.mark.parametrize(("name", "budget"), SHIPPED)
+def test_the_cells_of_the_shipped_studies_keep_their_ids(name, budget):
+    cells = load_study(name).cells(budget)
+    planned = {cell.id for cell in make_plan(name, budget=budget).cells}
+    assert fingerprint([cell.id for cell in cells]) == SHIPPED[name, budget]
+    assert planned == {cell.id for cell in cells}
 
 
 def test_cells_come_seed_by_seed_and_once_each():

@@ -19,7 +19,7 @@ from sweeps.stages import arranged, count_stages, in_training, stage_keys, witho
 from sweeps.status import part_over, seconds_left
 from tests.sweeps_fakes import RUNNER, fake_study
 
-COMMANDS = ("launch", "plan", "worker", "status", "export", "attach", "ui", "new")
+COMMANDS = ("launch", "plan", "worker", "status", "export", "attach", "cache", "ui", "new")
 HEAVY = {"torch", "transformers", "mlflow", "pandas", "pyarrow"}
 
 
@@ -38,7 +38,7 @@ def planned(home: Path) -> Place:
     plan = make_plan(fake_study(), runner=RUNNER)
     place = Place(home, "fake")
     plan.save(place)
-    queue = Queue(plan, place.journal)
+    queue = Queue(plan, place.storage)
     queue.add_missing()
     for outcome in ("done", "failed", "running"):
         claim = queue.claim()
@@ -80,8 +80,9 @@ def test_plan_starts_nothing_and_counts_shared_stages(tmp_path: Path, capsys: py
     assert main(["plan", "drivers", "--home", str(tmp_path), "instruct.optim.lr=0.5"]) == 0
     said = capsys.readouterr().out
     cells = load_study("drivers").cells("default")
+    assert "can tell apart: the effects of languages, english_share, tiles" in said
     assert f"{len(cells)} cells" in said and "pretrain: trained 6 times" in said and "instruct.optim.lr=0.5" in said
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} <= {"data"}, "what was counted is remembered"
 
 
 def test_a_study_with_overrides_is_found_with_the_same_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,6 +120,7 @@ def test_attach_takes_what_the_report_wrote(tmp_path: Path, monkeypatch: pytest.
         (["launch", "drivers", "--runner", "lvlm.records:RECORD_FILE"], "no function"),
         (["export", "drivers"], "Nothing has been launched"),
         (["ui"], "no recorded runs"),
+        (["ui", "--optuna"], "Nothing has been launched"),
         (["attach", "drivers"], "There is no report"),
         (["new", "My Study"], "lower-case"),
         (["new", "drivers"], "comes with the toolkit"),
@@ -171,6 +173,15 @@ def test_a_plan_of_another_version_is_named(tmp_path: Path, capsys: pytest.Captu
         assert main(["status", "fake", "--home", str(tmp_path)]) == 2
         said = capsys.readouterr().err
         assert str(place.current_plan) in said and "another version" in said
+
+
+def test_a_dashboard_that_is_not_installed_is_one_paragraph(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(tmp_path)
+    monkeypatch.setitem(sys.modules, "optuna_dashboard", None)
+    assert main(["ui", "--optuna", "--home", str(tmp_path)]) == 2
+    assert "pip install optuna-dashboard" in capsys.readouterr().err
 
 
 def test_attaching_without_mlflow_is_one_paragraph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

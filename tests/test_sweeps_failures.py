@@ -18,8 +18,9 @@ from lvlm.config import RunConfig
 from lvlm.errors import InputError
 from lvlm.model.backbones import backbone_digests
 from lvlm.records import TRAINER_VERSION
+from sweeps.checks import check_making, check_source
 from sweeps.crew import Crew
-from sweeps.launcher import _check_making, _check_source, launch
+from sweeps.launcher import launch
 from sweeps.plan import Place
 from sweeps.planner import make_plan
 from sweeps.queue import Queue
@@ -43,7 +44,7 @@ def test_a_failure_keeps_its_traceback_and_the_rest_goes_on(
     failed = [cell for cell in make_plan(study, runner=RUNNER).cells if cell.levels["tiles"] == 2]
     for cell in failed:
         assert "ValueError: no such tiles: 2" in (home / "studies/fake/cells" / cell.id / "traceback.txt").read_text()
-    states = Queue(make_plan(study, runner=RUNNER), Place(home, "fake").journal).states()
+    states = Queue(make_plan(study, runner=RUNNER), Place(home, "fake").storage).states()
     assert states[failed[0].id].error == "ValueError: no such tiles: 2"
     assert sorted(run.info.status for run in runs_of(home)) == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
     assert {run.data.params["tiles"] for run in runs_of(home) if run.info.status == "FAILED"} == {"2"}
@@ -78,7 +79,7 @@ def test_arms_that_diverge_do_not_stop_the_sweep(home: Path, monkeypatch: pytest
     monkeypatch.setattr("sweeps.worker.Tracker.send", lambda *_: True)
     plan = make_plan(fake_study(seeds=(0,)), runner=RUNNER)
     plan.save(place := plan.place(home))
-    queue = Queue(plan, place.journal)
+    queue = Queue(plan, place.storage)
     queue.add_missing()
     assert Worker(plan, place).work() == EXIT_DONE
     assert {(state.state, state.error) for state in queue.states().values()} == {
@@ -92,7 +93,7 @@ def test_workers_that_cannot_start_end_the_launch_and_what_has_finished_is_put_d
     plan = make_plan(fake_study(seeds=(0,)), runner=RUNNER)
     plan.save(place := plan.place(home))
     write_run(plan.cells[0].run_config(), place.cell(plan.cells[0].id))
-    queue = Queue(plan, place.journal)
+    queue = Queue(plan, place.storage)
     queue.add_missing()
     claim = queue.claim(lambda cells: [cell for cell in cells if cell.id == plan.cells[0].id])
     assert claim is not None and queue.complete(claim, 1.0)
@@ -141,12 +142,12 @@ def test_two_study_files_of_one_name_do_not_share_a_folder(tmp_path: Path) -> No
     first, second = write_study("mine", tmp_path / "a"), write_study("mine", tmp_path / "b")
     plan = make_plan(first)
     plan.save(place := plan.place(tmp_path))
-    _check_source(make_plan(first), place)
+    check_source(make_plan(first), place)
     with pytest.raises(InputError, match="the same name") as refused:
         launch(second, home=tmp_path)
     assert str(first) in str(refused.value) and str(second) in str(refused.value)
     first.unlink()  # moved away
-    _check_source(make_plan(second), place)
+    check_source(make_plan(second), place)
 
 
 def test_a_missing_corpus_fails_before_any_worker_and_before_the_plan_is_kept(
@@ -167,8 +168,8 @@ def test_a_corpus_is_checked_for_every_arm_that_differs_in_it(tmp_path: Path, mo
         opened.append(config)
         return {}
 
-    monkeypatch.setattr("sweeps.launcher.open_corpora", note)
-    _check_making(make_plan(fake_study()), Place(tmp_path, "fake"))
+    monkeypatch.setattr("sweeps.checks.open_corpora", note)
+    check_making(make_plan(fake_study()), Place(tmp_path, "fake"))
     checked = sorted(str(config.instruct.mix.languages) for config in opened)
     assert checked == ["all", "en"], "arms that differ in tiles or seed alone share their corpora"
 
@@ -180,7 +181,7 @@ def test_finished_cells_of_other_backbones_corpora_or_trainers_are_not_continued
         def stamp(self) -> str:
             return "now"
 
-    monkeypatch.setattr("sweeps.launcher.open_corpora", lambda config: {"shapes": Stamped()})
+    monkeypatch.setattr("sweeps.checks.open_corpora", lambda config: {"shapes": Stamped()})
     plan, place = make_plan(fake_study()), Place(tmp_path, "fake")
     cell = plan.cells[0]
     record = write_run(cell.run_config(), place.cell(cell.id))
@@ -198,4 +199,4 @@ def test_finished_cells_of_other_backbones_corpora_or_trainers_are_not_continued
         record.save(place.cell(cell.id))
         refused = pytest.raises(InputError, match=f"1 finished cells in .* were made with {differs}")
         with refused if differs else contextlib.nullcontext():
-            _check_making(plan, place)
+            check_making(plan, place)

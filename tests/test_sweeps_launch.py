@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import random
 import signal
 import threading
 import time
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
@@ -20,40 +23,47 @@ from ablations.table import load_results
 from sweeps import cli
 from sweeps.crew import Crew
 from sweeps.identity import is_alive
-from sweeps.journal import Journal
 from sweeps.launcher import _display, launch
 from sweeps.plan import Place
 from sweeps.planner import make_plan
 from sweeps.queue import CellState, Queue
-from sweeps.tracking import connect
+from sweeps.storage import Trials
+from sweeps.tracking_store import connect
 from sweeps.worker import Worker
 from tests import sweeps_home
 from tests.sweeps_fakes import RUNNER, fake_study
 from tests.sweeps_home import calls, runs_of, work_alone
 
-KILLS = 4
+KILLS = 20
 
 home = sweeps_home.home  # the fixture
 
 
 def workers_of(home: Path) -> Iterator[int]:
     """Process numbers of the workers that hold a cell."""
-    if not Place(home, "fake").journal.exists():
+    if not Place(home, "fake").storage.exists:
         return
-    for trial in Journal(Place(home, "fake").journal, "fake").trials((TrialState.RUNNING,)):
+    for trial in Trials(Place(home, "fake").storage).trials((TrialState.RUNNING,)):
         if (who := trial.user_attrs.get("owner")) and is_alive(who):
             yield who["pid"]
+
+
+def children() -> list[int]:
+    """Process numbers of all workers, whatever they do: start, claim, train, write to the tracker."""
+    return [child.pid for child in psutil.Process().children() if "worker" in child.cmdline()]
 
 
 def test_a_storm_of_kills_costs_no_cell_and_repeats_none(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_SECONDS", "0.6")
     study, killed, over = fake_study(seeds=(0, 1, 2)), [], threading.Event()
+    moments = random.Random(0)
 
     def storm() -> None:
-        while not over.wait(0.4) and len(killed) < KILLS:
-            for pid in [pid for pid in workers_of(home) if pid not in killed][:1]:
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
+        while not over.wait(moments.uniform(0.1, 1.5)) and len(killed) < KILLS:
+            for pid in moments.sample(alive := children(), k=min(1, len(alive))):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
 
     thread = threading.Thread(target=storm)
     thread.start()
@@ -63,14 +73,14 @@ def test_a_storm_of_kills_costs_no_cell_and_repeats_none(home: Path, monkeypatch
         over.set()
         thread.join()
 
-    assert len(killed) == KILLS, "the storm has to hit"
+    assert len(killed) >= KILLS // 2, "the storm has to hit"
     assert outcome.is_complete and outcome.done == 12
     assert not [call for call in calls(home) if call[1] == "repeated"]
-    trials = Journal(Place(home, "fake").journal, "fake").trials((TrialState.COMPLETE,))
+    trials = Trials(Place(home, "fake").storage).trials((TrialState.COMPLETE,))
     assert Counter(trial.user_attrs["cell_id"] for trial in trials).most_common(1)[0][1] == 1 and len(trials) == 12
-    children = runs_of(home)
-    assert len(children) == len({run.data.tags["cell_id"] for run in children}) == 12
-    assert {run.info.status for run in children} == {"FINISHED"}
+    recorded = runs_of(home)
+    assert len(recorded) == len({run.data.tags["cell_id"] for run in recorded}) == 12
+    assert {run.info.status for run in recorded} == {"FINISHED"}
     assert [run.data.metrics["cells_done"] for run in runs_of(home, parents=True)] == [12]
     assert not list((home / "studies/fake/cells").glob("*/untracked.txt"))
     assert load_results(home / "studies/fake").table["run"].nunique() == 12
@@ -113,7 +123,7 @@ def test_watching_ends_when_nothing_is_left_to_run(home: Path, capfd: pytest.Cap
     plan = make_plan(study, runner=RUNNER)
     place = plan.place(home)
     plan.save(place)
-    Queue(plan, place.journal).add_missing()
+    Queue(plan, place.storage).add_missing()
     worker = threading.Timer(0.3, Worker(plan, place).work)
     worker.start()
     assert cli.main(["status", "fake", "--watch", "--every", "0.05", "--home", str(home)]) == 0
@@ -138,7 +148,7 @@ def test_a_crash_between_record_and_complete_costs_nothing(home: Path, monkeypat
     plan = make_plan(study, runner=RUNNER)
     place = Place(home, "fake")
     plan.save(place)
-    queue = Queue(plan, place.journal)
+    queue = Queue(plan, place.storage)
     queue.add_missing()
     worker = Worker(plan, place)
     monkeypatch.setattr(worker.queue, "complete", _killed)
@@ -168,12 +178,8 @@ def queue_claim(queue: Queue, cell_id: str) -> Any:
     """The claim of a cell that runs, as its worker holds it."""
     from sweeps.queue import Claim
 
-    trial = next(
-        t
-        for t in Journal(Path(queue.journal_path), "fake").trials((TrialState.RUNNING,))
-        if t.user_attrs["cell_id"] == cell_id
-    )
-    return Claim(next(cell for cell in queue.plan.cells if cell.id == cell_id), 1, Journal.handle(trial))
+    trial = next(t for t in Trials(queue.storage).trials((TrialState.RUNNING,)) if t.user_attrs["cell_id"] == cell_id)
+    return Claim(next(cell for cell in queue.plan.cells if cell.id == cell_id), 1, Trials.handle(trial))
 
 
 def test_a_larger_budget_takes_over_what_is_done_and_gets_its_own_parent_run(home: Path) -> None:

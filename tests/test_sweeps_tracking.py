@@ -16,8 +16,8 @@ from sweeps.launcher import launch
 from sweeps.plan import Place, find_place
 from sweeps.planner import make_plan
 from sweeps.queue import CellState
-from sweeps.server import study_links
-from sweeps.tracking import Tracker, connect, database
+from sweeps.tracking import Tracker
+from sweeps.tracking_store import connect, database
 from tests import sweeps_home
 from tests.sweeps_fakes import RUNNER, fake_study, write_run
 from tests.sweeps_home import calls, lay_database, runs_of, work_alone
@@ -31,7 +31,8 @@ def test_what_mlflow_and_the_folder_hold_after_a_sweep(home: Path) -> None:
     folder = find_place("fake", home, changed).folder
     assert folder.name.startswith("fake@") and not (home / "studies/fake").exists()
     (parent,), children = runs_of(home, parents=True), runs_of(home)
-    assert parent.data.metrics == {"cells_done": 4.0, "cells_failed": 0.0} and parent.info.status == "FINISHED"
+    counts = {"cells_done": 4.0, **dict.fromkeys(("cells_failed", "cells_running", "cells_waiting", "cells_pruned"), 0)}
+    assert parent.data.metrics == counts and parent.info.status == "FINISHED"
     assert "| all · tiles 2 | 1 of 1 |  | 60.0 |" in parent.data.tags["mlflow.note.content"]
     child = next(run for run in children if run.data.params["tiles"] == "2" and run.data.params["languages"] == "all")
     tags = child.data.tags
@@ -62,11 +63,10 @@ def test_what_mlflow_and_the_folder_hold_after_a_sweep(home: Path) -> None:
     assert loss == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3)), (4, 1.0), (5, 0.5), (6, pytest.approx(1 / 3))]
     assert metrics["train/tokens_per_second"] == 1000.0
     artifacts = {file.path for file in client.list_artifacts(child.info.run_id)}
-    assert artifacts == {"config.yaml", "plan.json", "scores.parquet", "predictions.parquet", "checkpoint.txt"}
+    files = {"config.yaml", "plan.json", "scores.parquet", "predictions.parquet", "checkpoint.txt"}
+    assert artifacts == files | {"scores.json", "mix.json", "answers.json"}
     with sqlite3.connect(database(home)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    address = f"http://here:5000/#/experiments/{parent.info.experiment_id}/runs?workflowType=machine_learning"
-    assert study_links(home, "http://here:5000") == [f"  fake: {address}"]
 
     table = pd.read_parquet(folder / "results.parquet")
     assert list(table.columns[:5]) == ["study", "arm", "seed", "languages", "tiles"] and len(table) == 4 * 6
@@ -134,7 +134,7 @@ def test_a_failed_cell_that_is_mended_while_the_tracker_is_down_is_finished_ther
     monkeypatch.setattr("sweeps.tracking.Tracker._send", lambda *_: False)
     assert work_alone(home, study, retry_failed=True).is_complete
     assert "2 cell(s) are not in MLflow yet" in capfd.readouterr().out
-    assert Counter(run.info.status for run in runs_of(home)) == {"FINISHED": 2, "FAILED": 2}
+    assert Counter(run.data.tags["state"] for run in runs_of(home)) == {"done": 2, "unsent": 2}
 
     monkeypatch.undo()
     assert launch(study, home=home, runner=RUNNER).is_complete

@@ -9,10 +9,22 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from ablations.studies._study import Arm, Budget, Cell, Direction, Expectation, Study, results_name
+from ablations.studies._study import Amount, Arm, Budget, Cell, Direction, Expectation, Study, cell_id, results_name
 from lvlm.errors import InputError, nearest
 
-__all__ = ["Arm", "Budget", "Cell", "Direction", "Expectation", "Study", "list_studies", "load_study", "results_name"]
+__all__ = [
+    "Amount",
+    "Arm",
+    "Budget",
+    "Cell",
+    "Direction",
+    "Expectation",
+    "Study",
+    "cell_id",
+    "list_studies",
+    "load_study",
+    "results_name",
+]
 
 FOLDER = Path(__file__).parent
 

@@ -22,6 +22,10 @@ from lvlm.errors import InputError
 
 Budget = Literal["default", "full"]
 Direction = Literal["higher", "lower", "little"]
+Amount = Literal["samples", "llm_tokens", "images", "flops"]
+"""What a stage sees or costs."""
+LENGTHS = tuple(f"{stage}.{name}" for stage in ("pretrain", "instruct") for name in ("epochs", "samples", "steps"))
+"""Fields that say how long a stage is."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,10 @@ class Study:
     The default budget runs `design` with `seeds`, the full one `full_design` with `full_seeds` (each as in the default
     where not given). `primary` is the outcome that the study is about. The first three `expectations` are its
     headlines.
+
+    `held_equal` is what every arm sees as much of as the baseline, stage by stage and seed by seed: the stages of the
+    other arms are made shorter or longer to fit (`sweeps.amounts`). With `samples` they are as long as their configs
+    say, since these count in samples.
     """
 
     name: str
@@ -90,6 +98,7 @@ class Study:
     design: Design
     seeds: tuple[int, ...]
     primary: str = "score/multilingual"
+    held_equal: Amount = "samples"
     fixed: Mapping[str, Any] = field(default_factory=dict)
     full_design: Design | None = None
     full_seeds: tuple[int, ...] | None = None
@@ -120,8 +129,8 @@ class Study:
                     f"'{name}' is not a factor of this study; "
                     f"its factors are: {', '.join(f.name for f in self.factors)}."
                 )
-            if level is not None and level not in factor.levels:
-                raise InputError(f"{level!r} is not a level of factor '{name}'; its levels are: {factor.levels!r}.")
+            if level is not None and not factor.has(level):
+                raise InputError(f"{level!r} is not a level of factor '{name}'; its levels are: {factor.said()}.")
         resolved = resolve(self.factors, {**self.baseline, **levels})
         parts = [factor.label(resolved[factor.name]) for factor in self.factors if resolved[factor.name] is not None]
         return Arm(levels=resolved, label=" · ".join(parts))
@@ -136,8 +145,16 @@ class Study:
 
         Without one, the environment variable BUDGET decides, else `default`.
         """
-        design = (self.full_design or self.design) if _budget(budget) == "full" else self.design
-        return [self.arm(levels) for levels in design.combinations(self.factors, dict(self.baseline))]
+        found = self.design_of(budget).combinations(self.factors, dict(self.baseline))
+        return [self.arm(levels) for levels in found]
+
+    def design_of(self, budget: Budget | None = None) -> Design:
+        """The design of a budget."""
+        return (self.full_design or self.design) if _budget(budget) == "full" else self.design
+
+    def tells_apart(self, budget: Budget | None = None) -> list[str]:
+        """What the arms of a budget can tell apart and what is confounded with what, in lines."""
+        return self.design_of(budget).tells_apart(self.factors, dict(self.baseline))
 
     def cells(self, budget: Budget | None = None, *, overrides: Sequence[str] = ()) -> list[Cell]:
         """All runs, seed by seed: a sweep stopped after any block of a seed is a complete smaller design.
@@ -152,7 +169,8 @@ class Study:
                     f"The override '{text}' sets '{key}', which study '{self.name}' varies itself ({taken[key]})."
                 )
         base = override(self.base_data, overrides)
-        return [self._cell(base, arm, seed) for seed in self.seeds_of(budget) for arm in self.arms(budget)]
+        arms = self.arms(budget)
+        return [self._cell(base, arm, seed) for seed in self.seeds_of(budget) for arm in arms]
 
     def seeds_of(self, budget: Budget | None = None) -> tuple[int, ...]:
         """The seeds of a budget."""
@@ -162,8 +180,7 @@ class Study:
         levels = {factor.path: arm.levels[factor.name] for factor in self.factors if self._is_set(factor, arm)}
         name = f"{self.name}: {arm.label}, seed {seed}"
         config = make_config(with_values(base, {**levels, "seed": seed, "name": name}), where=f"arm '{arm.label}'")
-        data = config.model_dump(mode="json", exclude={**dict.fromkeys(LABELS, True), "compute": set(FREE_COMPUTE)})
-        return Cell(arm=arm, seed=seed, config=config, id=fingerprint(data))
+        return Cell(arm=arm, seed=seed, config=config, id=cell_id(config))
 
     @staticmethod
     def _is_set(factor: Factor, arm: Arm) -> bool:
@@ -190,11 +207,18 @@ class Study:
                 f"the baseline names one level for each factor ({', '.join(names)}); given: {dict(self.baseline)!r}."
             )
         check_primary(self.primary)
+        if self.held_equal not in get_args(Amount):
+            raise InputError(f"held_equal is one of {', '.join(get_args(Amount))}, not '{self.held_equal}'.")
+        if self.held_equal != "samples" and (own := sorted(set(paths) & set(LENGTHS))):
+            raise InputError(
+                f"{', '.join(own)} is varied, and held_equal='{self.held_equal}' sets the length of every stage: leave "
+                "out one of the two."
+            )
         for seeds in (self.seeds, self.full_seeds or self.seeds):
             if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
                 raise InputError(f"seeds are different whole numbers from 0 on, at least one; given: {seeds!r}.")
         for factor in self.factors:
-            for level in factor.levels:
+            for level in (*factor.levels, *(factor.range or ())):
                 factor.check_level(level, self._beside(factor))
         self._check_labels()
         for arm in {arm.label: arm for budget in get_args(Budget) for arm in self.arms(budget)}.values():
@@ -229,6 +253,12 @@ class Study:
         """The base with the other factors at their baseline: what a single level is checked in."""
         others = {f.path: self.baseline[f.name] for f in self.factors if f is not factor}
         return with_values(self.base_data, others)
+
+
+def cell_id(config: RunConfig) -> str:
+    """Identifies everything in a run config that can change a result, the seed included."""
+    data = config.model_dump(mode="json", exclude={**dict.fromkeys(LABELS, True), "compute": set(FREE_COMPUTE)})
+    return fingerprint(data)
 
 
 def results_name(study: str, overrides: Sequence[str] = ()) -> str:

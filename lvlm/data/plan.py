@@ -107,17 +107,25 @@ class Plan:
         text, supervised = self._tokens[entry.number].tolist()
         return text, supervised
 
+    def per_sample(self) -> npt.NDArray[np.int64]:
+        """(samples, 3): text tokens, supervised tokens and images of every sample of a measured plan as it is trained
+        on, in training order."""
+        assert self._tokens is not None
+        found = np.zeros((len(self._pool), 3), dtype=np.int64)
+        found[:, :2] = self._tokens
+        for part, numbers in self._pool.by_part(np.arange(len(self._pool))):
+            rows = self._pool.row[numbers]
+            found[numbers, 2] = part.rows.image_starts[rows + 1] - part.rows.image_starts[rows]
+        for number, cut in self._cuts.items():
+            found[number, 2] -= cut.dropped_images
+        return found[self.order.numbers]
+
     def lengths(self, image_tokens: int) -> npt.NDArray[np.int64]:
         """(samples,): tokens of every sample of a measured plan, in training order, with `image_tokens` for each of its
         images."""
-        assert self._tokens is not None
-        lengths = self._tokens[:, 0].astype(np.int64)
-        for part, numbers in self._pool.by_part(np.arange(len(self._pool))):
-            rows = self._pool.row[numbers]
-            lengths[numbers] += image_tokens * (part.rows.image_starts[rows + 1] - part.rows.image_starts[rows])
-        for number, cut in self._cuts.items():
-            lengths[number] -= image_tokens * cut.dropped_images
-        return lengths[self.order.numbers]
+        found = self.per_sample()
+        lengths: npt.NDArray[np.int64] = found[:, 0] + image_tokens * found[:, 2]
+        return lengths
 
     def tallies(self) -> list[Tally]:
         """Counts by corpus, split, language and source, over the whole order."""
@@ -211,13 +219,15 @@ def build_plan(
     measure: Measure | None = None,
     tokenizer: Callable[[], str | None] | None = None,
     home: Path | None = None,
+    look_at_images: bool = True,
 ) -> Plan:
     """Decide everything about a stage's data, and find everything that is wrong with it, before anything is trained.
 
     `corpora` maps the paths of the mix to opened corpora. `measure` counts tokens; without it nothing can be cut, and
     shares of tokens are refused.
     `home` is the work folder in which images that were decoded once are remembered, and counts too where `tokenizer`
-    says what tells this measure from others (see `lvlm.data.counts`).
+    says what tells this measure from others (see `lvlm.data.counts`). A plan that only counts may leave the images
+    unread (`look_at_images`).
 
     The order is one permutation per epoch of all sample ids, drawn from the seed over ids sorted by (corpus, split,
     id): arms that differ only in language, share or model see the same ids in the same steps. Raises `InputError`
@@ -230,10 +240,10 @@ def build_plan(
         return count_tokens(asked, np.arange(len(asked)), measure, memory, title=f"{stage}, its mix")
 
     pool, shares = gather(config.mix, corpora, count if measure else None)
-    duration = _duration(config, len(pool))
-    order = PlanOrder(pool, _draw(len(pool), duration, seed))
+    duration = stage_samples(config, len(pool))
+    order = PlanOrder(pool, draw_order(len(pool), duration, seed))
     used = np.unique(order.numbers)
-    for part, numbers in pool.by_part(used):
+    for part, numbers in pool.by_part(used) if look_at_images else ():
         part.corpus.check_images(part.rows, pool.row[numbers], decode=True, home=home)
     ledger, fertility, tokens, cuts = Ledger(), None, None, dict[int, Cut]()
     if measure is not None:
@@ -285,8 +295,8 @@ def _cut(
     return cuts
 
 
-def _duration(config: StageConfig, pool: int) -> int:
-    """How many samples the stage sees."""
+def stage_samples(config: StageConfig, pool: int) -> int:
+    """How many samples a stage sees that draws from a pool of so many."""
     if config.samples is not None:
         return config.samples
     if config.steps is not None:
@@ -294,7 +304,9 @@ def _duration(config: StageConfig, pool: int) -> int:
     return max(1, int(Fraction(str(config.epochs or 1)) * pool + Fraction(1, 2)))
 
 
-def _draw(pool: int, samples: int, seed: int) -> npt.NDArray[np.int64]:
+def draw_order(pool: int, samples: int, seed: int) -> npt.NDArray[np.int64]:
+    """(samples,): numbers of the samples of a pool in training order: one permutation after the other, so that fewer
+    samples are the first of more."""
     epochs = [
         np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(b"order"), epoch])).permutation(pool)
         for epoch in range(math.ceil(samples / pool))

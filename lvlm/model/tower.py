@@ -202,7 +202,7 @@ def build_tower(description: Mapping[str, Any], *, feature_layer: int) -> Vision
     # Weights are loaded right afterwards; buffers that are not saved need real storage even when the rest is built on
     # `meta`.
     with torch.device("cpu"):
-        return _cut(create(description), description, feature_layer=feature_layer)
+        return cut(create(description), description, feature_layer=feature_layer)
 
 
 def load_tower(
@@ -217,10 +217,41 @@ def load_tower(
         model, description = _from_transformers(str(source), image_size)
     else:
         model, description = _from_timm(str(source), image_size)
-    tower = _cut(model.float(), description, feature_layer=feature_layer).eval()  # batch norms learn from what they see
+    tower = cut(model.float(), description, feature_layer=feature_layer).eval()  # batch norms learn from what they see
     if isinstance(tower, TransformersTower):
         tower.check(description["image_size"])
     return tower, measure(tower, description, source=source)
+
+
+def outline_tower(
+    source: str | Path, *, feature_layer: int, image_size: int | None = None
+) -> tuple[VisionTower, dict[str, Any]]:
+    """What `load_tower` gives, without reading weights: a tower without storage (on `meta`), and its description, in
+    which the colours of pixels may be missing."""
+    folder, path = Path(source), Path(source) / "config.json"
+    config = read_json(path) if path.exists() else {}
+    with torch.device("meta"):
+        if "timm" in config:
+            args, size = config["timm"].get("args", {}), image_size or config["image_size"]
+            description = {"architecture": config["timm"]["architecture"], "args": args, "image_size": size}
+            model, _ = _sized(
+                lambda **sized: create({**description, "args": args | sized}),
+                None if size == config["image_size"] else size,
+            )
+        elif "model_type" in config or ("/" in str(source) and ":" not in str(source) and not folder.is_dir()):
+            try:
+                found = transformers.AutoConfig.from_pretrained(str(source))
+            except (OSError, ValueError) as error:
+                raise InputError(f"transformers cannot find the tower '{source}': {one_line(error)}") from error
+            found = getattr(found, "vision_config", found)
+            size = image_size or int(found.image_size)
+            description = {"architecture": TRANSFORMERS, "args": found.to_dict(), "image_size": size}
+            model = create(description)
+        else:
+            name = f"local-dir:{folder}" if folder.is_dir() else str(source)
+            model, description = _from_timm(name, image_size, weights=False)
+        tower = cut(model, description, feature_layer=feature_layer)
+        return tower, measure(tower, description, source=source)
 
 
 @torch.no_grad()
@@ -242,7 +273,8 @@ def measure(tower: VisionTower, description: Mapping[str, Any], *, source: str |
     return {**description, "width": features.shape[2], "grid": [side, side]}
 
 
-def _cut(model: nn.Module, description: Mapping[str, Any], *, feature_layer: int) -> VisionTower:
+def cut(model: nn.Module, description: Mapping[str, Any], *, feature_layer: int) -> VisionTower:
+    """The tower that reads its features at a block of a model."""
     if description["architecture"] == TRANSFORMERS:
         return TransformersTower(model, feature_layer=feature_layer, image_size=description["image_size"])
     return TimmTower(model, feature_layer=feature_layer)
@@ -293,9 +325,9 @@ def _load_strictly(model: Any, path: Path) -> None:
     model.load_state_dict(state)
 
 
-def _from_timm(name: str, image_size: int | None) -> tuple[nn.Module, dict[str, Any]]:
+def _from_timm(name: str, image_size: int | None, *, weights: bool = True) -> tuple[nn.Module, dict[str, Any]]:
     try:
-        model, sized = _sized(partial(timm.create_model, name, pretrained=True, num_classes=0), image_size)
+        model, sized = _sized(partial(timm.create_model, name, pretrained=weights, num_classes=0), image_size)
     except (RuntimeError, OSError, ValueError) as error:  # an unknown name, no network and no copy here, a bad hub name
         raise InputError(
             f"timm cannot build the tower '{name}': {one_line(error).rstrip('.')}. Give a folder, or a name from "

@@ -90,14 +90,16 @@ class StageLoop:
                 loss_value = float(self.accelerator.reduce(loss, "sum"))
                 self._check_finite(step, loss_value, norm)
                 self._count(step, started)
-                self._tell(curve, {"loss": loss_value, "lr": lr, "grad_norm": norm})
+                stop = self._tell(curve, {"loss": loss_value, "lr": lr, "grad_norm": norm})
                 if validates := self._validates_after(step, steps):
                     curve.append(self._validation())
                 # The clock of one decides for all: under ZeRO a state is gathered from every process.
                 due = self.accelerator.is_main_process and timer.due(sooner=validates)  # a validation is worth keeping
-                if self._anywhere(due) or spent.step == steps:
+                if self._anywhere(due or stop is not None) or spent.step == steps:
                     with timer.saving():
                         self._save(curve)
+                if stop is not None:
+                    raise stop
         return spent
 
     def _begin(self) -> tuple[BatchStream, _Curve]:
@@ -258,15 +260,20 @@ class StageLoop:
         self.reporter.tell("validation", **row)
         return row
 
-    def _tell(self, curve: _Curve, numbers: Mapping[str, float]) -> None:
-        """The numbers of a step, for the curve and for whoever watches."""
+    def _tell(self, curve: _Curve, numbers: Mapping[str, float]) -> BaseException | None:
+        """The numbers of a step, for the curve and for whoever watches; what the latter raised to stop the run, which
+        is to wait until the step is saved."""
         spent, steps = self.spent, self.batches.plan.steps
         speed = spent.llm_tokens / max(spent.seconds, 1e-9)
         row = {"stage": self.stage, "step": spent.step, "samples": spent.samples, **numbers}
         curve.append(row | {"tokens_per_second": round(speed, 1), "seconds": round(spent.seconds, 3)})
         self.reporter.advance(spent.step, f"loss {numbers['loss']:.3f}  {spent.samples} samples  {speed:,.0f} tokens/s")
         seconds_left = spent.seconds / spent.step * (steps - spent.step)
-        self.reporter.tell("step", **row, steps=steps, tokens_per_second=speed, seconds_left=seconds_left)
+        try:
+            self.reporter.tell("step", **row, steps=steps, tokens_per_second=speed, seconds_left=seconds_left)
+        except BaseException as stop:
+            return stop
+        return None
 
 
 def validation_interval(config: StageConfig, steps: int) -> int | None:

@@ -4,7 +4,7 @@ not in the cache."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import broadcast_object_list
 
 from lvlm.config import RunConfig
+from lvlm.model.outline import outline
 from lvlm.model.parts import PartCount, describe, prepare_training
 from lvlm.records import write_json
 from lvlm.train.batches import BatchStream, StepBatches
@@ -43,6 +44,8 @@ class StageTraining:
     compute: Compute
     reporter: Reporter
     phases: Phase
+    spare: Callable[[], Collection[str]] = tuple
+    """Keys of stages that give no way to this one."""
 
     def __call__(
         self,
@@ -58,6 +61,8 @@ class StageTraining:
         `later_images`: those that the run reads after this stage."""
         accelerator = self.compute.accelerator
         counts = self._prepare(stage, model)
+        text, supervised, images = batches.plan.per_sample().T
+        work = outline(model.config, home=self.home).work(stage.config, text=text, supervised=supervised, images=images)
         self.reporter.say(f"{stage.name}: what learns\n" + "\n".join(describe(counts)))
         self.reporter.say("\n".join(batches.plan.table()))
         stage.folder.mkdir(parents=True, exist_ok=True)
@@ -78,14 +83,21 @@ class StageTraining:
         model.eval()
         with self.phases("save"), loop.strategy.whole():
             if accelerator.is_main_process:
+                self._make_room(stage, model.get_memory_footprint())
                 stage.publish_model(lambda folder: _save(folder, model, processor))
+                self._make_room(stage, 0)  # what is written may be larger than in memory, where that is quantised
             accelerator.wait_for_everyone()
         loop.strategy.finish()
         views = spent.images * model.config.views
         learning = sum(part.trainable for part in counts)
         reason = decision.reason + (f"; no more of them were kept: {store.full}" if store and store.full else "")
         return {
-            "spent": {**vars(spent), "views": views, "trainable_parameters": learning},
+            "spent": {
+                **vars(spent),
+                "views": views,
+                "flops": work.total,
+                "trainable_parameters": learning,
+            },
             "micro_batch_tokens": batches.token_budget,
             "features": "stored" if store else "computed",
             "features_reason": reason,
@@ -157,6 +169,10 @@ class StageTraining:
             fetch=fetch,
             validate=None if validate is None else validation,
         )
+
+    def _make_room(self, stage: Stage, needed: int) -> None:
+        if said := stage.make_room(self.config.compute.stage_cache_gib, needed, spare=self.spare):
+            self.reporter.say(f"{stage.name}: {said}")
 
     def store(self, tower: TowerFeatures) -> FeatureStore:
         """Where the run keeps the features of a tower."""

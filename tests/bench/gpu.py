@@ -5,7 +5,7 @@ stock LLaVA under `transformers.Trainer` in the same run.
 python tests/bench/gpu.py [--samples 256] [--rounds 2]        one GPU of 80 GB; 45 GB of disk and 60 GB of memory
 python tests/bench/gpu.py --size tiny [--device cpu]          the same paths with tiny models, in about a minute
 
-MFU is the work of `loops/flops.py`, which counts tower, adapter and LLM and no gradient of a frozen weight, through the
+MFU is the work of `lvlm.model.work` (tower, adapter and LLM, and no gradient of a frozen weight) through the
 wall time of the loop and what the GPU does in bf16 at best. Padding, logits where nothing is supervised and
 recomputation are no work. Where features come from the cache, the tower's part is not counted either.
 
@@ -28,7 +28,6 @@ from typing import Any
 import timm
 import torch
 from loops import stock
-from loops.flops import Work, needed_work
 from loops.measure import load, table
 from loops.ours import Arm, Measured
 from safetensors.torch import save_file
@@ -38,6 +37,8 @@ from lvlm.data.worlds.writer import write_world
 from lvlm.model.assembly import assemble, load_tokenizer
 from lvlm.model.backbones import resolve
 from lvlm.model.llava import to_llava
+from lvlm.model.outline import outline
+from lvlm.model.work import Work
 from lvlm.run import quiet_transformers
 
 ARCHITECTURE = "vit_so400m_patch14_siglip_384"
@@ -139,7 +140,7 @@ def compare(scratch: Path, size: Size, shapes: Path, *, device: str, rounds: int
         micro_batch_tokens=size.micro_batch_tokens,
     )  # fmt: skip
     fed = arm.samples()
-    drawn, work, transform = prepare_stock(arm, scratch / "stock", size)
+    drawn, work, transform = prepare_stock(arm, scratch / "stock")
     theirs = {f"Trainer, {n}": {"at_once": n, "checkpointing": False} for n in size.at_once}
     theirs |= {f"Trainer, {size.at_once[0]}, checkpointed": {"at_once": size.at_once[0], "checkpointing": True}}
     rows: dict[str, list[Row]] = {name: [] for name in (*theirs, *OURS)}
@@ -198,7 +199,7 @@ def report(
         if name not in ran:
             lines.append([name, *["out of memory"], *["-"] * 5])
             continue
-        done = work.total - (work.tower if "cached" in name else 0.0)
+        done = work.total - (float(work.tower.sum()) if "cached" in name else 0.0)
         lines.append([
             name, f"{tokens / walls[name]:,.0f}", f"{walls[fastest] / walls[name]:.2f}",
             _number(100 * done / walls[name] / (peak * 1e12), " %"), _number(max(r.peak_gib for r in ran[name])),
@@ -206,9 +207,11 @@ def report(
         ])  # fmt: skip
     print("\n" + table(("loop", "tokens/s", "of Trainer", "MFU", "peak GiB", "of Trainer", "loss"), lines))
     name = torch.cuda.get_device_name() if device == "cuda" else "a CPU, whose speeds say nothing about a GPU"
+    shares = {"tower": work.tower, "adapter": work.adapter, "LLM": work.llm}
     print(
-        f"\n{tokens:,} LLM tokens; work {work.total:.3g} operations: tower {work.tower / work.total:.0%}, adapter "
-        f"{work.adapter / work.total:.0%}, LLM {work.llm / work.total:.0%}. On {name}, peak {_number(peak)} TFLOP/s, "
+        f"\n{tokens:,} LLM tokens; work {work.total:.3g} operations: "
+        f"{', '.join(f'{part} {own.sum() / work.total:.0%}' for part, own in shares.items())}. "
+        f"On {name}, peak {_number(peak)} TFLOP/s, "
         f"torch {torch.__version__}; medians of {rounds} rounds, '-' is not measured; ratios are against {fastest}, "
         f"whose number is how many samples it takes at once; {load()} at the end."
     )
@@ -221,7 +224,7 @@ def _number(value: float, unit: str = "") -> str:
     return "-" if value != value else f"{value:.2f}{unit}"
 
 
-def prepare_stock(arm: Arm, folder: Path, size: Size) -> tuple[Any, Work, Any]:
+def prepare_stock(arm: Arm, folder: Path) -> tuple[Any, Work, Any]:
     """Write the stock model with the weights of ours; the LoRA that both begin with, the work of the samples, and how
     images become pixels."""
     model, processor = assemble(arm.config.model, seed=0, precision="bf16")
@@ -229,14 +232,12 @@ def prepare_stock(arm: Arm, folder: Path, size: Size) -> tuple[Any, Work, Any]:
     llava = to_llava(model, dtype=torch.bfloat16)
     llava.save_pretrained(folder)
     fed = arm.samples()
-    work = needed_work(
-        llava.config.text_config,
-        llava.config.vision_config,
-        rank=size.rank,
-        lengths=[sample.length for sample in fed],
-        supervised=sum(sample.supervised for sample in fed),
-        images=sum(len(sample.images) for sample in fed),
-        image_tokens=processor.image_tokens,
+    assert arm.config.instruct is not None
+    work = outline(model.config, home=folder).work(
+        arm.config.instruct,
+        text=[sample.length - processor.image_tokens * len(sample.images) for sample in fed],
+        supervised=[sample.supervised for sample in fed],
+        images=[len(sample.images) for sample in fed],
     )
     transform = model.config.image_transform
     del model, llava

@@ -111,7 +111,7 @@ def read_finished(study: str) -> None:
 def trials(place: Place) -> tuple[dict[str, CellState], dict[str, dict[str, float]]]:
     """The journal's states, and the breakdown of every finished trial by `arm, seed`, in the order of their start."""
     plan = Plan.load(place)
-    states = Queue(plan, place.journal).states()
+    states = Queue(plan, place.storage).states()
     # A resumed trial's record counts the steps of every attempt and the phases of the last one.
     done = [cell for cell in plan.cells if states[cell.id].state == "done" and states[cell.id].attempt == 1]
     done.sort(key=lambda cell: states[cell.id].started or 0.0)

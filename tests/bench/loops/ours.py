@@ -1,5 +1,5 @@
-"""One instruct arm under our trainer: its plan, samples and a measured run. Used by `throughput.py`, `gpu.py` and
-`stock`."""
+"""One stage of an arm under our trainer: its plan, samples and a measured run. Used by `throughput.py`, `gpu.py`,
+`cost.py` and `stock`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lvlm.data.plan import Plan, build_plan
 from lvlm.model.assembly import assemble
 from lvlm.model.parts import prepare_training
 from lvlm.records import CURVE_FILE
-from lvlm.settings import ComputeConfig
+from lvlm.settings import ComputeConfig, StageConfig
 from lvlm.train.batches import EncodedSample, SampleEncoder, StepBatches
 from lvlm.train.compute import compute
 from lvlm.train.progress import Reporter
@@ -37,15 +37,18 @@ class Measured:
     losses: list[float]
     trainable_parameters: int
     features: Cost | None = None
+    saving: Cost | None = None
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One instruct arm with its data, read, planned and tokenised."""
+    """One stage of an arm with its data, read, planned and tokenised."""
 
     config: RunConfig
     plan: Plan
     encoder: SampleEncoder
+    name: str = STAGE
+    """Of the stage."""
 
     @classmethod
     def make(
@@ -82,12 +85,21 @@ class Arm:
                 "compute": {"device": "cpu", "precision": "fp32", **settings},
             }
         )
-        _, processor = assemble(config.model, seed=0, precision=config.compute.precision)
+        return cls.of(config)
+
+    @classmethod
+    def of(cls, config: RunConfig, name: str = STAGE) -> Arm:
+        """A stage of any run."""
+        stage = config.stages()[name]
+        _, processor = assemble(config.model, seed=config.seed, precision=config.compute.precision)
         encoder = SampleEncoder(processor)
-        assert config.instruct is not None
-        corpora = {str(shapes): open_corpus(shapes)}
-        plan = build_plan(STAGE, config.instruct, seed=0, corpora=corpora, measure=encoder.measure)
-        return cls(config, plan, encoder)
+        corpora = {use.path: open_corpus(use.path) for use in stage.mix.corpora}
+        plan = build_plan(name, stage, seed=config.seed, corpora=corpora, measure=encoder.measure)
+        return cls(config, plan, encoder, name)
+
+    @property
+    def stage(self) -> StageConfig:
+        return self.config.stages()[self.name]
 
     def batches(self, settings: ComputeConfig | None = None) -> StepBatches:
         """The optimizer steps of the plan."""
@@ -104,9 +116,8 @@ class Arm:
     def prepared_model(self) -> Any:
         """The model as it stands before step 0, for the other loop to start from the same weights."""
         precision = self.config.compute.precision
-        model, _ = assemble(self.config.model, seed=0, precision=precision)
-        assert self.config.instruct is not None
-        prepare_training(model, self.config.instruct, seed=self.config.seed, precision=precision)
+        model, _ = assemble(self.config.model, seed=self.config.seed, precision=precision)
+        prepare_training(model, self.stage, seed=self.config.seed, name=self.name, precision=precision)
         return model
 
     def train(self, folder: Path, *, home: Path, cached: bool, **changes: Any) -> Measured:
@@ -114,9 +125,8 @@ class Arm:
         compute settings."""
         settings = self.config.compute.model_copy(update={"feature_cache": "on" if cached else "off", **changes})
         config = self.config.model_copy(update={"compute": settings})
-        assert config.instruct is not None
-        model, processor = assemble(config.model, seed=0, precision=settings.precision)
-        stage = Stage(name=STAGE, config=config.instruct, identity={}, folder=folder)
+        model, processor = assemble(config.model, seed=config.seed, precision=settings.precision)
+        stage = Stage(name=self.name, config=self.stage, identity={}, folder=folder)
         clock = Clock()
         with compute(settings) as machinery:
             training = StageTraining(config, home, machinery, Reporter(silent=True), clock)
@@ -126,8 +136,9 @@ class Arm:
         rows = [json.loads(line) for line in (folder / CURVE_FILE).read_text(encoding="utf-8").splitlines()]
         assert settings.threads in (None, torch.get_num_threads())
         return Measured(
-            training=clock.costs[f"train/{STAGE}"],
+            training=clock.costs[f"train/{self.name}"],
             losses=[row["loss"] for row in rows],
             trainable_parameters=result["spent"]["trainable_parameters"],
             features=clock.costs["features"],
+            saving=clock.costs["save"],
         )

@@ -109,6 +109,11 @@ def with_lora(model: Any, drawn: Mapping[str, Tensor], stage: StageConfig) -> An
         modules_to_save=["multi_modal_projector"],
     )
     wrapped = get_peft_model(model, lora)
+    if stage.train.tower == "full":
+        tower = getattr(model.model.vision_tower, "vision_model", model.model.vision_tower)
+        # As ours, which ends with the block that gives the features: the last one and the norm behind it learn nothing.
+        for part in (tower.embeddings, tower.pre_layrnorm, *tower.encoder.layers[:-1]):
+            part.requires_grad_(True)
     place = "base_model.model.model.language_model."
     found = wrapped.load_state_dict({place + key.removeprefix("model."): drawn[key] for key in drawn}, strict=False)
     assert not found.unexpected_keys and sum(".lora_" in key for key in wrapped.state_dict()) == len(drawn)
