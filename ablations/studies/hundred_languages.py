@@ -15,9 +15,10 @@ minutes on free cores and took far longer beside it, the corpus 45 seconds; BUDG
 few minutes of it, with fewer steps: instruct.mix.corpora='[{path: runs/data/emoji, split: instruct, samples: 320}]'
 evaluate.items=2 behind the command.
 
-Found by default (2 seeds, one draw of the backbones, 79 languages beside English, fidelity in 72 of them): English only costs 48.9 points of
-fidelity [42.0, 55.8] and 1.8 [0.8, 2.9] of the naming of pictures, of which only 3.9 % are named right with all
-languages: tower and language model are too small for these names, and differences between tiers do not show.
+Found by default (2 seeds, one draw of the backbones, 79 languages beside English, fidelity in 72 of them): English
+only costs 48.9 points of fidelity [42.0, 55.8] and 1.8 [0.8, 2.9] of the naming of pictures, of which only 3.9 % are
+named right with all languages: tower and language model are too small for these names, and differences between tiers
+do not show.
 
 Expected: as in `number_of_languages`, at its real breadth: English only costs the other languages names and fidelity;
 each added tier improves itself; English stays within a few points. Choices and pairs are answered by a letter or a
