@@ -16,7 +16,7 @@ from sweeps.planner import describe, make_plan
 from sweeps.progress import Progress
 from sweeps.queue import CellState, Queue
 from sweeps.stages import arranged, count_stages, in_training, stage_keys, without_waiting
-from sweeps.status import part_over, seconds_left
+from sweeps.standing import part_over, seconds_left
 from tests.sweeps_fakes import RUNNER, fake_study
 
 COMMANDS = ("launch", "plan", "worker", "status", "export", "attach", "cache", "ui", "new")
