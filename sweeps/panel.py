@@ -114,7 +114,7 @@ def _table(standing: Standing) -> str:
         scores = standing.scores(arm)
         row.append(_tag("td", f"{statistics.fmean(scores):.1f} ({len(scores)})" if scores else "", RIGHT))
         rows.append(f"<tr>{''.join(row)}</tr>")
-    return f"<table>{''.join(rows)}</table>"
+    return f'<table style="color:inherit;font-size:inherit">{"".join(rows)}</table>'
 
 
 def _tag(name: str, text: str, style: str = "") -> str:

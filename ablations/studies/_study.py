@@ -217,7 +217,8 @@ class Study:
         for seeds in (self.seeds, self.full_seeds or self.seeds):
             if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
                 raise InputError(
-                    f"seeds are different whole numbers from 0 on, at least one, as in seeds=(0, 1, 2); given: {seeds!r}."
+                    "seeds are different whole numbers from 0 on, at least one, as in seeds=(0, 1, 2); "
+                    f"given: {seeds!r}."
                 )
         for factor in self.factors:
             for level in (*factor.levels, *(factor.range or ())):
