@@ -233,7 +233,8 @@ class Lookout:
 
 def objectives(plan: Plan) -> tuple[str, ...]:
     """What arms are compared by, the primary outcome first; a search may have several."""
-    return tuple(dict.fromkeys([plan.primary, *getattr(plan, "objectives", ())]))
+    search = getattr(plan, "search", None) or {}
+    return tuple(dict.fromkeys([plan.primary, *search.get("objectives", ())]))
 
 
 def seconds_left(states: Mapping[str, CellState], fractions: Mapping[str, float]) -> float | None:
