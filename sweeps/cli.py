@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import math
 import signal
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -108,25 +107,18 @@ def _proxy(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     from rich.console import Console
-    from rich.live import Live
 
-    from sweeps.plan import Plan, find_place
-    from sweeps.queue import Queue, count
+    from sweeps.live import follow
+    from sweeps.plan import find_place
+    from sweeps.standing import Lookout
     from sweeps.status import view
 
-    place = find_place(options.study, options.home, options.overrides)
-    plan = Plan.load(place)
-    queue = Queue(plan, place.storage)
+    lookout = Lookout(find_place(options.study, options.home, options.overrides))
     console = Console(highlight=False)
-    states = queue.states()
-    if not options.watch:
-        console.print(view(place, plan, states))
-        return 0
-    with Live(view(place, plan, states), console=console, auto_refresh=False) as live:
-        while (numbers := count(states.values()))["running"] or numbers["waiting"]:
-            time.sleep(options.every)
-            states = queue.states()
-            live.update(view(place, plan, states), refresh=True)
+    if not options.watch or not console.is_terminal:
+        console.print(view(lookout.look()))
+    if options.watch:
+        follow(lookout, console, every_seconds=options.every)
     return 0
 
 

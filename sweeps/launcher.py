@@ -3,15 +3,13 @@ launch` and from Jupyter."""
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.live import Live
 
 from ablations.studies import Study
 from lvlm.errors import InputError
@@ -20,11 +18,13 @@ from sweeps.amounts import Meter
 from sweeps.checks import check_changes, check_making, check_source
 from sweeps.crew import Crew
 from sweeps.devices import default_workers, usable_gpus
+from sweeps.live import shown
 from sweeps.plan import DEFAULT_RUNNER, TRACEBACK_FILE, Place, Plan, find_home
 from sweeps.planner import describe, make_plan
 from sweeps.progress import duration
-from sweeps.queue import MAX_ATTEMPTS, CellState, Queue, count
+from sweeps.queue import MAX_ATTEMPTS, Queue, count
 from sweeps.read import export
+from sweeps.standing import Lookout
 from sweeps.storage import StorageDown, choose_storage
 from sweeps.tracking import Tracker
 from sweeps.tracking_store import keep_uri, sqlite_file, tracking_uri
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from sweeps.cluster import SlurmCrew
 
 POLL_SECONDS = 1.0
-HEADLINE_SECONDS = 30.0
-"""In a log a line says how the sweep stands, so often where nothing else does."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,8 @@ def _work(crew: Crew | SlurmCrew, queue: Queue, console: Console) -> bool:
         crew.start(crew.workers - earlier)
         for line in crew.about():
             console.print(line, markup=False)
-        with _display(crew, console, states) as show:
+        lookout = Lookout(crew.place, crew.plan)
+        with shown(console, lookout.standing(states)) as show:
             away = False
             while crew.is_working(states):
                 time.sleep(POLL_SECONDS)
@@ -190,7 +189,7 @@ def _work(crew: Crew | SlurmCrew, queue: Queue, console: Console) -> bool:
                 except StorageDown as error:
                     said += [] if away else [f"{error} The workers train on."]
                     away = True
-                show(states, said)
+                show(lookout.standing(states), said)
         for line in crew.ended(states):
             console.print(line, markup=False)
     except KeyboardInterrupt:
@@ -200,53 +199,6 @@ def _work(crew: Crew | SlurmCrew, queue: Queue, console: Console) -> bool:
     finally:
         crew.stop()
     return False
-
-
-Show = Callable[[Mapping[str, CellState], Sequence[str]], None]
-
-
-@contextlib.contextmanager
-def _display(crew: Crew | SlurmCrew, console: Console, before: Mapping[str, CellState]) -> Iterator[Show]:
-    """A live table on a terminal and in a notebook; elsewhere a line for every event, and one now and then."""
-    place, plan = crew.place, crew.plan
-    if console.is_terminal or console.is_jupyter:
-        with Live(status.view(place, plan, before), console=console, auto_refresh=False) as live:
-
-            def redraw(states: Mapping[str, CellState], said: Sequence[str]) -> None:
-                for line in said:
-                    live.console.print(line, markup=False)
-                live.update(status.view(place, plan, states), refresh=True)
-
-            yield redraw
-        return
-
-    known = {cell_id: state.state for cell_id, state in before.items()}
-    by_id = {cell.id: cell for cell in plan.cells}
-    last_line = time.monotonic()
-
-    def tell(states: Mapping[str, CellState], said: Sequence[str]) -> None:
-        nonlocal last_line
-
-        def now() -> str:
-            return status.headline(plan, states, status.running_now(place, states))
-
-        def say(line: str) -> None:
-            nonlocal last_line
-            last_line = time.monotonic()
-            console.print(line, markup=False)
-
-        for line in said:
-            say(line)
-        for cell_id, state in states.items():
-            if state.state != known[cell_id]:
-                known[cell_id] = state.state
-                if state.state != "waiting":
-                    error = f": {(state.error or '').splitlines()[0]}" if state.error else ""
-                    say(f"{state.state:8} {by_id[cell_id].arm}, seed {by_id[cell_id].seed}{error}   [{now()}]")
-        if time.monotonic() - last_line >= HEADLINE_SECONDS:
-            say(now())
-
-    yield tell
 
 
 def _finish(
@@ -289,7 +241,8 @@ def _finish(
     )
     say = console.print
     if not (console.is_terminal or console.is_jupyter):
-        for line in status.lines(place, plan, states):
+        standing = Lookout(place, plan).standing(states)
+        for line in [*status.summary(standing), *status.worker_lines(standing), *status.failure_lines(standing)]:
             say(line, markup=False)
     say(
         f"{outcome.done} of {outcome.cells} cells done, {outcome.failed} failed, in {duration(outcome.seconds)}.",

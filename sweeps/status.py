@@ -1,95 +1,137 @@
-"""The table of a sweep, live or once: arms with their cells done, running and failed; what runs now; time left. Used
-by `launch` and `status`."""
+"""What a reader of a terminal or a log is told about a sweep. Used by `sweeps.live`, `sweeps.panel`, `sweeps.launcher`
+and the command `status`."""
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from sweeps.plan import STAGES, TRACEBACK_FILE, Place, Plan, PlannedCell
-from sweeps.progress import Progress, duration, read_progress
-from sweeps.queue import CellState, count
+from sweeps.progress import duration
+from sweeps.queue import State
+from sweeps.standing import Best, Standing, Working
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-
-def seconds_left(states: Mapping[str, CellState], fractions: Mapping[str, float]) -> float | None:
-    """Time to the end at the present number of workers, by the median of the cells that have run; None before the
-    first. `fractions` says how much of a running cell is over."""
-    spent = [seconds for state in states.values() if (seconds := state.seconds) is not None]
-    numbers = count(states.values())
-    if not spent or not numbers["running"]:
-        return None
-    cells = numbers["waiting"] + sum(
-        1 - fractions.get(cell_id, 0.5) for cell_id, state in states.items() if state.state == "running"
-    )
-    return statistics.median(spent) * cells / numbers["running"]
+ORDER: tuple[State, ...] = ("running", "failed", "pruned", "done", "waiting")
+"""In which arms are told where there is no room for all."""
+MARKS = {"done": ("●", "green"), "running": ("◐", "cyan"), "failed": ("✗", "red"), "waiting": ("·", "dim")}
+MARKS |= {"pruned": ("−", "yellow")}
+FRAME = 5
+"""Lines of a table beside its rows, and one that stays free."""
+FEWEST_ROWS = 5
 
 
-def part_over(cell: PlannedCell, now: Progress) -> float | None:
-    """How much of a cell is over, its stages and its evaluation taken for equally long; None where that cannot be told
-    from what it does now."""
-    phases = [stage for stage in STAGES if cell.config.get(stage) is not None]
-    if (cell.config.get("evaluate") or {}).get("corpora"):
-        phases.append("evaluate")
-    if now.stage not in phases:
-        return None
-    return (phases.index(now.stage) + (now.fraction or 0.0)) / len(phases)
-
-
-def headline(plan: Plan, states: Mapping[str, CellState], progress: Mapping[str, Progress]) -> str:
+def headline(standing: Standing) -> str:
     """How the sweep stands, in one line."""
-    numbers = count(states.values())
+    plan, numbers = standing.plan, standing.numbers
     text = f"{plan.study}: {numbers['done']} of {len(plan.cells)} cells done"
     parts = [f"{numbers[name]} {name}" for name in ("running", "waiting", "failed", "pruned") if numbers[name]]
     text += f" ({', '.join(parts)})" if parts else ""
-    over = {cell.id: part_over(cell, now) for cell in plan.cells if (now := progress.get(cell.id))}
-    left = seconds_left(states, {cell_id: part for cell_id, part in over.items() if part is not None})
+    left = standing.seconds_left
     return text + (f", about {duration(left)} left" if left is not None else "")
 
 
-def running_now(place: Place, states: Mapping[str, CellState]) -> dict[str, Progress]:
-    """Progress of every running cell."""
-    found = {
-        cell_id: read_progress(place.cell(cell_id)) for cell_id, state in states.items() if state.state == "running"
-    }
-    return {cell_id: now or Progress(None, "starting", None) for cell_id, now in found.items()}
+def summary(standing: Standing) -> list[str]:
+    """What the cells say together: arms, the best so far, where the time goes."""
+    names = list(standing.arm_states.values())
+    parts = [f"{names.count(name)} {name}" for name in ("done", "running", "failed", "pruned", "waiting")]
+    lines = [f"arms: {', '.join(part for part in parts if not part.startswith('0 '))}"]
+    lines += map(best_line, standing.bests)
+    if standing.shares:
+        lines.append(f"time: {', '.join(f'{share:.0%} {phase}' for phase, share in standing.shares.items())}")
+    return lines
 
 
-def lines(place: Place, plan: Plan, states: Mapping[str, CellState]) -> list[str]:
-    """The running and the failed cells, one line each."""
-    by_id = {cell.id: cell for cell in plan.cells}
-    text = []
-    for cell_id, now in running_now(place, states).items():
-        since = f" for {duration(time.time() - started)}" if (started := states[cell_id].started) else ""
-        text.append(f"running  {by_id[cell_id].arm}, seed {by_id[cell_id].seed}{since}: {now.text}")
-    for cell_id, state in states.items():
-        if state.state == "failed":
-            why = (state.error or "").splitlines()[0] if state.error else ""
-            text.append(f"failed   {by_id[cell_id].arm}, seed {by_id[cell_id].seed}: {why}")
-            if (file := place.cell(cell_id) / TRACEBACK_FILE).exists():
-                text.append(f"         {file}")
-    return text
+def notes(standing: Standing) -> list[str]:
+    """Why nothing moves, where it does not."""
+    lines = []
+    if standing.numbers["waiting"] and not standing.numbers["running"]:
+        command = f"{standing.plan.launch_command}{standing.place.home_option}"
+        lines.append(f"no worker holds a cell now; where none is about to, go on with: {command}")
+    if standing.trouble:
+        lines.append(f"as it stood at {time.strftime('%H:%M:%S', time.localtime(standing.at))}: {standing.trouble}")
+    return lines
 
 
-def view(place: Place, plan: Plan, states: Mapping[str, CellState]) -> Group:
-    """The table for a terminal or a notebook."""
+def best_line(best: Best) -> str:
+    """An objective, its highest mean with the seeds behind it, and the arm."""
+    return f"best {best.objective}: {best.mean:.1f} (mean of {best.n} of {best.seeds} seeds), {best.arm}"
+
+
+def worker_lines(standing: Standing) -> list[str]:
+    """Every machine with its workers, and what each does."""
+    lines: list[str] = []
+    for machine in dict.fromkeys(one.machine for one in standing.working):
+        here = [one for one in standing.working if one.machine == machine]
+        lines.append(f"{machine}: {len(here)} worker(s)")
+        lines += [f"  {worker_line(one, standing.at)}" for one in here]
+    return lines
+
+
+def worker_line(one: Working, now: float) -> str:
+    """A worker and its cell; `now` in seconds since 1970."""
+    since = f" for {duration(max(0.0, now - one.started))}" if one.started else ""
+    who = f"process {one.pid}" if one.pid is not None else "a worker"
+    return f"{who}: {one.cell.arm}, seed {one.cell.seed}{since}: {one.doing}"
+
+
+def failure_lines(standing: Standing) -> list[str]:
+    """Every failed cell, with where to read on."""
+    lines = []
+    for cell, why, file in standing.failures:
+        lines.append(f"failed   {cell.arm}, seed {cell.seed}: {why}")
+        if file is not None:
+            lines.append(f"         {file}")
+    return lines
+
+
+def view(standing: Standing, *, size: tuple[int, int] | None = None) -> Group:
+    """The table of a terminal. On one of `size` (columns, lines) the arms that matter most have its rows, and the
+    others are counted."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    marks = {"done": ("●", "green"), "running": ("◐", "cyan"), "failed": ("✗", "red")}
-    marks |= {"waiting": ("·", "dim"), "pruned": ("−", "yellow")}
-    table = Table(title=headline(plan, states, running_now(place, states)), title_justify="left", expand=False)
+    above = [headline(standing)]
+    below = [*summary(standing), *notes(standing), *worker_lines(standing), *failure_lines(standing)]
+    arms = list(standing.arms)
+    if size is not None:
+        taken = sum(-(-len(line) // size[0]) for line in [*above, *below])
+        room = max(FEWEST_ROWS, size[1] - FRAME - taken)
+        arms = arms if len(arms) <= room else foremost(standing, room - 1)
+    table = Table(expand=False)
     table.add_column("arm")
-    for seed in plan.seeds:
+    for seed in standing.plan.seeds:
         table.add_column(f"seed {seed}", justify="center")
     table.add_column("done", justify="right")
-    for arm in plan.arms:
-        cells = {cell.seed: states[cell.id].state for cell in plan.cells if cell.arm == arm}
-        row = [Text(*marks[cells[seed]]) if seed in cells else Text("") for seed in plan.seeds]
-        table.add_row(Text(arm), *row, f"{list(cells.values()).count('done')}/{len(cells)}")
-    return Group(table, *(Text(line, overflow="fold") for line in lines(place, plan, states)))
+    table.add_column(standing.plan.primary, justify="right")
+    for arm in arms:
+        cells = {cell.seed: standing.states[cell.id].state for cell in standing.arms[arm]}
+        row = [Text(*MARKS[cells[seed]]) if seed in cells else Text("") for seed in standing.plan.seeds]
+        done = f"{list(cells.values()).count('done')}/{len(cells)}"
+        table.add_row(Text(arm), *row, done, mean_of(standing, arm))
+    if others := len(standing.arms) - len(arms):
+        table.add_row(Text(f"and {others} more arms", "dim"))
+
+    def written(lines: list[str]) -> list[Text]:
+        return [Text(line, overflow="fold") for line in lines]
+
+    return Group(*written(above), table, *written(below))
+
+
+def mean_of(standing: Standing, arm: str) -> str:
+    """The primary outcome of an arm over its finished seeds; empty before the first."""
+    scores = standing.scores(arm)
+    return f"{sum(scores) / len(scores):.1f}" if scores else ""
+
+
+def foremost(standing: Standing, number: int) -> list[str]:
+    """So many arms, those first that run, failed or were pruned, then the best; in the order of the design."""
+
+    def rank(arm: str) -> tuple[int, float]:
+        scores = standing.scores(arm)
+        return ORDER.index(standing.arm_states[arm]), -sum(scores) / len(scores) if scores else 0.0
+
+    chosen = set(sorted(standing.arms, key=rank)[:number])
+    return [arm for arm in standing.arms if arm in chosen]

@@ -14,6 +14,8 @@ TEXT = '''"""What do languages and tiles do to the score?
 
 Question: does the score in other languages than English rise with the number of training languages?
 Command:  python -m sweeps launch {name}.py && python -m ablations report {name}.py
+          On several machines: launch --storage postgresql://USER@HOST/DATABASE, and `python -m sweeps worker {name}`
+          on the others; on a cluster: launch --workers 16 --cluster slurm. `status {name} --watch` shows it live.
 Cost:     {cells} cells of about a minute on one core on the built-in world.
 Expected: English-only training costs score elsewhere, most where a language has few resources.
 """
@@ -44,7 +46,8 @@ study = Study(
     # The arm that the others are compared with: one level for each factor.
     baseline={{"languages": "all", "english_share": 0.5}},
     # Which combinations are run: OneAtATime, FullGrid, KeepInteraction, FractionalFactorial, GeneralizedSubset, or
-    # SpaceFilling for factors with a range=(0.01, 0.99) in the place of levels (see ablations/designs/).
+    # SpaceFilling for factors with a range=(0.01, 0.99) in the place of levels, with log=True evenly in the logarithm
+    # (see ablations/designs/).
     design=OneAtATime(),
     # What every arm sees as much of as the baseline: samples, llm_tokens, images or flops (tower included).
     held_equal="samples",

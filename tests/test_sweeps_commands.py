@@ -16,7 +16,7 @@ from sweeps.planner import describe, make_plan
 from sweeps.progress import Progress
 from sweeps.queue import CellState, Queue
 from sweeps.stages import arranged, count_stages, in_training, stage_keys, without_waiting
-from sweeps.status import part_over, seconds_left
+from sweeps.standing import part_over, seconds_left
 from tests.sweeps_fakes import RUNNER, fake_study
 
 COMMANDS = ("launch", "plan", "worker", "status", "export", "attach", "cache", "ui", "new")
@@ -215,6 +215,8 @@ def test_new_writes_a_study_that_loads_and_never_overwrites(tmp_path: Path, caps
     assert main(["new", "my_study", "--folder", str(tmp_path)]) == 0
     study = load_study(tmp_path / "my_study.py")
     assert f"{len(study.cells('default'))} cells" in capsys.readouterr().out
+    assert main(["plan", str(tmp_path / "my_study.py"), "--home", str(tmp_path / "home")]) == 0
+    assert "4 arms x 3 seeds: 12 cells" in capsys.readouterr().out
     assert main(["new", "my_study", "--folder", str(tmp_path)]) == 2
 
 

@@ -21,12 +21,13 @@ from rich.console import Console
 
 from ablations.table import load_results
 from sweeps import cli
-from sweeps.crew import Crew
 from sweeps.identity import is_alive
-from sweeps.launcher import _display, launch
+from sweeps.launcher import launch
+from sweeps.live import shown
 from sweeps.plan import Place
 from sweeps.planner import make_plan
 from sweeps.queue import CellState, Queue
+from sweeps.standing import Lookout
 from sweeps.storage import Trials
 from sweeps.tracking_store import connect
 from sweeps.worker import Worker
@@ -133,13 +134,13 @@ def test_watching_ends_when_nothing_is_left_to_run(home: Path, capfd: pytest.Cap
 
 def test_a_log_says_now_and_then_how_the_sweep_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, log = make_plan(fake_study(), runner=RUNNER), io.StringIO()
-    crew = Crew(Place(tmp_path, "fake"), plan, workers=1, since=0.0)
-    states = {cell.id: CellState("waiting") for cell in plan.cells}
-    with _display(crew, Console(file=log, width=200), states) as show:
-        show(states, ())
+    waiting = {cell.id: CellState("waiting") for cell in plan.cells}
+    standing = Lookout(Place(tmp_path, "fake"), plan).standing(waiting)
+    with shown(Console(file=log, width=200), standing) as show:
+        show(standing, ())
         assert log.getvalue() == ""
-        monkeypatch.setattr("sweeps.launcher.HEADLINE_SECONDS", 0.0)
-        show(states, ())
+        monkeypatch.setattr("sweeps.live.HEADLINE_SECONDS", 0.0)
+        show(standing, ())
     assert log.getvalue() == "fake: 0 of 8 cells done (8 waiting)\n"
 
 

@@ -96,7 +96,7 @@ class Study:
     factors: tuple[Factor, ...]
     baseline: Mapping[str, Level]
     design: Design
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...] = ()
     primary: str = "score/multilingual"
     held_equal: Amount = "samples"
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -216,7 +216,10 @@ class Study:
             )
         for seeds in (self.seeds, self.full_seeds or self.seeds):
             if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-                raise InputError(f"seeds are different whole numbers from 0 on, at least one; given: {seeds!r}.")
+                raise InputError(
+                    "seeds are different whole numbers from 0 on, at least one, as in seeds=(0, 1, 2); "
+                    f"given: {seeds!r}."
+                )
         for factor in self.factors:
             for level in (*factor.levels, *(factor.range or ())):
                 factor.check_level(level, self._beside(factor))
