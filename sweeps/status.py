@@ -16,15 +16,19 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 
-def seconds_left(states: Mapping[str, CellState], fractions: Mapping[str, float]) -> float | None:
+def seconds_left(
+    states: Mapping[str, CellState], fractions: Mapping[str, float], *, unproposed: int = 0
+) -> float | None:
     """Time to the end at the present number of workers, by the median of the cells that have run; None before the
-    first. `fractions` says how much of a running cell is over."""
+    first. `fractions` says how much of a running cell is over; `unproposed` are cells that a search will add."""
     spent = [seconds for state in states.values() if (seconds := state.seconds) is not None]
     numbers = count(states.values())
     if not spent or not numbers["running"]:
         return None
-    cells = numbers["waiting"] + sum(
-        1 - fractions.get(cell_id, 0.5) for cell_id, state in states.items() if state.state == "running"
+    cells = (
+        numbers["waiting"]
+        + unproposed
+        + sum(1 - fractions.get(cell_id, 0.5) for cell_id, state in states.items() if state.state == "running")
     )
     return statistics.median(spent) * cells / numbers["running"]
 
@@ -43,11 +47,12 @@ def part_over(cell: PlannedCell, now: Progress) -> float | None:
 def headline(plan: Plan, states: Mapping[str, CellState], progress: Mapping[str, Progress]) -> str:
     """How the sweep stands, in one line."""
     numbers = count(states.values())
-    text = f"{plan.study}: {numbers['done']} of {len(plan.cells)} cells done"
+    text = f"{plan.study}: {numbers['done']} of {plan.size} cells done"
     parts = [f"{numbers[name]} {name}" for name in ("running", "waiting", "failed", "pruned") if numbers[name]]
     text += f" ({', '.join(parts)})" if parts else ""
     over = {cell.id: part_over(cell, now) for cell in plan.cells if (now := progress.get(cell.id))}
-    left = seconds_left(states, {cell_id: part for cell_id, part in over.items() if part is not None})
+    fractions = {cell_id: part for cell_id, part in over.items() if part is not None}
+    left = seconds_left(states, fractions, unproposed=plan.size - len(plan.cells))
     return text + (f", about {duration(left)} left" if left is not None else "")
 
 
@@ -60,7 +65,7 @@ def running_now(place: Place, states: Mapping[str, CellState]) -> dict[str, Prog
 
 
 def lines(place: Place, plan: Plan, states: Mapping[str, CellState]) -> list[str]:
-    """The running and the failed cells, one line each."""
+    """The running, the failed and the pruned cells, one line each."""
     by_id = {cell.id: cell for cell in plan.cells}
     text = []
     for cell_id, now in running_now(place, states).items():
@@ -72,6 +77,8 @@ def lines(place: Place, plan: Plan, states: Mapping[str, CellState]) -> list[str
             text.append(f"failed   {by_id[cell_id].arm}, seed {by_id[cell_id].seed}: {why}")
             if (file := place.cell(cell_id) / TRACEBACK_FILE).exists():
                 text.append(f"         {file}")
+    pruned = [by_id[cell_id] for cell_id, state in states.items() if state.state == "pruned"]
+    text += [f"pruned   {cell.arm}, seed {cell.seed}" for cell in pruned]
     return text
 
 
