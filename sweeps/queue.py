@@ -71,8 +71,8 @@ class CellState:
 
 
 class Queue:
-    """The cells of one plan among the trials of its study; to those of a search others are added meanwhile. Every method
-    raises `StorageDown` where the trials cannot be reached, and can be called again."""
+    """The cells of one plan among the trials of its study; to those of a search others are added meanwhile. Every
+    method raises `StorageDown` where the trials cannot be reached, and can be called again."""
 
     def __init__(self, plan: Plan, storage: Storage, *, lease_seconds: float = LEASE_SECONDS) -> None:
         self.plan = plan

@@ -230,7 +230,13 @@ def test_a_torn_last_line_costs_nothing(tmp_path: Path, open_before: bool) -> No
     queue = queue if open_before else Queue(plan, storage)
     claim = queue.claim()
     assert claim is not None and queue.complete(claim, 1.0)
-    assert count(Queue(plan, storage).states().values()) == {"waiting": 7, "running": 0, "done": 1, "failed": 0}
+    assert count(Queue(plan, storage).states().values()) == {
+        "waiting": 7,
+        "running": 0,
+        "done": 1,
+        "failed": 0,
+        "pruned": 0,
+    }
     assert all(json.loads(line) for line in path.read_text().splitlines())
     assert len(list(tmp_path.glob("journal.log.torn-*"))) == 1
 

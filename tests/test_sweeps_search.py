@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from rich.console import Console
 
 from ablations.contrasts import CHOSEN
-from ablations.designs import FullGrid, Search
+from ablations.designs import Search, SpaceFilling
 from ablations.factors import Factor
 from ablations.studies import Expectation, Study
 from ablations.table import load_results
@@ -83,7 +84,7 @@ def scores_of(plan: Plan, place: Place, name: str = "score/multilingual") -> np.
     return np.array([np.mean([records[cell.id] for cell in plan.cells if cell.arm == arm]) for arm in plan.arms])
 
 
-@pytest.mark.parametrize(("sampler", "arms"), [("tpe", 36), ("gp", 20)])
+@pytest.mark.parametrize(("sampler", "arms"), [("tpe", 32), ("gp", 18)])
 def test_a_search_finds_what_was_planted_better_than_its_first_arms(
     sampler: Any, arms: int, search: Any, tmp_path: Path
 ) -> None:
@@ -110,8 +111,9 @@ def test_the_front_of_two_objectives_is_the_planted_one(search: Any, tmp_path: P
     assert len(found) >= 3 and all(levels["tiles"] == 2 for levels in found)
     assert all(abs(np.log10(levels["lr"] / PLANTED_LR)) < 1 for levels in found)
     assert all(levels["share"] is None or levels["share"] > 0.25 for levels in found), "both fall below"
-    first = points[:12][front(points[:12])]
-    assert all((points[12:] >= one).all(1).any() for one in first[:1]), "later generations reach the first front"
+    for share in (0.3, 0.65, 0.99):
+        planted = np.array([50 + 20 * share, 70 - 40 * (share - 0.3)])
+        assert (points >= planted - 7).all(1).any(), f"nothing near the planted front at share {share}"
 
 
 def test_one_worker_twice_proposes_the_same_arms_and_another_draw_other_ones(search: Any, tmp_path: Path) -> None:
@@ -132,7 +134,7 @@ def test_a_search_goes_on_with_what_is_known_and_grows(search: Any, tmp_path: Pa
     more, _ = search(searched_study(arms=12, first=4, seeds=(0, 1)), tmp_path / "parts")
     assert more.arms == whole.arms and len(more.cells) == 24
     assert len(calls(tmp_path / "parts")) == 24, "the new seed's cells and no others"
-    assert Plan.load(place) == more
+    assert {cell.id for cell in Plan.load(place).cells} == {cell.id for cell in more.cells}
     assert Queue(more, place.storage).add_missing() == 0, "planning twice adds nothing"
 
 
@@ -158,7 +160,7 @@ while claim := queue.claim():
     config = claim.cell.run_config()
     fakes.write_run(config, place.cell(claim.cell.id), scores=fakes.planted_scores(config))
     queue.complete(claim, 1.0)
-Queue._add = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+Queue._add = lambda self, cells, **_: cells and os.kill(os.getpid(), signal.SIGKILL)
 Proposer(plan, place, queue).advance()
 """
 
@@ -219,7 +221,6 @@ def test_two_processes_search_one_study_and_what_they_find_is_read_without_a_ver
     outcome = launch(file, workers=2, home=home, runner=PLANTED_RUNNER)
     assert outcome.is_complete and (outcome.cells, outcome.done) == (10, 10)
     assert sorted(call[0] for call in calls(home)) == sorted({call[0] for call in calls(home)})
-    assert launch(file, workers=2, home=home, runner=PLANTED_RUNNER).is_complete and len(calls(home)) == 10
     results = load_results(file, home=home)
     assert len(results.arms()) == 5 and results.is_searched and not results.missing
     effects = results.effects(metric="score")
@@ -271,8 +272,8 @@ def test_pruned_cells_are_shown_as_pruned_and_are_in_no_table(home: Path, capsys
         assert not place.is_recorded(cell.id)
         rows = [json.loads(line) for line in (place.cell(cell.id) / CURVE_FILE).read_text().splitlines()]
         assert {row["step"] for row in rows} == set(range(1, rows[-1]["step"] + 1))
-    best = max(scores_of_done(plan, place, states).values())
-    assert best > 49, "the best learning rate was not among them"
+    whole = {cell.arm: planted_scores(cell.run_config())["score/en"] for cell in plan.cells}
+    assert max(whole, key=whole.__getitem__) not in by_seed[0] | by_seed[1], "the best arm was ended"
     results = load_results(study, home=home)
     ids = {cell.id for cell in pruned}
     assert not ids & set(results.table["run"]) and sorted(results.pruned) == sorted((c.arm, c.seed) for c in pruned)
@@ -288,18 +289,22 @@ def test_pruned_cells_are_shown_as_pruned_and_are_in_no_table(home: Path, capsys
     capsys.readouterr()
 
 
-def scores_of_done(plan: Plan, place: Place, states: Mapping[str, CellState]) -> dict[str, float]:
-    done = [cell for cell in plan.cells if states[cell.id].state == "done" and cell.seed == 0]
-    return {cell.arm: RunRecord.load(place.cell(cell.id)).scores["score/multilingual"] for cell in done}
+def test_successive_halving_looks_at_every_arm_early_and_hyperband_at_some_later() -> None:
+    rungs = {f"completed_rung_{rung}": 50.0 for rung in range(3)}
+    curve = {step: 50.0 for step in range(1, 10)}
+    done = [
+        create_trial(state=TrialState.COMPLETE, value=50.0, intermediate_values=curve, system_attrs=rungs)
+        for _ in range(30)
+    ]
+    bad = create_trial(state=TrialState.RUNNING, intermediate_values={1: 10.0})
+    good = create_trial(state=TrialState.RUNNING, intermediate_values={1: 60.0})
 
+    def behind(attempt: FrozenTrial, prune: str) -> set[bool]:
+        found = ([*done[:place], attempt, *done[place:]] for place in range(30))
+        return {is_behind(attempts, place, prune, "fake")[0] for place, attempts in enumerate(found)}
 
-def test_hyperband_prunes_less_than_successive_halving_and_both_something(search: Any, tmp_path: Path) -> None:
-    numbers = {}
-    for prune in ("successive_halving", "hyperband"):
-        plan, place = search(pruning_study(seeds=(0,), arms=16, prune=prune), tmp_path / prune)
-        states = Queue(plan, place.storage).states().values()
-        numbers[prune] = sum(state.state == "pruned" for state in states)
-    assert 0 < numbers["hyperband"] < numbers["successive_halving"] < 16
+    assert behind(bad, "successive_halving") == {True} and behind(good, "successive_halving") == {False}
+    assert behind(bad, "hyperband") == {True, False} and behind(good, "hyperband") == {False}
 
 
 def test_a_run_that_was_taken_up_again_keeps_the_scores_it_was_compared_by(tmp_path: Path) -> None:
@@ -330,7 +335,7 @@ def test_a_search_that_cannot_be_true_or_would_do_nothing_is_refused() -> None:
         ({"design": Search(arms=9, prune="median")}, "prune is one of"),  # type: ignore[arg-type]
         ({"design": Search(arms=9, objectives=("score/en", "score/T1"))}, "primary, 'score/multilingual', is one"),
         ({"design": Search(arms=9, objectives=("score/en", "scores"))}, "'scores' is not a score"),
-        ({"full_design": FullGrid()}, "both searches or both none"),
+        ({"full_design": SpaceFilling(points=2)}, "both searches or both none"),
         ({"factors": (Factor(name="lr", path="model.tiles", levels=(1, 2)),), "baseline": {"lr": 1}}, "2 combinations"),
     ):
         with pytest.raises(InputError, match=why):
