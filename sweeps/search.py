@@ -185,7 +185,7 @@ class Proposer:
     def _suggested(self, factor: Factor, trial: optuna.Trial) -> Level:
         space = self._space[factor.name]
         if isinstance(space, CategoricalDistribution):
-            return factor.levels[trial.suggest_categorical(factor.name, space.choices)]
+            return factor.levels[int(trial.suggest_categorical(factor.name, space.choices))]
         ask = trial.suggest_int if isinstance(space, IntDistribution) else trial.suggest_float
         return factor.rounded(ask(factor.name, space.low, space.high, log=factor.log))
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,16 @@ def test_one_worker_twice_proposes_the_same_arms_and_another_draw_other_ones(sea
     assert len(set(courses[0])) == 14
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_no_arm_is_proposed_twice_though_the_sampler_asks_for_it_again(
+    sampler: Any, search: Any, tmp_path: Path
+) -> None:
+    given = searched_study(arms=6, first=2, sampler=sampler)
+    factors = tuple(factor for factor in given.factors if factor.name in ("languages", "tiles"))
+    plan, _ = search(replace(given, factors=factors, baseline={"languages": "T5", "tiles": 1}), tmp_path)
+    assert len(plan.arms) == len(plan.cells) == 6, "all combinations that there are"
+
+
 def test_a_search_goes_on_with_what_is_known_and_grows(search: Any, tmp_path: Path) -> None:
     whole, _ = search(searched_study(arms=12, first=4), tmp_path / "whole")
     plan, _ = search(searched_study(arms=7, first=4), tmp_path / "parts")
@@ -185,6 +196,7 @@ def test_workers_are_no_more_arms_ahead_than_there_are_workers_and_propose_none_
         plan = Plan.load(place)
         queue = Queue(plan, place.storage)
         crew.append((queue, Proposer(plan, place, queue)))
+    assert crew[1][1].advance() and not plan.read_proposals(place.folder), "the baseline waits, so nobody proposes"
     busy: dict[int, Any] = {}
     rng = np.random.default_rng(0)
     for _ in range(200):
