@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         GeneralizedSubset,
         KeepInteraction,
         OneAtATime,
+        Search,
         SpaceFilling,
     )
     from ablations.factors import Factor
@@ -34,6 +35,7 @@ __all__ = [
     "KeepInteraction",
     "OneAtATime",
     "Results",
+    "Search",
     "SpaceFilling",
     "Study",
     "effects",
@@ -47,7 +49,7 @@ __all__ = [
 # No name here is also that of a module of this package: importing that module would put it in the name's place.
 _HOME = {
     **dict.fromkeys(("FractionalFactorial", "FullGrid", "GeneralizedSubset"), "designs"),
-    **dict.fromkeys(("KeepInteraction", "OneAtATime", "SpaceFilling"), "designs"),
+    **dict.fromkeys(("KeepInteraction", "OneAtATime", "Search", "SpaceFilling"), "designs"),
     **dict.fromkeys(("Arm", "Cell", "Expectation", "Study", "list_studies", "load_study"), "studies"),
     **dict.fromkeys(("Results", "load_results"), "table"),
     **dict.fromkeys(("Effect", "effects", "interaction", "main_effect"), "contrasts"),

@@ -32,6 +32,8 @@ Change = tuple[str, Level, Level]
 """(factor, level, level that it is compared with)."""
 
 PAIR = ["task", "language"]
+CHOSEN = "a search chose these arms by their scores, which flatters them"
+"""Why an effect of a searched study has no verdict."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,14 @@ def effect(
     first, second = results.label(arm), results.label(baseline)
     wide = paired(results, first, second, metric=metric)
     found = _measured(wide, metric=metric, group=group, than_group=than_group, arm=first, baseline=second)
-    return found if not np.isnan(found.points) else replace(found, reason=_why_empty(results, (first, second), wide))
+    if np.isnan(found.points):
+        return replace(found, reason=_why_empty(results, (first, second), wide))
+    return _unless_chosen(results, found)
+
+
+def _unless_chosen(results: Results, found: Effect) -> Effect:
+    """The effect, without a verdict where its arms were chosen by their scores."""
+    return replace(found, verdict="not judged", reason=CHOSEN) if results.is_searched else found
 
 
 def main_effect(results: Results, factor: str, level: Level, against: Level, *, metric: str, group: str) -> Effect:
@@ -287,7 +296,7 @@ def _over_combinations(results: Results, changes: Sequence[Change], *, metric: s
     arm, baseline = (" · ".join(known[change[0]].label(change[side]) for change in changes) for side in (1, 2))
     found = replace(_measured(wide, metric=metric, group=group, arm=arm, baseline=baseline), n_combinations=len(sets))
     if not np.isnan(found.points):
-        return found
+        return _unless_chosen(results, found)
     if not sets:
         return replace(found, reason="no combination of the other factors has runs of all arms yet")
     return replace(found, reason="no seed with all arms yet" if wide.index.empty else "no known value in this group")

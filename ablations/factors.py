@@ -33,7 +33,9 @@ class Factor:
     or with `log` evenly in the logarithm. The range of a field of whole numbers has whole ends.
 
     `labels` are short texts for figures. `requires` names the levels of other factors under which this one means
-    anything (`{"languages": ("T5", "all")}`): in every other arm it is None and the arm appears once.
+    anything (`{"languages": ("T5", "all")}`): in every other arm it is None and the arm appears once. `nuisance` says
+    that its effect is no question of the study, as of a learning rate that is to be good: a search over such factors
+    alone may prune.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Factor:
     log: bool = False
     labels: Mapping[Level, str] = field(default_factory=dict)
     requires: Mapping[str, tuple[Level, ...]] = field(default_factory=dict)
+    nuisance: bool = False
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name) or self.name in RESERVED:
@@ -96,9 +99,15 @@ class Factor:
         low, high = self.range
         end = high + 1 if self._is_whole else high
         x = math.exp(math.log(low) + share * math.log(end / low)) if self.log else low + share * (end - low)
+        return min(int(x), int(high)) if self._is_whole else self.rounded(x)
+
+    def rounded(self, number: float) -> float:
+        """A number of the range to about a thousandth of it."""
+        assert self.range is not None
         if self._is_whole:
-            return min(int(x), int(high))
-        rounded = float(f"{x:.3g}") if self.log else round(x, 3 - math.floor(math.log10(high - low)))
+            return int(number)
+        low, high = self.range
+        rounded = float(f"{number:.3g}") if self.log else round(number, 3 - math.floor(math.log10(high - low)))
         return min(max(rounded, low), high)
 
     def scaled(self, number: float) -> float:

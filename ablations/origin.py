@@ -31,6 +31,8 @@ class Origin:
     overrides: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     held_equal: str = "samples"
+    search: str = ""
+    """What chose the arms by their scores, in words; empty where a design fixed them."""
     git_commits: tuple[str, ...] = ()
     backbones: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -63,6 +65,7 @@ class Origin:
             ("overrides", " ".join(self.overrides) or "none"),
             ("seeds", ", ".join(map(str, self.seeds))),
             ("held equal in every arm", self.held_equal.replace("_", " ")),
+            *([("arms", f"chosen by their scores: {self.search}")] if self.search else []),
             ("version of the plan", self.version),
             ("code (git commit)", ", ".join(self.git_commits) + several or "not recorded"),
             *((f"backbone: {part}", self._draws(prints)) for part, prints in self.backbones.items()),

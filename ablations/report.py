@@ -90,6 +90,7 @@ def write_report(results: Results, *, notebooks: bool = True) -> Path:
         f"<p class='note'>{html.escape(results.summary())}.</p>",
         _origin(results),
         _unfinished(results),
+        _searched(results),
         *_expectations(results),
         *_effects(results),
         *_combined(results),
@@ -124,6 +125,19 @@ def _unfinished(results: Results) -> str:
         f"{len(results.missing)} of {len(results.planned)} planned runs are missing (in {len(arms)} arms). "
         "What follows uses the seeds that both arms of a comparison have. "
         f"Go on with <code>python -m sweeps launch {html.escape(results.launch)}{retry}</code>.</p>{failed}"
+    )
+
+
+def _searched(results: Results) -> str:
+    if not results.is_searched:
+        return ""
+    rows = "".join(f"<li>{html.escape(arm)}, seed {seed}</li>" for arm, seed in results.pruned)
+    pruned = f"<details><summary>Pruned, and in no effect: {len(results.pruned)}</summary><ul>{rows}</ul></details>"
+    return (
+        "<p class='warning'>The arms of this study were chosen by their scores: levels that happened to do well were "
+        "tried more often, and the best arm looks better than it is. The differences below are described and not "
+        "judged; for a claim, run the arms that were found in a study with a design and new seeds.</p>"
+        f"{pruned if results.pruned else ''}"
     )
 
 

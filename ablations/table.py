@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,20 +71,23 @@ def write_results(
     *,
     planned: Sequence[Cell] | None = None,
     failed: Mapping[str, str] | None = None,
+    pruned: Collection[str] = (),
     budget: pd.DataFrame | None = None,
     origin: Origin | None = None,
 ) -> Path:
     """Write `results.parquet` into a study's folder, whole or not at all.
 
-    With it which cells were planned, which of them failed (run -> why), what each finished run was spent on, and where
-    all that comes from.
+    With it which cells were planned, which of them failed (run -> why) or were `pruned`, what each finished run was
+    spent on, and where all that comes from.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if planned is not None:
         why = failed or {}
         cells = [
-            {"run": cell.id, "arm": cell.arm.label, "seed": cell.seed, "error": why.get(cell.id)} for cell in planned
+            {"run": cell.id, "arm": cell.arm.label, "seed": cell.seed, "error": why.get(cell.id)}
+            | ({"pruned": True} if cell.id in pruned else {})
+            for cell in planned
         ]
         write_text(folder / PLANNED_FILE, json.dumps(cells, ensure_ascii=False, indent=1) + "\n")
     if budget is not None:
@@ -110,6 +113,8 @@ class Results:
     """Arm and seed of every cell that the sweep planned; empty where that is not recorded."""
     failed: Mapping[tuple[str, int], str] = field(default_factory=dict)
     """Why cells failed, by arm and seed: they have no row in the table, and no effect uses them."""
+    pruned: tuple[tuple[str, int], ...] = ()
+    """Arm and seed of the cells that a search ended early, likewise in no row and no effect."""
     origin: Origin | None = None
     unknown: str = ""
     """Why `study` is None, in a sentence without its full stop."""
@@ -153,8 +158,13 @@ class Results:
 
     @property
     def missing(self) -> list[tuple[str, int]]:
-        """Arm and seed of the planned cells that have no run, failed ones among them."""
-        return sorted(set(self.planned) - set(self.finished))
+        """Arm and seed of the planned cells that have no run, failed ones among them; pruned ones are to have none."""
+        return sorted(set(self.planned) - set(self.finished) - set(self.pruned))
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether the arms were chosen by their scores, so that their effects are biased."""
+        return bool(self.study and self.study.is_searched) or bool(self.origin and self.origin.search)
 
     @property
     def home_option(self) -> str:
@@ -269,6 +279,10 @@ class Results:
         line = (
             f"study {self.name}: {runs} runs, {self.table['arm'].nunique()} arms, {self.table['seed'].nunique()} seeds"
         )
+        if self.is_searched:
+            line += "; arms chosen by their scores"
+        if self.pruned:
+            line += f"; {len(self.pruned)} pruned"
         if not self.missing:
             return line
         failed = f" ({len(self.failed)} failed)" if self.failed else ""
@@ -327,9 +341,11 @@ def load_results(
             f"{path}, row {row}: a second value for {dict(table.loc[row, key])}. "
             "One run per arm and seed belongs in a table."
         )
-    planned, failed = _planned(path.parent)
+    planned, failed, pruned = _planned(path.parent)
     origin = Origin.load(path.parent)
-    found = Results(table=table, folder=path.parent, study=None, planned=planned, failed=failed, origin=origin)
+    found = Results(
+        table=table, folder=path.parent, study=None, planned=planned, failed=failed, pruned=pruned, origin=origin
+    )
     try:
         return replace(found, study=declared(found.name, found.factors, origin, given=given))
     except InputError as error:  # the table can be read without it
@@ -362,11 +378,13 @@ def _others(folder: Path) -> str:
     return f" Results of this study with other overrides are there: {', '.join(others)}." if others else ""
 
 
-def _planned(folder: Path) -> tuple[tuple[tuple[str, int], ...], dict[tuple[str, int], str]]:
-    """The planned cells by arm and seed, and why some of them failed."""
+def _planned(
+    folder: Path,
+) -> tuple[tuple[tuple[str, int], ...], dict[tuple[str, int], str], tuple[tuple[str, int], ...]]:
+    """The planned cells by arm and seed, why some of them failed, and those that were pruned."""
     path = folder / PLANNED_FILE
     if not path.exists():
-        return (), {}
+        return (), {}, ()
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))
         planned = tuple((cell["arm"], int(cell["seed"])) for cell in cells)
@@ -374,5 +392,6 @@ def _planned(folder: Path) -> tuple[tuple[tuple[str, int], ...], dict[tuple[str,
         raise InputError(
             f"{path} cannot be read ({type(error).__name__}: {error}). Write it again: python -m sweeps export STUDY."
         ) from error
-    errors = (cell.get("error") for cell in cells)
-    return planned, {one: error for one, error in zip(planned, errors, strict=True) if error}
+    beside = list(zip(planned, cells, strict=True))
+    errors = {one: cell["error"] for one, cell in beside if cell.get("error")}
+    return planned, errors, tuple(one for one, cell in beside if cell.get("pruned"))

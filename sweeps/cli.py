@@ -69,14 +69,16 @@ def _plan(options: argparse.Namespace) -> int:
         options.study, budget=options.budget, overrides=options.overrides, runner=options.runner, meter=meter
     )
     place = plan.place(options.home)
+    plan.grow(place.folder)
     if (storage := place.storage).exists:
         states = Queue(plan, storage).states()
     else:
         states = {cell.id: CellState("waiting") for cell in plan.cells}
     first, *rest = describe(plan, states, workers=options.workers)
     print("\n".join([first, *arm_lines(plan, states), *plan.tells_apart, *rest]), flush=True)
-    left = [cell for cell in plan.cells if states[cell.id].state != "done"]
-    workers = options.workers or default_workers(len(left), len(visible_gpus()))
+    left = [cell for cell in plan.cells if states[cell.id].state not in ("done", "pruned")]
+    unproposed = plan.size - len(plan.cells)
+    workers = options.workers or default_workers(len(left) + unproposed, len(visible_gpus()))
     try:
         print("an arm sees (stages together, means over seeds):")
         print("\n".join(amount_lines(arm_amounts(plan.cells, meter))), flush=True)

@@ -240,14 +240,17 @@ class SlurmCrew:
     def is_working(self, states: Mapping[str, CellState]) -> bool:
         """Whether cells are left and anybody works on them, or waits in Slurm's queue to do so."""
         numbers = count(states.values())
-        return bool(numbers["running"] or (numbers["waiting"] and self._seen != []))
+        return bool(numbers["running"] or (self._left(states) and self._seen != []))
 
     def ended(self, states: Mapping[str, CellState]) -> list[str]:
         """What a reader is to know when `is_working` has become false."""
-        numbers = count(states.values())
-        if not numbers["waiting"]:
+        if not (left := self._left(states)):
             return []
-        return [f"No job is left in Slurm's queue, and {numbers['waiting']} cell(s) are not done. Logs: {self.folder}"]
+        return [f"No job is left in Slurm's queue, and {left} cell(s) are not done. Logs: {self.folder}"]
+
+    def _left(self, states: Mapping[str, CellState]) -> int:
+        """Cells that wait, and those of arms that a search has still to propose."""
+        return count(states.values())["waiting"] + self.plan.size - len(self.plan.cells)
 
     def parting(self) -> list[str]:
         """How to go on without the launcher."""

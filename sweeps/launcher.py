@@ -48,11 +48,12 @@ class Outcome:
     results: Path | None
     seconds: float
     interrupted: bool = False
+    pruned: int = 0
 
     @property
     def is_complete(self) -> bool:
-        """Whether every cell of the study is done."""
-        return self.done == self.cells
+        """Whether every cell of the study is done, or was ended early for others that do better."""
+        return self.done + self.pruned == self.cells
 
 
 def launch(
@@ -91,14 +92,15 @@ def launch(
     plan = make_plan(study, budget=budget, overrides=overrides, runner=runner, meter=Meter(find_home(home)))
     plan = replace(plan, log_models=log_models)
     place = plan.place(home)
+    plan.grow(place.folder)
     check_source(plan, place)
     if not new_version:
         check_changes(plan, place)
     if runner == DEFAULT_RUNNER:
         check_making(plan, place)
-    left_to_do = [cell for cell in plan.cells if not place.is_recorded(cell.id)]
+    left_to_do = [cell for cell in plan.cells if plan.arms_to_propose or not place.is_recorded(cell.id)]
     gpus = usable_gpus(left_to_do) if slurm is None else ()
-    workers = workers or default_workers(len(left_to_do), len(gpus), on_cluster=slurm is not None)
+    workers = workers or default_workers(_left(plan, place), len(gpus), on_cluster=slurm is not None)
     kept = choose_storage(place.folder, plan.study, storage)
     if not kept.is_shared and workers > 1:
         raise InputError(
@@ -127,7 +129,7 @@ def launch(
             place, plan, queue, tracker, console, study=study, began=began, interrupted=interrupted, parting=parting
         )
 
-    if not any(state.state in ("waiting", "running") for state in queue.states().values()):
+    if not plan.arms_to_propose and not any(state.state in ("waiting", "running") for state in queue.states().values()):
         return finish()
     crew: Crew | SlurmCrew
     if slurm is None:
@@ -142,6 +144,11 @@ def launch(
         finish()
         raise
     return finish(interrupted=interrupted, parting=crew.parting() if interrupted else ())
+
+
+def _left(plan: Plan, place: Place) -> int:
+    """How many cells are left to run, those of arms that a search has still to propose among them."""
+    return plan.size - sum(place.is_recorded(cell.id) for cell in plan.cells)
 
 
 def _slurm(cluster: str | None, options: Sequence[str]) -> dict[str, Any] | None:
@@ -220,7 +227,8 @@ def _finish(
     numbers = count(states.values())
     again = plan.launch_command + place.home_option
     unsent = tracker.send_unsent(states)
-    ended = "KILLED" if interrupted else "FAILED" if numbers["failed"] or numbers["waiting"] else "FINISHED"
+    is_left = bool(numbers["waiting"] or plan.arms_to_propose)
+    ended = "KILLED" if interrupted else "FAILED" if numbers["failed"] or is_left else "FINISHED"
     ended = "RUNNING" if parting else ended
     marked = tracker.mark(ended, states)
     results = trouble = None
@@ -232,12 +240,13 @@ def _finish(
     outcome = Outcome(
         plan.study,
         plan.version,
-        len(plan.cells),
+        plan.size,
         numbers["done"],
         numbers["failed"],
         results,
         time.time() - began,
         interrupted,
+        numbers["pruned"],
     )
     say = console.print
     if not (console.is_terminal or console.is_jupyter):
@@ -245,7 +254,8 @@ def _finish(
         for line in [*status.summary(standing), *status.worker_lines(standing), *status.failure_lines(standing)]:
             say(line, markup=False)
     say(
-        f"{outcome.done} of {outcome.cells} cells done, {outcome.failed} failed, in {duration(outcome.seconds)}.",
+        f"{outcome.done} of {outcome.cells} cells done, {outcome.failed} failed, "
+        f"{f'{outcome.pruned} pruned, ' if outcome.pruned else ''}in {duration(outcome.seconds)}.",
         markup=False,
     )
     row = queue.failures_in_a_row(began)
@@ -259,7 +269,7 @@ def _finish(
     elif parting:
         for line in parting:
             say(line, markup=False)
-    elif interrupted or numbers["waiting"]:
+    elif interrupted or is_left:
         say(f"Nothing that was finished is lost. Go on with:\n  {again}", markup=False)
     elif numbers["failed"]:
         say(f"Run the failed cells again with:\n  {again} --retry-failed", markup=False)

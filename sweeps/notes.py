@@ -17,13 +17,15 @@ def parent_note(plan: Plan, states: Mapping[str, CellState], scores: Mapping[str
     numbers = count(states.values())
     design = ", ".join(f"`{name}`: {' / '.join(map(str, levels))}" for name, levels in plan.factors.items())
     settings = f" Settings: `{' '.join(plan.overrides)}`." if plan.overrides else ""
+    size = f"{len(plan.arms)} arms x {len(plan.seeds)} seeds"
+    chosen = f" Arms are chosen by their scores: {plan.searched}." if plan.search else ""
     others = "".join(f", {number} {name}" for name, number in numbers.items() if number and name != "done")
     begin = [
         plan.question,
         "",
-        f"**Design** ({plan.budget} budget): {len(plan.arms)} arms x {len(plan.seeds)} seeds of {design}.{settings}",
+        f"**Design** ({plan.budget} budget): {size} of {design}.{settings}{chosen}",
         "",
-        f"**Progress**: {numbers['done']} of {len(plan.cells)} cells done{others}.",
+        f"**Progress**: {numbers['done']} of {plan.size} cells done{others}.",
         "",
         f"| arm | done | failed | {plan.primary} |",
         "| --- | --- | --- | --- |",

@@ -7,7 +7,8 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,8 +89,22 @@ class PlannedCell:
 
 
 @dataclass(frozen=True)
+class ProposedArm:
+    """An arm that a search has proposed, with a cell for every seed. `number` counts from 1, as the baseline is 0;
+    `notes` is what the sampler wants to know of it later."""
+
+    number: int
+    levels: dict[str, Any]
+    notes: dict[str, Any]
+    cells: list[PlannedCell]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """All cells of one version of a study. `version` identifies what is run, whatever the order."""
+    """All cells of one version of a study. `version` identifies what is run, whatever the order.
+
+    Of a search these are the baseline's and, after `grow`, those of the arms that have been proposed so far.
+    """
 
     study: str
     question: str
@@ -109,6 +124,8 @@ class Plan:
     """What every arm sees as much of as the baseline: samples, llm_tokens, images or flops."""
     tells_apart: list[str] = field(default_factory=list, compare=False)
     """What the design can tell apart and what is confounded with what, in lines."""
+    search: dict[str, Any] = field(default_factory=dict)
+    """What a worker needs to propose arms (`sweeps.declared`); empty where a design fixed them."""
     log_models: bool = field(default=False, compare=False)
     """Whether the tracker keeps each cell's last model."""
 
@@ -120,6 +137,57 @@ class Plan:
     @property
     def seeds(self) -> list[int]:
         return list(dict.fromkeys(cell.seed for cell in self.cells))
+
+    @property
+    def size(self) -> int:
+        """How many cells there are in the end."""
+        return max(len(self.cells), int(self.search.get("arms", 0)) * len(self.seeds))
+
+    @property
+    def arms_to_propose(self) -> int:
+        """How many arms a search has still to choose."""
+        return max(0, int(self.search.get("arms", 0)) - len(self.arms))
+
+    @property
+    def cells_of_baseline(self) -> list[PlannedCell]:
+        """Those of the first arm."""
+        return [cell for cell in self.cells if cell.arm == self.cells[0].arm]
+
+    @property
+    def searched(self) -> str:
+        """The search in words; empty where there is none."""
+        if not self.search:
+            return ""
+        prune = f", pruned by {self.search['prune']}" if self.search["prune"] else ""
+        return f"{self.search['sampler']} for {' and '.join(self.search['objectives'])}{prune}"
+
+    def proposals(self, folder: Path) -> Path:
+        """Where the arms of the search lie, a file each, in a study's `folder`."""
+        return folder / "search" / str(self.search["key"])
+
+    def read_proposals(self, folder: Path) -> list[ProposedArm]:
+        """The arms that have been proposed, in order, and no more of them than the search has."""
+        return list(self._proposed(folder, known={}))
+
+    def grow(self, folder: Path) -> None:
+        """Take in the cells that have been proposed since. Whatever holds this plan sees them."""
+        if not self.search:
+            return
+        seeds, there = set(self.seeds), {cell.id for cell in self.cells}
+        for arm in self._proposed(folder, known=Counter(cell.arm for cell in self.cells)):
+            self.cells.extend(cell for cell in arm.cells if cell.seed in seeds and cell.id not in there)
+
+    def _proposed(self, folder: Path, *, known: dict[str, int]) -> Iterator[ProposedArm]:
+        """The proposed arms, but those that have all their cells in `known` (arm -> cells)."""
+        labels, seeds = list(known), len(self.seeds)
+        for number in range(1, self.search["arms"]):
+            if number < len(labels) and known[labels[number]] == seeds:
+                continue
+            path = self.proposals(folder) / f"{number:04d}.json"
+            if not path.exists():
+                return
+            data = json.loads(path.read_text(encoding="utf-8"))
+            yield ProposedArm(**{**data, "cells": [PlannedCell(**cell) for cell in data["cells"]]})
 
     @property
     def command(self) -> str:
@@ -152,7 +220,9 @@ class Plan:
                 f"Nothing has been launched in {place.folder} (no {path.name}). Start it with: python -m sweeps launch "
                 f"{place.name.partition('@')[0]}, and with the same key=value settings as here.{_others(place)}"
             )
-        return cls.read(path)
+        plan = cls.read(path)
+        plan.grow(place.folder)
+        return plan
 
     @classmethod
     def read(cls, path: Path) -> Plan:

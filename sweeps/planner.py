@@ -10,11 +10,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ablations.designs import Search
 from ablations.studies import FOLDER, Study, load_study
 from lvlm.config import fingerprint
 from sweeps.amounts import TITLES, Meter, hold_equal
+from sweeps.declared import planned_cell, search_data
 from sweeps.devices import default_workers, visible_gpus
-from sweeps.plan import DEFAULT_RUNNER, Plan, PlannedCell, find_home
+from sweeps.plan import DEFAULT_RUNNER, Plan, find_home
 from sweeps.progress import duration
 from sweeps.queue import CellState, count
 from sweeps.stages import arranged, count_stages
@@ -37,18 +39,13 @@ def make_plan(
     loaded = load_study(study) if isinstance(study, str | Path) else study
     budget = budget or os.environ.get("BUDGET") or "default"
     found = loaded.cells(budget, overrides=list(overrides))  # type: ignore[arg-type]  # the study checks the text
-    cells = [
-        PlannedCell(
-            id=cell.id if runner == DEFAULT_RUNNER else fingerprint([cell.id, runner]),
-            arm=cell.arm.label,
-            levels=dict(cell.arm.levels),
-            seed=cell.seed,
-            config=cell.config.model_dump(mode="json"),
-        )
-        for cell in hold_equal(loaded, found, meter or Meter(find_home()))
-    ]
-    unique = list({cell.id: cell for cell in cells}.values())
-    identity = [loaded.name, runner, sorted((cell.id, cell.arm) for cell in unique)]
+    held = hold_equal(loaded, found, meter or Meter(find_home()))
+    unique = list({cell.id: cell for cell in (planned_cell(cell, runner) for cell in held)}.values())
+    identity: list[object] = [loaded.name, runner, sorted((cell.id, cell.arm) for cell in unique)]
+    design = loaded.design_of(budget)  # type: ignore[arg-type]
+    search = search_data(loaded, design, overrides=overrides, runner=runner) if isinstance(design, Search) else {}
+    if search:
+        identity.append([search["key"], search["arms"]])
     return Plan(
         study=loaded.name,
         question=loaded.question,
@@ -63,6 +60,7 @@ def make_plan(
         ranges={factor.name: [*factor.range, factor.log] for factor in loaded.factors if factor.range is not None},
         held_equal=loaded.held_equal,
         tells_apart=loaded.tells_apart(budget),  # type: ignore[arg-type]
+        search=search,
     )
 
 
@@ -75,20 +73,23 @@ def _source(study: str | Path | Study, loaded: Study) -> str:
 def describe(plan: Plan, states: Mapping[str, CellState], *, workers: int | None = None) -> list[str]:
     """What a launch would do, in lines: arms, seeds, stages after sharing, cost."""
     numbers = count(states.values())
+    arms = f"{plan.search['arms'] if plan.search else len(plan.arms)} arms x {len(plan.seeds)} seeds"
+    pruned = f", {numbers['pruned']} pruned" if numbers["pruned"] else ""
     lines = [
         f"{plan.study} ({plan.budget} budget, version {plan.version}): {plan.question}",
-        f"{len(plan.arms)} arms x {len(plan.seeds)} seeds: {len(plan.cells)} cells, "
-        f"{numbers['done']} done, {numbers['failed']} failed",
+        f"{arms}: {plan.size} cells, {numbers['done']} done, {numbers['failed']} failed{pruned}",
     ]
+    if plan.search:
+        lines.append(f"search: {plan.searched}; {len(plan.arms)} arms so far, the baseline among them")
     if plan.overrides:
         lines.append(f"overrides: {' '.join(plan.overrides)}")
     lines.append(f"held equal in every arm: {TITLES[plan.held_equal]}")
-    left = [cell for cell in plan.cells if states[cell.id].state != "done"]
+    left = [cell for cell in plan.cells if states[cell.id].state not in ("done", "pruned")]
     before, after = count_stages(plan.cells), count_stages(left)
     for stage, (shared, every) in before.items():
         todo = f", at most {after[stage][0]} of them now" if stage in after and numbers["done"] else ""
         lines.append(f"{stage}: trained {shared} times for {every} cells" + todo)
-    return [*lines, _cost(plan, states, left=len(left), workers=workers)]
+    return [*lines, _cost(plan, states, left=len(left) + plan.size - len(plan.cells), workers=workers)]
 
 
 def arm_lines(plan: Plan, states: Mapping[str, CellState]) -> list[str]:

@@ -1,17 +1,17 @@
 """The queue of cells over Optuna's trials: each cell is claimed by one worker at a time, a dead worker's cell comes
 back. Used by `worker`, `launch`, `status`.
 
-A trial is one attempt at a cell. Attempts only ever end once (COMPLETE or FAIL), so a worker that lost its lease learns
-of it at its next heartbeat. Two processes may write the same next attempt at the same moment; the first one written
-counts for everybody.
+A trial is one attempt at a cell. Attempts only ever end once (COMPLETE, PRUNED or FAIL), so a worker that lost its
+lease learns of it at its next heartbeat. Two processes may write the same next attempt at the same moment; the first
+one written counts for everybody.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
@@ -59,6 +59,8 @@ class CellState:
     error: str | None = None
     found: bool = False
     diverged: bool = False
+    reported: Mapping[int, float] = field(default_factory=dict)
+    """Step -> score on the `tune` split, where the study prunes."""
 
     @property
     def seconds(self) -> float | None:
@@ -69,8 +71,8 @@ class CellState:
 
 
 class Queue:
-    """The cells of one plan among the trials of its study. Every method raises `StorageDown` where these cannot be
-    reached, and can be called again."""
+    """The cells of one plan among the trials of its study; to those of a search others are added meanwhile. Every
+    method raises `StorageDown` where the trials cannot be reached, and can be called again."""
 
     def __init__(self, plan: Plan, storage: Storage, *, lease_seconds: float = LEASE_SECONDS) -> None:
         self.plan = plan
@@ -82,8 +84,16 @@ class Queue:
         """Cells whose trial is COMPLETE, which does not change any more: a sweep that is nearly done asks no more of a
         worker than one that has begun."""
         self._settled: set[int] = set()
-        self._cells = {cell.id: cell for cell in plan.cells}
-        self._position = {cell.id: number for number, cell in enumerate(plan.cells)}
+        self._cells: dict[str, PlannedCell] = {}
+        self._position: dict[str, int] = {}
+        self._take_in()
+
+    def _take_in(self) -> None:
+        """Look for cells that have been proposed since."""
+        self.plan.grow(self.storage.folder)
+        if len(self._cells) != len(self.plan.cells):
+            self._cells = {cell.id: cell for cell in self.plan.cells}
+            self._position = {cell.id: number for number, cell in enumerate(self.plan.cells)}
 
     # Planning
 
@@ -91,7 +101,7 @@ class Queue:
         """Write every cell that has no trial yet as WAITING; how many were added. Doing it twice adds nothing."""
         known = {**self._open(), **self._done}
         missing = [cell for cell in self.plan.cells if cell.id not in known]
-        self._add(missing, attempts=[1] * len(missing))
+        self._add(missing, before=[None] * len(missing))
         return len(missing)
 
     def requeue_killed(self, *, limit: int | None = None) -> list[str]:
@@ -109,15 +119,18 @@ class Queue:
             if trial.state == TrialState.FAIL and wanted(trial) and (limit is None or self._kills(cell_id) < limit)
         }
         cells = [self._cells[cell_id] for cell_id in ended]
-        self._add(cells, attempts=[trial.user_attrs["attempt"] + 1 for trial in ended.values()])
+        self._add(cells, before=list(ended.values()))
         return list(ended)
 
-    def _add(self, cells: Sequence[PlannedCell], *, attempts: Sequence[int]) -> None:
+    def _add(self, cells: Sequence[PlannedCell], *, before: Sequence[FrozenTrial | None]) -> None:
+        """Write the next attempt at each cell, after the one `before`."""
         if not cells:
             return
         space = distributions(self.plan)
-        for cell, attempt in zip(cells, attempts, strict=True):
-            self._trials.add(waiting_trial(cell, attempt=attempt, space=space, version=self.plan.version))
+        for cell, last in zip(cells, before, strict=True):
+            attempt = 1 if last is None else last.user_attrs["attempt"] + 1
+            version = self.plan.version
+            self._trials.add(waiting_trial(cell, attempt=attempt, space=space, version=version, before=last))
 
     # Working
 
@@ -154,6 +167,27 @@ class Queue:
         self._trials.note(claim.handle, "traceback", traceback[-8000:])
         self._trials.note(claim.handle, "error", error[:1000])
         return self._trials.finish(claim.handle, TrialState.FAIL)
+
+    def report(self, claim: Claim, step: int, score: float) -> bool:
+        """Write down a score on the `tune` split of a cell that goes on. False when it has been given to somebody
+        else."""
+        return self._trials.report(claim.handle, step, score)
+
+    def keep(self, claim: Claim, key: str, value: Any) -> bool:
+        """Write down what a pruner wants to find again at this attempt."""
+        return self._trials.keep(claim.handle, key, value)
+
+    def prune(self, claim: Claim, why: str) -> bool:
+        """The cell is ended early, as others with its seed do better: it has no result, and is not repeated."""
+        self._trials.note(claim.handle, "pruned", why)
+        return self._trials.finish(claim.handle, TrialState.PRUNED)
+
+    def attempts(self, seed: int) -> dict[str, FrozenTrial | None]:
+        """Arm -> the attempt that counts of its cell with this seed, in the order of the arms; None where there is
+        none."""
+        trials = sorted(self._trials.trials(), key=lambda trial: (trial.user_attrs["attempt"], -trial.number))
+        by_cell = {trial.user_attrs["cell_id"]: trial for trial in trials}
+        return {cell.arm: by_cell.get(cell.id) for cell in self.plan.cells if cell.seed == seed}
 
     def release(self, claim: Claim) -> bool:
         """Give an unfinished cell back, to be continued from its checkpoint. Does not count as a kill."""
@@ -202,6 +236,7 @@ class Queue:
             TrialState.WAITING: "waiting",
             TrialState.COMPLETE: "done",
             TrialState.RUNNING: "running",
+            TrialState.PRUNED: "pruned",
         }
         state = names.get(trial.state, "failed")
         error = trial.user_attrs.get("error")
@@ -220,6 +255,7 @@ class Queue:
             error=error,
             found=bool(trial.user_attrs.get("found")),
             diverged=bool(trial.user_attrs.get("diverged")),
+            reported=trial.intermediate_values,
         )
 
     def failures_in_a_row(self, since: float) -> list[str]:
@@ -231,7 +267,7 @@ class Queue:
         ended = sorted(
             (state.finished or 0.0, cell_id, state.state)
             for cell_id, state in {**self._done, **states}.items()
-            if state.state in ("done", "failed") and not state.diverged and (state.finished or 0.0) > since
+            if state.state in ("done", "failed", "pruned") and not state.diverged and (state.finished or 0.0) > since
         )
         row: list[str] = []
         for _, cell_id, state in ended:
@@ -242,10 +278,14 @@ class Queue:
         """The attempt that counts, for every cell of the plan that has one and is not done: the highest, and of several
         equal ones the first written."""
         latest: dict[str, FrozenTrial] = {}
-        for trial in self._trials.trials():
+        trials = self._trials.trials()
+        self._take_in()
+        for trial in trials:
             if trial.number in self._settled:
                 continue
             cell_id = trial.user_attrs.get("cell_id")
+            if cell_id not in self._cells and self.plan.search:
+                continue  # of an arm whose proposal is not seen from here yet, perhaps
             if cell_id not in self._cells or cell_id in self._done:
                 self._settled.add(trial.number)  # of another version, or an attempt beside the one that got there
             elif trial.state == TrialState.COMPLETE:

@@ -17,7 +17,7 @@ from ablations.table import BUDGET_COLUMNS, Origin, tidy, write_results
 from lvlm.errors import InputError
 from lvlm.records import PREDICTIONS_FILE, SCORES_FILE, RunRecord
 from sweeps.plan import Place, Plan, PlannedCell
-from sweeps.queue import Queue
+from sweeps.queue import CellState, Queue
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ def export(place: Place, plan: Plan, *, study: Study | None = None) -> Export:
             f"but {', '.join(plan.factors)} when it was launched. "
             f"Launch it again: {plan.launch_command}"
         )
+    states = _states(place, plan)
     finished = [cell for cell in plan.cells if place.is_recorded(cell.id)]
     table = tidy(study, ((_cell(cell), pd.read_parquet(place.cell(cell.id) / SCORES_FILE)) for cell in finished))
     records = {cell.id: RunRecord.load(place.cell(cell.id)) for cell in finished}
@@ -48,26 +49,30 @@ def export(place: Place, plan: Plan, *, study: Study | None = None) -> Export:
         place.folder,
         table,
         planned=[_cell(cell) for cell in plan.cells],
-        failed=_failed(place, plan),
+        failed=_errors(plan, states),
+        pruned={cell_id for cell_id, state in states.items() if state.state == "pruned"},
         budget=_budget(finished, records),
         origin=_origin(plan, records.values()),
     )
-    return Export(results, _write_predictions(place, finished), runs=len(finished), planned=len(plan.cells))
+    return Export(results, _write_predictions(place, finished), runs=len(finished), planned=plan.size)
 
 
 def _cell(cell: PlannedCell) -> Cell:
     return Cell(arm=Arm(levels=cell.levels, label=cell.arm), seed=cell.seed, config=cell.run_config(), id=cell.id)
 
 
-def _failed(place: Place, plan: Plan) -> dict[str, str]:
+def _states(place: Place, plan: Plan) -> dict[str, CellState]:
+    """How the cells without a record stand, where that is known."""
+    found = Queue(plan, place.storage).states() if place.storage.exists else {}
+    return {cell_id: state for cell_id, state in found.items() if not place.is_recorded(cell_id)}
+
+
+def _errors(plan: Plan, states: Mapping[str, CellState]) -> dict[str, str]:
     """Why cells failed, in one line each."""
-    if not place.storage.exists:
-        return {}
-    states = Queue(plan, place.storage).states()
     return {
         cell.id: (states[cell.id].error or "").partition("\n")[0]
         for cell in plan.cells
-        if states[cell.id].state == "failed" and not place.is_recorded(cell.id)
+        if cell.id in states and states[cell.id].state == "failed"
     }
 
 
@@ -97,6 +102,7 @@ def _origin(plan: Plan, records: Iterable[RunRecord]) -> Origin:
         overrides=tuple(plan.overrides),
         seeds=tuple(plan.seeds),
         held_equal=plan.held_equal,
+        search=plan.searched,
         git_commits=tuple(commits),
         backbones={part: tuple(found) for part, found in backbones.items()},
     )

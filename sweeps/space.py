@@ -12,6 +12,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.plan import Plan, PlannedCell
 
+RUNG = "completed_rung_"
+"""Begins what Optuna's pruners keep of a trial: its score at each rung."""
+
 
 def choice(level: Any) -> str | int | float | bool | None:
     """A level as Optuna can keep it: lists and mappings as JSON text."""
@@ -37,10 +40,16 @@ def distributions(plan: Plan) -> dict[str, BaseDistribution]:
 
 
 def waiting_trial(
-    cell: PlannedCell, *, attempt: int, space: Mapping[str, BaseDistribution], version: str
+    cell: PlannedCell,
+    *,
+    attempt: int,
+    space: Mapping[str, BaseDistribution],
+    version: str,
+    before: FrozenTrial | None = None,
 ) -> FrozenTrial:
     """Attempt number `attempt` (from 1) at `cell`, to be claimed by a worker. Where a factor with a range does not
-    apply the trial has no parameter of its name."""
+    apply the trial has no parameter of its name. Scores that the attempt `before` reported while training are taken
+    over, since this one goes on from its checkpoint."""
     levels = {**cell.levels, "seed": cell.seed}
     params = {
         name: choice(level)
@@ -52,5 +61,11 @@ def waiting_trial(
         params=params,
         distributions={name: space[name] for name in params},
         user_attrs={"cell_id": cell.id, "attempt": attempt, "arm": cell.arm, "version": version},
-        system_attrs={"fixed_params": params},
+        system_attrs={**(rungs_of(before) if before else {}), "fixed_params": params},
+        intermediate_values=dict(before.intermediate_values) if before else {},
     )
+
+
+def rungs_of(trial: FrozenTrial) -> dict[str, Any]:
+    """What a pruner keeps of a trial."""
+    return {name: value for name, value in trial.system_attrs.items() if name.startswith(RUNG)}

@@ -69,10 +69,15 @@ class Standing:
     at: float
     trouble: str = ""
 
+    @cached_property
+    def cells(self) -> list[PlannedCell]:
+        """The cells that the storage told of; a search may have added others since."""
+        return [cell for cell in self.plan.cells if cell.id in self.states]
+
     @property
     def is_over(self) -> bool:
-        """Whether nothing runs and nothing waits."""
-        return not (self.numbers["running"] or self.numbers["waiting"])
+        """Whether nothing runs, nothing waits and a search has no arm left to choose."""
+        return not (self.numbers["running"] or self.numbers["waiting"] or self.plan.arms_to_propose)
 
     @cached_property
     def numbers(self) -> dict[State, int]:
@@ -83,7 +88,7 @@ class Standing:
     def arms(self) -> dict[str, list[PlannedCell]]:
         """The cells of every arm, in the order of the design."""
         found: dict[str, list[PlannedCell]] = {}
-        for cell in self.plan.cells:
+        for cell in self.cells:
             found.setdefault(cell.arm, []).append(cell)
         return found
 
@@ -125,8 +130,9 @@ class Standing:
     @cached_property
     def seconds_left(self) -> float | None:
         """Time to the end; None before that can be told."""
-        over = {cell.id: part_over(cell, now) for cell in self.plan.cells if (now := self.progress.get(cell.id))}
-        return seconds_left(self.states, {cell_id: part for cell_id, part in over.items() if part is not None})
+        over = {cell.id: part_over(cell, now) for cell in self.cells if (now := self.progress.get(cell.id))}
+        fractions = {cell_id: part for cell_id, part in over.items() if part is not None}
+        return seconds_left(self.states, fractions, unproposed=self.plan.size - len(self.cells))
 
     @cached_property
     def shares(self) -> dict[str, float]:
@@ -151,7 +157,7 @@ class Standing:
     @cached_property
     def working(self) -> list[Working]:
         """The workers that hold a cell, by machine."""
-        cells = {cell.id: cell for cell in self.plan.cells}
+        cells = {cell.id: cell for cell in self.cells}
         found = []
         for cell_id, now in self.progress.items():
             state = self.states[cell_id]
@@ -161,10 +167,15 @@ class Standing:
         return sorted(found, key=lambda one: (one.machine, one.pid or 0))
 
     @property
+    def pruned(self) -> list[PlannedCell]:
+        """The cells that a search ended early."""
+        return [cell for cell in self.cells if self.states[cell.id].state == "pruned"]
+
+    @property
     def failures(self) -> list[tuple[PlannedCell, str, Path | None]]:
         """Each cell that failed, why in one line, and the file with the traceback where there is one."""
         found = []
-        for cell in self.plan.cells:
+        for cell in self.cells:
             if (state := self.states[cell.id]).state == "failed":
                 file = self.place.cell(cell.id) / TRACEBACK_FILE
                 found.append((cell, (state.error or "").partition("\n")[0], file if file.exists() else None))
@@ -233,21 +244,20 @@ class Lookout:
 
 def objectives(plan: Plan) -> tuple[str, ...]:
     """What arms are compared by, the primary outcome first; a search may have several."""
-    search = getattr(plan, "search", None) or {}
-    return tuple(dict.fromkeys([plan.primary, *search.get("objectives", ())]))
+    return tuple(dict.fromkeys([plan.primary, *plan.search.get("objectives", ())]))
 
 
-def seconds_left(states: Mapping[str, CellState], fractions: Mapping[str, float]) -> float | None:
+def seconds_left(
+    states: Mapping[str, CellState], fractions: Mapping[str, float], *, unproposed: int = 0
+) -> float | None:
     """Time to the end at the present number of workers, by the median of the cells that have run; None before the
-    first. `fractions` says how much of a running cell is over."""
+    first. `fractions` says how much of a running cell is over; `unproposed` are cells that a search will add."""
     spent = [seconds for state in states.values() if (seconds := state.seconds) is not None]
     numbers = count(states.values())
     if not spent or not numbers["running"]:
         return None
-    cells = numbers["waiting"] + sum(
-        1 - fractions.get(cell_id, 0.5) for cell_id, state in states.items() if state.state == "running"
-    )
-    return statistics.median(spent) * cells / numbers["running"]
+    running = sum(1 - fractions.get(cell_id, 0.5) for cell_id, state in states.items() if state.state == "running")
+    return statistics.median(spent) * (numbers["waiting"] + unproposed + running) / numbers["running"]
 
 
 def part_over(cell: PlannedCell, now: Progress) -> float | None:

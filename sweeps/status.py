@@ -25,7 +25,7 @@ FEWEST_ROWS = 5
 def headline(standing: Standing) -> str:
     """How the sweep stands, in one line."""
     plan, numbers = standing.plan, standing.numbers
-    text = f"{plan.study}: {numbers['done']} of {len(plan.cells)} cells done"
+    text = f"{plan.study}: {numbers['done']} of {plan.size} cells done"
     parts = [f"{numbers[name]} {name}" for name in ("running", "waiting", "failed", "pruned") if numbers[name]]
     text += f" ({', '.join(parts)})" if parts else ""
     left = standing.seconds_left
@@ -77,13 +77,13 @@ def worker_line(one: Working, now: float) -> str:
 
 
 def failure_lines(standing: Standing) -> list[str]:
-    """Every failed cell, with where to read on."""
+    """Every failed cell, with where to read on, and every pruned one."""
     lines = []
     for cell, why, file in standing.failures:
         lines.append(f"failed   {cell.arm}, seed {cell.seed}: {why}")
         if file is not None:
             lines.append(f"         {file}")
-    return lines
+    return [*lines, *(f"pruned   {cell.arm}, seed {cell.seed}" for cell in standing.pruned)]
 
 
 def view(standing: Standing, *, size: tuple[int, int] | None = None) -> Group:

@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,11 +157,22 @@ class Trials:
 
     def note(self, handle: int, key: str, value: Any) -> bool:
         """Set a user attribute. False when the trial has ended: whoever still works on it has been replaced."""
+        return self._unless_ended(lambda optuna: optuna.set_trial_user_attr(handle, key, value))
+
+    def report(self, handle: int, step: int, value: float) -> bool:
+        """Write down a score of a run that goes on. False when the trial has ended."""
+        return self._unless_ended(lambda optuna: optuna.set_trial_intermediate_value(handle, step, value))
+
+    def keep(self, handle: int, key: str, value: Any) -> bool:
+        """Set what a pruner wants to find again at a trial. False when that has ended."""
+        return self._unless_ended(lambda optuna: optuna.set_trial_system_attr(handle, key, value))
+
+    def _unless_ended(self, write: Callable[[Any], None]) -> bool:
         from optuna.exceptions import UpdateFinishedTrialError
 
         with self._answering() as optuna:
             try:
-                optuna.set_trial_user_attr(handle, key, value)
+                write(optuna)
             except UpdateFinishedTrialError:
                 return False
             return True

@@ -222,6 +222,7 @@ def _origin(runs: StoredRuns, source: str) -> Origin:
         version=parent["version"],
         budget=parent.get("budget", "default"),
         overrides=tuple(json.loads(parent.get("overrides", "[]"))),
+        search=parent.get("search", ""),
         seeds=tuple(sorted({int(tags["seed"]) for tags in runs.tags.values()})),
         git_commits=tuple(dict.fromkeys(tags.get("git_commit", "unknown") for tags in runs.tags.values())),
     )

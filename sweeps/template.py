@@ -47,7 +47,7 @@ study = Study(
     baseline={{"languages": "all", "english_share": 0.5}},
     # Which combinations are run: OneAtATime, FullGrid, KeepInteraction, FractionalFactorial, GeneralizedSubset, or
     # SpaceFilling for factors with a range=(0.01, 0.99) in the place of levels, with log=True evenly in the logarithm
-    # (see ablations/designs/).
+    # (see ablations/designs/). A Search chooses arms by their scores: it finds good ones, and tells nothing of effects.
     design=OneAtATime(),
     # What every arm sees as much of as the baseline: samples, llm_tokens, images or flops (tower included).
     held_equal="samples",

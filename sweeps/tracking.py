@@ -237,7 +237,8 @@ class Tracker:
             "question": self.plan.question,
             "factors": json.dumps(self.plan.factors, ensure_ascii=False)[:MAX_TEXT],
             "overrides": json.dumps(self.plan.overrides),
-            "cells": str(len(self.plan.cells)),
+            "cells": str(self.plan.size),
+            **({"search": self.plan.searched} if self.plan.search else {}),
         }
         where = f"tags.version = '{self.plan.version}'"
         if owner := owner_of(self.place.home):  # others use the store too, perhaps for the same study

@@ -25,7 +25,9 @@ from lvlm.errors import Diverged, InputError
 from lvlm.records import RunRecord, write_text
 from sweeps.plan import DEFAULT_RUNNER, TRACEBACK_FILE, Place, Plan, PlannedCell
 from sweeps.progress import PROGRESS_FILE, ProgressFile, duration, read_progress
-from sweeps.queue import BEAT_SECONDS, CellState, Claim, Queue
+from sweeps.pruning import Pruned, Pruning
+from sweeps.queue import BEAT_SECONDS, CellState, Claim, Queue, State
+from sweeps.search import Proposer
 from sweeps.stages import in_training, without_waiting
 from sweeps.storage import StorageDown
 from sweeps.tracking import Tracker
@@ -62,6 +64,7 @@ class Worker:
         self.since = time.time() if since is None else since
         self.queue = Queue(plan, place.storage)
         self.tracker = Tracker(place, plan)
+        self.proposer = Proposer(plan, place, self.queue) if plan.search else None
         self._runner: Runner | None = None
         self._leaving = False
 
@@ -94,6 +97,8 @@ class Worker:
             claim = self._answer(lambda: self.queue.claim(self._order))
             if claim is not None:
                 self._run_cell(claim)
+            elif self.proposer is not None and self._answer(self.proposer.advance):
+                continue
             elif any(state.state in ("running", "waiting") for state in self._answer(self.queue.states).values()):
                 time.sleep(POLL_SECONDS)  # another worker may die and its cell come back
             else:
@@ -119,15 +124,20 @@ class Worker:
             with _Heartbeat(self.queue, claim):
                 if not found:
                     self.tracker.begin(cell)
-                result = self._result(cell)
-                error = None if isinstance(result, RunRecord) else result.message
-                self._track(cell, CellState("done" if error is None else "failed", error=error))
+                result = self._result(claim)
+                error = result.message if isinstance(result, _Failure) else None
+                state: State = "pruned" if isinstance(result, Pruned) else "failed" if error is not None else "done"
+                self._track(cell, CellState(state, error=error))
         except (Interrupted, KeyboardInterrupt, DiskFull):
             with contextlib.suppress(StorageDown):  # the cell is then taken for one whose worker was killed
                 self.queue.release(claim)
             self.tracker.interrupt(cell)
             raise
-        if isinstance(result, RunRecord):
+        if isinstance(result, Pruned):
+            why = str(result)
+            _say(f"{cell.id}  pruned {why}")
+            self._answer(lambda: self.queue.prune(claim, why))
+        elif isinstance(result, RunRecord):
             score = result.scores.get(self.plan.primary, math.nan)
             if self._answer(lambda: self.queue.complete(claim, score, found=found)):
                 _say(f"{cell.id}  done in {duration(time.monotonic() - started)}, {self.plan.primary} {score:.1f}")
@@ -157,10 +167,12 @@ class Worker:
                     _say("the storage answers again")
                 return answer
 
-    def _result(self, cell: PlannedCell) -> RunRecord | _Failure:
-        folder = self.place.cell(cell.id)
+    def _result(self, claim: Claim) -> RunRecord | _Failure | Pruned:
+        folder = self.place.cell(claim.cell.id)
         try:
-            record = self._record(cell)
+            record = self._record(claim)
+        except Pruned as end:
+            return end
         except (Exception, SystemExit) as error:  # whatever the run raises is its cell's failure, not the sweep's
             if is_disk_full(error, folder):
                 raise DiskFull(
@@ -176,8 +188,8 @@ class Worker:
         (folder / TRACEBACK_FILE).unlink(missing_ok=True)
         return record
 
-    def _record(self, cell: PlannedCell) -> RunRecord:
-        folder = self.place.cell(cell.id)
+    def _record(self, claim: Claim) -> RunRecord:
+        cell, folder = claim.cell, self.place.cell(claim.cell.id)
         if self.place.is_recorded(cell.id):  # finished, and then killed before its trial said so
             return RunRecord.load(folder)
         if self._runner is None:
@@ -185,13 +197,18 @@ class Worker:
         config = shared_features(cell.run_config())
         options = {"spare_stages": self._needed_stages} if self.plan.runner == DEFAULT_RUNNER else {}
         with Usage(folder):
-            return self._runner(config, folder, home=self.place.home, on_progress=self._listener(folder), **options)
+            return self._runner(config, folder, home=self.place.home, on_progress=self._listener(claim), **options)
 
-    def _listener(self, folder: Path) -> Callable[[Mapping[str, Any]], None]:
+    def _listener(self, claim: Claim) -> Callable[[Mapping[str, Any]], None]:
+        folder = self.place.cell(claim.cell.id)
         tell = ProgressFile(folder)
+        prune = Pruning(self.plan, self.queue, claim, folder) if self.plan.search.get("prune") else None
 
         def listen(event: Mapping[str, Any]) -> None:
             tell(event)
+            if prune is not None:
+                with contextlib.suppress(StorageDown):  # whoever cannot be compared trains on
+                    prune(event)
             if self._leaving and event.get("kind") == "step":  # the trainer keeps a step that it has told of
                 raise Interrupted
 

@@ -212,9 +212,10 @@ def test_two_processes_that_requeue_the_same_cell_give_one_attempt(storage: Stor
     claim = queue.claim()
     assert claim is not None
     queue.release(claim)
+    (released,) = [trial for trial in Trials(storage).trials() if trial.user_attrs["cell_id"] == claim.cell.id]
     assert queue.requeue_killed() == [claim.cell.id]
     claimed = [found.cell.id for _ in range(2) if (found := queue.claim())]
-    queue._add([claim.cell], attempts=[2])  # by a process that had looked before the first one wrote
+    queue._add([claim.cell], before=[released])  # by a process that had looked before the first one wrote
     claimed += [found.cell.id for _ in range(9) if (found := queue.claim())]
     assert sorted(claimed) == sorted(cell.id for cell in queue.plan.cells)
 

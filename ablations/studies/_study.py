@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ablations.designs import Design, Levels, resolve
+from ablations.designs import Design, Levels, Search, resolve
 from ablations.factors import Factor, Level, with_values
 from ablations.outcomes import check_group, check_metric, check_primary
 from lvlm.config import FREE_COMPUTE, LABELS, RunConfig, fingerprint, load_config, make_config, override
@@ -83,7 +83,8 @@ class Study:
     `base` is the name of a preset (`tiny`), a YAML file or a mapping; `fixed` are dotted fields set on it for all arms.
     The default budget runs `design` with `seeds`, the full one `full_design` with `full_seeds` (each as in the default
     where not given). `primary` is the outcome that the study is about. The first three `expectations` are its
-    headlines.
+    headlines. With a `Search` in the place of a design arms are chosen by their scores: then nothing is expected, and
+    no claim is drawn from effects.
 
     `held_equal` is what every arm sees as much of as the baseline, stage by stage and seed by seed: the stages of the
     other arms are made shorter or longer to fit (`sweeps.amounts`). With `samples` they are as long as their configs
@@ -152,6 +153,11 @@ class Study:
         """The design of a budget."""
         return (self.full_design or self.design) if _budget(budget) == "full" else self.design
 
+    @property
+    def is_searched(self) -> bool:
+        """Whether its arms are chosen by their scores."""
+        return isinstance(self.design, Search)
+
     def tells_apart(self, budget: Budget | None = None) -> list[str]:
         """What the arms of a budget can tell apart and what is confounded with what, in lines."""
         return self.design_of(budget).tells_apart(self.factors, dict(self.baseline))
@@ -171,6 +177,11 @@ class Study:
         base = override(self.base_data, overrides)
         arms = self.arms(budget)
         return [self._cell(base, arm, seed) for seed in self.seeds_of(budget) for arm in arms]
+
+    def cells_of(self, levels: Mapping[str, Level]) -> list[Cell]:
+        """The baseline and the arm with these levels, each with all seeds."""
+        arms = (self.baseline_arm, self.arm(levels))
+        return [self._cell(self.base_data, arm, seed) for arm in arms for seed in self.seeds]
 
     def seeds_of(self, budget: Budget | None = None) -> tuple[int, ...]:
         """The seeds of a budget."""
@@ -224,6 +235,7 @@ class Study:
             for level in (*factor.levels, *(factor.range or ())):
                 factor.check_level(level, self._beside(factor))
         self._check_labels()
+        self._check_searches()
         for arm in {arm.label: arm for budget in get_args(Budget) for arm in self.arms(budget)}.values():
             self._cell(self.base_data, arm, self.seeds[0])
         for expectation in self.expectations:
@@ -236,6 +248,35 @@ class Study:
             arm, against = self.arm(expectation.arm), self.arm(expectation.against)
             if arm.levels == against.levels:
                 raise InputError(f"expectation '{expectation.claim}' compares '{arm.label}' with itself.")
+
+    def _check_searches(self) -> None:
+        designs = [self.design, self.full_design or self.design]
+        searches = [design for design in designs if isinstance(design, Search)]
+        if not searches:
+            return
+        if len(searches) < len(designs):
+            raise InputError("design and full_design are both searches or both none: their results share a table.")
+        if self.expectations:
+            raise InputError(
+                "a search draws no conclusions, since its arms are chosen by their scores: declare what is expected in "
+                "a study with a design."
+            )
+        for search in searches:
+            for name in search.objectives:
+                check_primary(name)
+            if search.objectives and self.primary not in search.objectives:
+                raise InputError(f"primary, '{self.primary}', is one of the search's objectives: {search.objectives}.")
+            if search.prune:
+                self._check_validates(search.prune)
+
+    def _check_validates(self, prune: str) -> None:
+        config = make_config(self.base_data, where="base")
+        name, stage = next(reversed(config.stages().items()), (None, None))
+        if stage is None or stage.validate_every is None or not config.evaluate.tune_corpora:
+            raise InputError(
+                f"prune='{prune}' compares scores that are taken while training: set {name or 'a stage'}.validate_every"
+                " (0.1: ten times in the stage) and evaluate.tune_corpora in base or fixed."
+            )
 
     def _check_labels(self) -> None:
         """Arms are told apart by their labels: in a factor no two levels share one, and no two arms in the study."""
