@@ -85,7 +85,7 @@ class _Log:
         self._said = time.monotonic()
 
     def __call__(self, standing: Standing, said: Sequence[str]) -> None:
-        cells = {cell.id: cell for cell in standing.plan.cells}
+        cells = {cell.id: cell for cell in standing.cells}
         for line in said:
             self._say(line)
         for cell_id, state in standing.states.items():

@@ -63,7 +63,7 @@ class Watched:
 
         standing = self._lookout.look()
         rows = []
-        for cell in standing.plan.cells:
+        for cell in standing.cells:
             state = standing.states[cell.id]
             score, seconds = standing.score(cell), state.seconds
             numbers = [math.nan if number is None else number for number in (seconds, score)]

@@ -31,6 +31,7 @@ from sweeps.planner import describe, make_plan
 from sweeps.pruning import is_behind
 from sweeps.queue import CellState, Queue
 from sweeps.search import Proposer
+from sweeps.standing import Lookout
 from sweeps.status import view
 from sweeps.worker import Worker
 from tests import sweeps_home
@@ -294,7 +295,7 @@ def test_pruned_cells_are_shown_as_pruned_and_are_in_no_table(home: Path, capsys
     assert {shown[cell_id].data.tags["state"] for cell_id in ids} == {"pruned"}
     assert {shown[cell_id].info.status for cell_id in ids} == {"KILLED"}
     console = Console(width=200, record=True)
-    console.print(view(place, plan, states))
+    console.print(view(Lookout(place, plan).standing(states)))
     assert f"{len(pruned)} pruned" in console.export_text()
     assert f", {len(pruned)} pruned" in "\n".join(describe(plan, states))
     assert Queue(plan, place.storage).requeue_failed() == [], "a pruned cell is not run again"
