@@ -3,6 +3,7 @@ threads have started can hang. Threads change no result that the tests look at.
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in its background has it ignored
 
 
 @pytest.hookimpl(wrapper=True)
