@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -65,3 +67,17 @@ def runs_of(home: Path, *, parents: bool = False) -> list[Any]:
 def calls(home: Path) -> list[list[str]]:
     path = home / CALLS
     return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def when(condition: Callable[[], object], act: Callable[[], object]) -> threading.Thread:
+    """Act once, in a thread, as soon as the condition holds."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 120
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        act()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread

@@ -44,8 +44,8 @@ def save_model(folder: Path) -> None:
         (folder / name).write_text("whole")
 
 
-def child_of(work: Callable[[], object]) -> int:
-    """The exit status of a forked process, negative for a signal."""
+def forked(work: Callable[[], object]) -> int:
+    """The number of a process that does the work and ends."""
     child = os.fork()
     if not child:
         try:
@@ -53,7 +53,12 @@ def child_of(work: Callable[[], object]) -> int:
             os._exit(0)
         finally:
             os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return child
+
+
+def child_of(work: Callable[[], object]) -> int:
+    """The exit status of a forked process, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(forked(work), 0)[1])
 
 
 def lay_stage(home: Path, key: str, *, age: float, kib: int = 1, trained: bool = True) -> None:
@@ -96,16 +101,7 @@ def test_four_processes_that_want_a_stage_at_once_train_it_once(tmp_path: Path) 
         taken = (stage.model_folder / "model.safetensors").read_text()
         (tmp_path / f"taken-{os.getpid()}").write_text(f"{result['spent']} {taken}")
 
-    children = []
-    for _ in range(4):
-        child = os.fork()
-        if not child:
-            try:
-                work()
-                os._exit(0)
-            finally:
-                os._exit(1)
-        children.append(child)
+    children = [forked(work) for _ in range(4)]
     gate.touch()
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
     (trainer,) = log.read_text().split()

@@ -29,7 +29,7 @@ from sweeps.storage import Trials
 from sweeps.worker import EXIT_INTERRUPTED, Worker
 from tests import sweeps_home
 from tests.sweeps_fakes import RUNNER, fake_study
-from tests.sweeps_home import calls, runs_of
+from tests.sweeps_home import calls, runs_of, when
 
 home = sweeps_home.home  # the fixture
 
@@ -48,20 +48,6 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def trials_of(home: Path, *states: TrialState) -> list[FrozenTrial]:
     storage = Place(home, "fake").storage
     return Trials(storage).trials(states) if storage.exists else []
-
-
-def when(condition: Any, action: Any) -> threading.Thread:
-    """Do something in a thread as soon as something is so."""
-
-    def wait() -> None:
-        deadline = time.monotonic() + 60
-        while not condition() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        action()
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
 
 
 def launch_in_slurm(home: Path) -> Outcome:

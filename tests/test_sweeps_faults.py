@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ from sweeps.storage import choose_storage
 from sweeps.worker import EXIT_DISK_FULL, EXIT_FENCED, Worker
 from tests import sweeps_home
 from tests.sweeps_fakes import RUNNER, fake_study
-from tests.sweeps_home import calls, runs_of, work_alone
+from tests.sweeps_home import calls, runs_of, when, work_alone
 from tests.sweeps_storages import grpc_url, postgres_url
 
 home = sweeps_home.home  # the fixture
@@ -47,20 +46,6 @@ def ran_once(home: Path, cells: int) -> bool:
         and len(children) == len({run.data.tags["cell_id"] for run in children}) == cells
         and {run.info.status for run in children} == {"FINISHED"}
     )
-
-
-def when(condition: Callable[[], object], act: Callable[[], object]) -> threading.Thread:
-    """Act once, as soon as the condition holds."""
-
-    def watch() -> None:
-        deadline = time.monotonic() + 120
-        while not condition() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        act()
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    return thread
 
 
 def test_training_goes_on_while_the_storage_is_away(
