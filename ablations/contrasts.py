@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ablations.factors import Factor, Level
 from ablations.intervals import Interval, over_seeds, two_way
-from ablations.outcomes import DERIVED, GROUP_ORDER
+from ablations.outcomes import DERIVED, GROUP_ORDER, LETTERS
 from ablations.studies import Expectation
 from lvlm.errors import InputError
 from lvlm.languages import table
@@ -238,18 +238,20 @@ def groups(results: Results, *, by: By = "tier", task: str | None = None) -> lis
 def in_group(columns: pd.MultiIndex, group: str) -> NDArray[np.bool_]:
     """Which (task, language) columns belong to a group.
 
-    A tier, `en`, `multilingual` or a language code, within a task or over all.
+    A tier, `en`, `multilingual`, `Latin` or `other` letters, or a language code, within a task or over all.
     """
     task, _, name = group.rpartition("/")
     known = table()
-    if name not in GROUP_ORDER and name not in known:
+    if name not in (*GROUP_ORDER, *LETTERS) and name not in known:
         raise InputError(
-            f"'{group}' is no group: use {', '.join(GROUP_ORDER)} or a language code, after 'TASK/' for one task."
+            f"'{group}' is no group: use {', '.join((*GROUP_ORDER, *LETTERS))} or a language code, after 'TASK/' for one task."
         )
     languages = [str(code) for code in columns.get_level_values("language")]
     of_task = np.array([not task or one == task for one in columns.get_level_values("task")], dtype=bool)
     if name == "multilingual":
         member = [code != "en" for code in languages]
+    elif name in LETTERS:
+        member = [code != "en" and (known[code].script == "Latn") == (name == "Latin") for code in languages]
     elif name in GROUP_ORDER:
         member = [known[code].tier == name for code in languages]
     else:

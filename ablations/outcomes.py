@@ -8,6 +8,8 @@ from lvlm.languages import TIERS, table
 from lvlm.records import METRICS, TASKS
 
 GROUP_ORDER = ("en", *TIERS, "multilingual")
+LETTERS = ("Latin", "other")
+"""Languages other than English in Latin letters, and in others: the groups of published tables on text in images."""
 DERIVED = {"right_elsewhere": ("score_any_language", "score")}
 """`right_elsewhere`: points of answers that are right, but only in another language than the asked one."""
 SUMMARISED = ("score", "score_any_language", "fidelity")
@@ -22,13 +24,13 @@ def check_metric(metric: str) -> None:
 
 
 def check_group(group: str) -> None:
-    """Raise unless `group` is `en`, a tier, `multilingual`, a language code, or one of these after `TASK/`."""
+    """Raise unless `group` is `en`, a tier, `multilingual`, `Latin`, `other`, a language code, or one of these after `TASK/`."""
     task, slash, name = group.rpartition("/")
     if slash and task not in TASKS:
         raise InputError(f"'{group}' is not a group: '{task}' is no task; tasks are: {', '.join(TASKS)}.")
-    if name not in GROUP_ORDER and name not in table():
+    if name not in (*GROUP_ORDER, *LETTERS) and name not in table():
         raise InputError(
-            f"'{group}' is not a group: use {', '.join(GROUP_ORDER)} or a language code, after 'TASK/' for one task "
+            f"'{group}' is not a group: use {', '.join((*GROUP_ORDER, *LETTERS))} or a language code, after 'TASK/' for one task "
             f"({', '.join(TASKS)})."
         )
 
