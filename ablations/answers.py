@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 COUNTS_FILE = "answers.parquet"
 """How many answers of each kind and language there are, where the per-item table beside the results is a part of it."""
-THUMBNAILS_FILE = "thumbnails.parquet"
+from ablations.table import THUMBNAILS_FILE
+
 """Small pictures of some test items: task, source, item, image (an image file's bytes)."""
 KINDS = ("right", "right, in another language", "wrong", "wrong, in another language", "wrong, language undetermined")
 """What becomes of an answer. Graded answers, such as captions, are right from half of the points on."""
@@ -67,7 +68,9 @@ class Disagreement:
                 f'<td style="text-align:left">{said}</td><td>{mark}</td></tr>'
             )
         picture = self.pictures.get((str(row["task"]), str(row["source"]), str(row["item"])))
-        shown = image_tag(picture, f"The image of item {row['item']}", width=112) if picture else "<em>no image kept</em>"
+        shown = (
+            image_tag(picture, f"The image of item {row['item']}", width=112) if picture else "<em>no image kept</em>"
+        )
         head = (
             f"<p><b>{escape(language(code).name)}</b>, {escape(str(row['task']))}: "
             f'<span dir="auto">{escape(str(row["prompt"]))}</span><br>gold: <span dir="auto">'
@@ -117,7 +120,7 @@ def counts(results: Results) -> pd.DataFrame:
     """The same of a study: as counted beforehand where its per-item table is thinned, else from that table."""
     path = results.folder / COUNTS_FILE
     if path.exists():
-        return pd.read_parquet(path).astype({"arm": str, "task": str, "language": str, "answer_language": str, "kind": str})
+        return pd.read_parquet(path)
     needed = ("arm", "seed", "task", "language", "score", "score_any_language", "answer_language")
     return counted(read_predictions(results, columns=needed))
 
@@ -135,7 +138,9 @@ def kind_shares(results: Results, *, task: str | None = None) -> pd.DataFrame:
     return shares.loc[index]
 
 
-def confusion(results: Results, *, arm: str | Mapping[str, object] | None = None, task: str | None = None) -> pd.DataFrame:
+def confusion(
+    results: Results, *, arm: str | Mapping[str, object] | None = None, task: str | None = None
+) -> pd.DataFrame:
     """Percent of the answers to questions in a language (row) that were given in a language (column).
 
     All seeds together; `undetermined` are those whose language cannot be told, `answers` is how many there are.
@@ -175,7 +180,9 @@ def disagreements(
     if rows.empty:
         raise InputError(f"There are no answers of these arms, task and languages in {results.folder}.")
     key = ["task", "source", "item", "language"]
-    right = rows.assign(right=rows["score"] >= HALF).groupby([*key, "arm"], observed=True)["right"].mean().unstack("arm")
+    right = (
+        rows.assign(right=rows["score"] >= HALF).groupby([*key, "arm"], observed=True)["right"].mean().unstack("arm")
+    )
     right = right[[arm for arm in chosen if arm in right.columns]].dropna()
     pictures = thumbnails(results)
     order = pd.DataFrame({"spread": right.max(axis=1) - right.min(axis=1)}).reset_index()

@@ -78,7 +78,9 @@ def pareto(
             ax.plot(row["x"], row["y"], zorder=4, **look)
             handles.append(Line2D([], [], label=style.fits(results.short_label(row["arm"]), 1.6), **look))
         if len(rest):
-            handles.append(Line2D([], [], marker="o", linestyle="none", color="#aaaaaa", markersize=3.5, label="others"))
+            handles.append(
+                Line2D([], [], marker="o", linestyle="none", color="#aaaaaa", markersize=3.5, label="others")
+            )
         ax.set(xlabel=_axis(x), ylabel=_axis(y))
         _key(figure, handles, width)
         note = (

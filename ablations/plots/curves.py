@@ -60,7 +60,9 @@ def response(
         )
         alt = "; ".join(f"{style.group_title(name)}: {said(one)}" for name, one in zip(names, found, strict=True))
         title = f"{style.metric_title(metric)} along {factor.replace('_', ' ')}"
-        counted = "1 seed" if seeds == [1] else f"{' to '.join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))} seeds"
+        counted = (
+            "1 seed" if seeds == [1] else f"{' to '.join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))} seeds"
+        )
         return style.finish(figure, f"{alt}.", title=f"{title}: {counted}", note=note)
 
 

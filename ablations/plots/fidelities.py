@@ -64,7 +64,9 @@ def wrong_language(
             ax.set_visible(False)
         for ax in axes[-1]:
             ax.set(xlabel="answers (%)")
-        handles = [Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=k) for k, (colour, hatch) in LOOKS.items()]
+        handles = [
+            Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=k) for k, (colour, hatch) in LOOKS.items()
+        ]
         figure.legend(handles=handles, loc="outside lower left", ncols=2 if style.is_narrow(width) else 3)
         totals = shares.loc[present, "answers"]
         note = (

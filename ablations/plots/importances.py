@@ -38,7 +38,10 @@ def importance(
         ax.set_ylim(len(names) - 0.4, -0.6)
         ax.set(xlabel="share of the variance between runs (%)")
         if any(" x " in name for name in names):
-            kinds = (("o", style.COLOURS["T5"], style.COLOURS["T5"], "factor"), ("D", style.FAINT, "white", "interaction"))
+            kinds = (
+                ("o", style.COLOURS["T5"], style.COLOURS["T5"], "factor"),
+                ("D", style.FAINT, "white", "interaction"),
+            )
             handles = [
                 Line2D([], [], marker=marker, color=colour, markerfacecolor=face, linestyle="none", label=label)
                 for marker, colour, face, label in kinds

@@ -37,7 +37,9 @@ class Plots:
         return "\n".join(f"plot.{name}: {_first_line(name)}" for name in plots.FIGURES)
 
     def _repr_html_(self) -> str:
-        rows = (f"<tr><td><code>plot.{name}</code></td><td>{escape(_first_line(name))}</td></tr>" for name in plots.FIGURES)
+        rows = (
+            f"<tr><td><code>plot.{name}</code></td><td>{escape(_first_line(name))}</td></tr>" for name in plots.FIGURES
+        )
         return f"<table><caption>Figures</caption>{''.join(rows)}</table>"
 
 
