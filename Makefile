@@ -20,6 +20,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 study: setup
 	@$(BIN)/python -m lvlm data shapes runs/data/shapes
 	@test $(STUDY) != tiling || $(BIN)/python -m lvlm data reading runs/data/reading
+	@test $(STUDY) != text_in_image || test -e runs/data/text_in_image || \
+		$(BIN)/python -m lvlm data reading runs/data/text_in_image --train 2000 --english 8000 --languages en de fi sw ru el ka
+	@test $(STUDY) != answer_mix || { $(BIN)/python -m lvlm backbones --answer-mix 0 0.5 1 1.5 --draws 0 1 2 & \
+		$(BIN)/python -m lvlm backbones --answer-mix 0 0.5 1 1.5 --draws 3 4 && wait $$!; }
 	@test $(STUDY) != hundred_languages || { $(BIN)/python -m lvlm data emoji runs/data/emoji && { \
 		$(BIN)/python -m lvlm backbones --corpus runs/data/emoji --out runs/backbones/emoji --parts vit & \
 		$(BIN)/python -m lvlm backbones --corpus runs/data/emoji --out runs/backbones/emoji --parts lm && wait $$!; }; }

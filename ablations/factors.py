@@ -32,6 +32,9 @@ class Factor:
     It takes `levels`, or any number from the first to the last of a `range`, in which a design places points: evenly,
     or with `log` evenly in the logarithm. The range of a field of whole numbers has whole ends.
 
+    Where a level is no value of one field, `settings` says what each stands for: level -> dotted fields, such as
+    `{"frozen": {"instruct.train.tower": "frozen"}, "trained": {...}}`; `path` is then the field that it is about.
+
     `labels` are short texts for figures. `requires` names the levels of other factors under which this one means
     anything (`{"languages": ("T5", "all")}`): in every other arm it is None and the arm appears once. `nuisance` says
     that its effect is no question of the study, as of a learning rate that is to be good: a search over such factors
@@ -46,6 +49,7 @@ class Factor:
     labels: Mapping[Level, str] = field(default_factory=dict)
     requires: Mapping[str, tuple[Level, ...]] = field(default_factory=dict)
     nuisance: bool = False
+    settings: Mapping[Level, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name) or self.name in RESERVED:
@@ -73,6 +77,16 @@ class Factor:
             raise InputError(
                 f"factor '{self.name}' has labels for {unknown!r}, which are not among its levels ({self.said()})."
             )
+        self._check_settings()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every dotted field that a level sets."""
+        return tuple(dict.fromkeys(path for fields in self.settings.values() for path in fields)) or (self.path,)
+
+    def fields(self, level: Level) -> dict[str, Any]:
+        """What a level sets: dotted field -> value."""
+        return dict(self.settings[level]) if self.settings else {self.path: level}
 
     @property
     def is_continuous(self) -> bool:
@@ -141,6 +155,19 @@ class Factor:
             raise InputError(f"factor '{self.name}': a range with log begins above 0, not at {numbers[0]}.")
         object.__setattr__(self, "range", (kind(numbers[0]), kind(numbers[1])))
 
+    def _check_settings(self) -> None:
+        if self.settings and (self.range is not None or set(self.settings) != set(self.levels)):
+            raise InputError(
+                f"factor '{self.name}': settings say what each of its levels stands for ({self.said()}), and no other; "
+                f"given: {tuple(self.settings)!r}."
+            )
+        for level, fields in self.settings.items():
+            try:
+                for path in fields:
+                    check_path(path)
+            except InputError as error:
+                raise InputError(f"factor '{self.name}', level {level!r}: {error}") from error
+
     def label(self, level: Level) -> str:
         """The short text of a level."""
         return self.labels.get(level, f"{self.name} {level}" if isinstance(level, int | float) else str(level))
@@ -151,7 +178,9 @@ class Factor:
 
     def check_level(self, level: Level, base: Mapping[str, Any]) -> None:
         """Raise unless the run config `base` takes `level` in this field as it stands, not converted."""
-        config = make_config(with_values(base, {self.path: level}), where=f"factor '{self.name}', level {level!r}")
+        config = make_config(with_values(base, self.fields(level)), where=f"factor '{self.name}', level {level!r}")
+        if self.settings:
+            return
         read = value_at(config, self.path)
         if read != level or isinstance(read, bool) != isinstance(level, bool):
             raise InputError(

@@ -167,14 +167,24 @@ def _making(command: AddCommand) -> None:
     backbones = command(
         "backbones",
         _backbones,
-        "Train the tiny backbones (hours) and write their card, or those of an emoji corpus.",
+        "Train the tiny backbones (hours) and write their card, or those of an emoji corpus or of other answer mixes.",
         "backbones --out assets --draws 0",
     )
     backbones.add_argument(
         "--corpus", type=Path, help="an emoji corpus: backbones that have read its names and seen its pictures"
     )
     backbones.add_argument(
-        "--out", type=Path, help="default: the package's own folder; with --corpus HOME/backbones/emoji"
+        "--answer-mix",
+        type=float,
+        nargs="+",
+        metavar="RATE",
+        help="train the shipped language models on, with requests answered in English RATE times as often: 0 is never",
+    )
+    backbones.add_argument(
+        "--out",
+        type=Path,
+        help="default: the package's own folder; with --corpus HOME/backbones/emoji, with --answer-mix "
+        "HOME/backbones/answer_mix"
     )
     backbones.add_argument("--draws", type=int, nargs="+", help="default: 0 1 2 3 4; with --corpus 0")
     backbones.add_argument(
@@ -371,6 +381,8 @@ def _backbones(options: argparse.Namespace) -> None:
     def say(text: str) -> None:
         print(text, flush=True)
 
+    if options.corpus is not None and options.answer_mix is not None:
+        raise InputError("--corpus and --answer-mix make different backbones: give one of them.")
     if options.corpus is not None:
         from lvlm.backbones.emoji import build_emoji
         from lvlm.run import default_home
@@ -380,6 +392,16 @@ def _backbones(options: argparse.Namespace) -> None:
         out = options.out or default_home() / "backbones" / "emoji"
         parts = options.parts or ["lm", "vit"]
         return build_emoji(options.corpus, out, draws=options.draws or [0], parts=parts, scale=options.scale, say=say)
+
+    if options.answer_mix is not None:
+        from lvlm.backbones.answers import build_answer_mixes
+        from lvlm.run import default_home
+
+        if options.parts is not None:
+            raise InputError("--parts has no meaning with --answer-mix, which makes language models. Leave it out.")
+        out = options.out or default_home() / "backbones" / "answer_mix"
+        draws = options.draws or [0, 1, 2, 3, 4]
+        return build_answer_mixes(out, options.answer_mix, draws=draws, scale=options.scale, say=say)
 
     from lvlm.backbones.build import build
 

@@ -168,7 +168,7 @@ def hold_equal(study: Study, cells: Sequence[Cell], meter: Meter) -> list[Cell]:
 
 def _same_steps(study: Study, cell: Cell, baseline: RunConfig, _: Meter) -> dict[str, int]:
     """Stage -> samples, where steps are given and an arm's hold another number of them than the baseline's."""
-    varied = {factor.path for factor in study.factors}
+    varied = {path for factor in study.factors for path in factor.paths}
     found: dict[str, int] = {}
     for name, stage in cell.config.stages().items():
         own, wanted = (one and one.steps and one.steps * one.batch_samples for one in (stage, baseline.stages()[name]))

@@ -86,7 +86,7 @@ def _factor_data(factor: Factor) -> dict[str, Any]:
         "labels": [[level, text] for level, text in factor.labels.items()],  # a key of JSON is a text
         "requires": {name: list(levels) for name, levels in factor.requires.items()},
         "nuisance": factor.nuisance,
-    }
+    } | ({"settings": [[level, dict(fields)] for level, fields in factor.settings.items()]} if factor.settings else {})
 
 
 def _factor(data: dict[str, Any]) -> Factor:
@@ -97,5 +97,6 @@ def _factor(data: dict[str, Any]) -> Factor:
             "range": tuple(data["range"]) if data["range"] is not None else None,
             "labels": {level: text for level, text in data["labels"]},
             "requires": {name: tuple(levels) for name, levels in data["requires"].items()},
+            "settings": {level: fields for level, fields in data.get("settings", [])},
         }
     )

@@ -168,7 +168,7 @@ class Study:
         `overrides` are `key=value` texts on the base config; one that names a factor's field is an error, since it
         would be ignored.
         """
-        taken = {factor.path: factor.name for factor in self.factors} | {"seed": "seed", "name": "name"}
+        taken = {path: factor.name for factor in self.factors for path in factor.paths} | {"seed": "seed", "name": "name"}
         for text in overrides:
             if (key := text.partition("=")[0].strip()) in taken:
                 raise InputError(
@@ -188,20 +188,24 @@ class Study:
         return (self.full_seeds or self.seeds) if _budget(budget) == "full" else self.seeds
 
     def _cell(self, base: Mapping[str, Any], arm: Arm, seed: int) -> Cell:
-        levels = {factor.path: arm.levels[factor.name] for factor in self.factors if self._is_set(factor, arm)}
+        levels: dict[str, Any] = {}
+        for factor in self.factors:
+            levels |= factor.fields(arm.levels[factor.name]) if self._is_set(factor, arm) else {}
         name = f"{self.name}: {arm.label}, seed {seed}"
         config = make_config(with_values(base, {**levels, "seed": seed, "name": name}), where=f"arm '{arm.label}'")
         return Cell(arm=arm, seed=seed, config=config, id=cell_id(config))
 
     @staticmethod
     def _is_set(factor: Factor, arm: Arm) -> bool:
-        return arm.levels[factor.name] is not None or None in factor.levels or bool(factor.requires)
+        if arm.levels[factor.name] is not None or None in factor.levels:
+            return True
+        return bool(factor.requires) and not factor.settings
 
     def _check(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise InputError("a study is named with lower-case letters, digits and _, starting with a letter.")
         names = [factor.name for factor in self.factors]
-        paths = [factor.path for factor in self.factors]
+        paths = [path for factor in self.factors for path in factor.paths]
         if not names or len(set(names)) != len(names) or len(set(paths)) != len(paths):
             raise InputError(
                 f"factors need different names and paths, at least one; given: {', '.join(names) or 'none'}."
@@ -295,7 +299,10 @@ class Study:
 
     def _beside(self, factor: Factor) -> dict[str, Any]:
         """The base with the other factors at their baseline: what a single level is checked in."""
-        others = {f.path: self.baseline[f.name] for f in self.factors if f is not factor}
+        others: dict[str, Any] = {}
+        for other in self.factors:
+            if other is not factor and (not other.settings or self.baseline[other.name] in other.settings):
+                others |= other.fields(self.baseline[other.name])
         return with_values(self.base_data, others)
 
 

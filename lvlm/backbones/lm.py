@@ -127,13 +127,17 @@ def train_lm(
     on_progress: Callable[[dict[str, float]], None] | None = None,
     compiled: bool = True,
     request_weight: float = IGNORED_WEIGHT,
+    start: Qwen2ForCausalLM | None = None,
 ) -> Qwen2ForCausalLM:
     """Train one draw: its seed sets the initial weights, the documents and their order.
+
+    With `start` a trained model learns on, in place, from documents of its own streams.
 
     `compiled` needs a C++ compiler and pays from about a minute of training on; so does a `request_weight` of 0 where
     the vocabulary is large, as requests then need no logits.
     """
-    model = new_model(tokenizer, recipe=recipe, seed=seed)
+    model = new_model(tokenizer, recipe=recipe, seed=seed) if start is None else start
+    further = "" if start is None else "further "
     model.train()
     loss_of = torch.compile(weighted_loss, dynamic=True) if compiled else weighted_loss
     matrices = [weight for layer in model.model.layers for weight in layer.parameters() if weight.ndim == 2]
@@ -148,8 +152,8 @@ def train_lm(
         for optimizer in optimizers
     ]
     started, step, running = time.monotonic(), 0, 0.0
-    text_rng = np.random.default_rng(stream(seed, "documents"))
-    order_rng = np.random.default_rng(stream(seed, "order"))
+    text_rng = np.random.default_rng(stream(seed, f"{further}documents"))
+    order_rng = np.random.default_rng(stream(seed, f"{further}order"))
     while step < steps:  # documents are drawn in portions, so that memory stays small
         portion = [turns for _, turns in world.documents(text_rng, count=min(20_480, (steps - step) * recipe.batch))]
         for ids, weights in batches(

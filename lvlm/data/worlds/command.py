@@ -14,7 +14,7 @@ TEXT = "Write a built-in corpus as JSON and images."
 EXAMPLE = "data shapes runs/data/shapes"
 TAKES = {
     "shapes": (),
-    "reading": (),
+    "reading": ("english",),
     "plots": ("words",),
     "pages": ("words", "text", "photos"),
     "emoji": ("concepts", "names", "pictures"),
@@ -35,6 +35,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     for split, what in (("train", "train on"), ("tune", "choose settings on"), ("test", "report on")):
         help_text = f"images to {what}, per language in reading, plots and pages"
         sub.add_argument(f"--{split}", type=int, metavar="N", help=help_text)
+    sub.add_argument("--english", type=int, metavar="N", help="reading: images to train on in English")
     sub.add_argument(
         "--languages",
         nargs="+",

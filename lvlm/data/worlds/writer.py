@@ -66,18 +66,22 @@ def write_world(
     train: int | None = None,
     tune: int | None = None,
     test: int | None = None,
+    english: int | None = None,
     languages: Sequence[str] | None = None,
 ) -> Path:
     """Write the corpus `name` into a new `folder` and return it.
 
-    `train`, `tune` and `test` count images, for `reading` images per language; None is the world's own size. An unknown
-    name or language, an impossible number or a folder that holds something is an `InputError`.
+    `train`, `tune` and `test` count images, for `reading` images per language, with `english` in the place of `train`
+    for English; None is the world's own size. An unknown name or language, an impossible number or a folder that holds
+    something is an `InputError`.
     """
     given = {"train": train, "tune": tune, "test": test}
     if name in WORLDS:
         sizes = {
             key: own if (wish := given[key.partition("_")[0]]) is None else wish for key, own in OWN_SIZES[name].items()
         }
+        if english is not None:
+            sizes["train_english"] = english
         return (write_shapes if name == "shapes" else write_reading)(folder, seed=seed, languages=languages, **sizes)
     raise InputError(f"There is no built-in corpus '{name}'. The built-in corpora are: {nearest(name, list(WORLDS))}.")
 
