@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from ablations.table import THUMBNAILS_FILE
 from lvlm.errors import InputError
 from lvlm.languages import in_table_order, language
 from lvlm.records import PREDICTIONS_FILE
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from ablations.table import Results
 
 COUNTS_FILE = "answers.parquet"
-"""How many answers of each kind and language there are, where the per-item table beside the results is a part of it."""
-from ablations.table import THUMBNAILS_FILE
+"""How many answers of each kind and language there are, where the per-item table beside it is a part of all."""
 
 """Small pictures of some test items: task, source, item, image (an image file's bytes)."""
 KINDS = ("right", "right, in another language", "wrong", "wrong, in another language", "wrong, language undetermined")
@@ -87,7 +87,8 @@ def read_predictions(
     path = results.folder / PREDICTIONS_FILE
     if not path.exists():
         raise InputError(
-            f"There are no answers at {path}: write them from the run folders with python -m sweeps export {results.name}."
+            f"There are no answers at {path}: write them from the run folders with "
+            f"python -m sweeps export {results.name}{results.home_option}."
         )
     chosen: list[tuple[str, str, object]] = [("task", "==", task)] if task else []
     if arms is not None:

@@ -25,7 +25,7 @@ from lvlm.records import PREDICTIONS_FILE
 
 ITEMS = 8
 """Items kept of each task and source."""
-MOST_ANSWERS = 12_000
+MOST_ANSWERS = 20_000
 """Answers kept of a study: with many arms, fewer items."""
 PACKED = {"compression": "zstd", "compression_level": 19, "index": False}
 
@@ -51,8 +51,8 @@ def _write_answers(results: Results, place: Path, items: int) -> None:
     path = results.folder / THUMBNAILS_FILE
     if not path.exists():
         raise InputError(
-            f"{results.folder} holds no {THUMBNAILS_FILE}: write the pictures of its items with python -m sweeps export "
-            f"{results.name}{results.home_option}, where its corpora are."
+            f"{results.folder} holds no {THUMBNAILS_FILE}: write the pictures of its items, from where its corpora are "
+            f"found, with python -m sweeps export {results.name}{results.home_option}."
         )
     pictures = pd.read_parquet(path)
     answers = read_predictions(results)

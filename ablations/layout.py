@@ -62,8 +62,8 @@ class Layout:
         r"""As LaTeX, with booktabs (`\usepackage{booktabs}`); intervals in a smaller size behind the numbers."""
         heads = " & ".join(["", *map(_latex, self.columns)])
         lines = [
-            r"\begin{table}", r"\centering", r"\small", rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}", r"\toprule",
-            rf"{heads} \\", r"\midrule",
+            r"\begin{table}", r"\centering", r"\small", rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}",
+            r"\toprule", rf"{heads} \\", r"\midrule",
         ]  # fmt: skip
         for arm, cells in self.rows.items():
             lines.append(" & ".join([_latex(arm), *(_latex_cell(one, intervals) for one in cells)]) + r" \\")

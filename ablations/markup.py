@@ -1,5 +1,5 @@
-"""Pieces of HTML that notebooks and the report share: tables with captions, pictures with alternative texts, and the line
-that says whose records are shown."""
+"""Pieces of HTML that notebooks and the report share: tables with captions, pictures with alternative texts, and the
+line that says whose records are shown."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def picture(figure: Figure, *, dots_per_inch: int = 170) -> str:
     figure.savefig(buffer, format="png", dpi=dots_per_inch)
     data = b64encode(buffer.getvalue()).decode("ascii")
     width = round(figure.get_size_inches()[0] * 140)
-    return f"<p class='picture'><img width='{width}' alt='{escape(alternative(figure))}' src='data:image/png;base64,{data}'></p>"
+    said = escape(alternative(figure))
+    return f"<p class='picture'><img width='{width}' alt='{said}' src='data:image/png;base64,{data}'></p>"
 
 
 def _is_missing(value: object) -> bool:

@@ -22,7 +22,7 @@ CROSS: Any = {"color": "#999999", "linewidth": 0.8, "linestyle": (0, (4, 3)), "z
 def english_against_multilingual(
     results: Results, *, metric: str = "score", arms: Sequence[str] | None = None, width: float = style.PAGE_INCHES
 ) -> Figure:
-    """One marker per arm: English against the mean of the other languages, bars for the difference from the baseline."""
+    """One marker per arm: English against the mean of the other languages; bars: difference from the baseline."""
     chosen = list(arms) if arms is not None else one_factor_arms(results)
     base = {group: level(results, None, metric=metric, group=group) for group in ("en", "multilingual")}
     with plt.rc_context(style.STYLE | {"axes.grid.axis": "both"}):
@@ -84,8 +84,8 @@ def pareto(
         ax.set(xlabel=_axis(x), ylabel=_axis(y))
         _key(figure, handles, width)
         note = (
-            "Filled: on the front, no arm has a higher mean in both. Hollow: its interval reaches the front. Bars: 95 % "
-            f"intervals. {style.sample_said(results, list(frame['arm']))}."
+            "Filled: on the front, no arm has a higher mean in both. Hollow: its interval reaches the front. Bars: "
+            f"95 % intervals. {style.sample_said(results, list(frame['arm']))}."
         )
         names = [f"{results.short_label(row.arm)} ({row.x:.1f}, {row.y:.1f})" for row in front.itertuples()]
         alt = f"On the front: {'; '.join(names)}. Within noise of it: {len(near)} further arms; others: {len(rest)}."

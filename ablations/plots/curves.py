@@ -86,8 +86,8 @@ def _draw(ax: Axes, one: Response, name: str) -> None:
     points = one.points
     bars = np.nan_to_num(np.abs(points[["low", "high"]].to_numpy(dtype=float).T - points["mean"].to_numpy(dtype=float)))
     ax.errorbar(
-        points["level"].astype(float), points["mean"], yerr=bars, fmt=marker, color=colour, markersize=4, elinewidth=0.9,
-        markeredgecolor="white", markeredgewidth=0.3,
+        points["level"].astype(float), points["mean"], yerr=bars, fmt=marker, color=colour, markersize=4,
+        elinewidth=0.9, markeredgecolor="white", markeredgewidth=0.3,
     )  # fmt: skip
     ax.set_title(style.group_title(name))
 

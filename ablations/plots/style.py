@@ -1,5 +1,5 @@
-"""How figures look: one order and colour of tiers, sizes in print, the words under a figure and for those who do not see
-it, and saving for a paper. Every other module of this package draws with it."""
+"""How figures look: one order and colour of tiers, sizes in print, the words under a figure and for those who do not
+see it, and saving for a paper. Every other module of this package draws with it."""
 
 from __future__ import annotations
 

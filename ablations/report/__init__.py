@@ -1,5 +1,5 @@
-"""The report of a study: one HTML file that needs nothing beside it, and tables and pictures for other programs. Written
-by `python -m ablations report`."""
+"""The report of a study: one HTML file that needs nothing beside it, and tables and pictures for other programs.
+Written by `python -m ablations report`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Answers to be read in the report, with the images that they are about: by arm, task, language and what became of them.
-A bounded number of items lies in the page."""
+"""Answers to be read in the report, with the images that they are about: by arm, task, language and what became of
+them. A bounded number of items lies in the page."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def browser(results: Results) -> Section:
         "itself.</p></noscript><div id='answers-browser'>"
         f"<div class='filters' role='group' aria-label='Which answers are shown'>{controls}</div>"
         "<p role='status' aria-live='polite'></p><div class='cards'></div>"
-        "<div class='pager'><button type='button'>Back</button><button type='button'>Next questions</button></div></div>"
+        "<div class='pager'><button type='button'>Back</button><button type='button'>Next questions</button></div>"
+        "</div>"
         f"<script type='application/json' id='answers-data'>{data}</script>"
     )
     return Section(title, body)

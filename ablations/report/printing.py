@@ -23,8 +23,8 @@ def write_pdf(report: Path) -> Path:
     target = report.with_suffix(".pdf")
     if browser is None:
         raise InputError(
-            f"Printing {report.name} needs Chromium or Chrome, and neither is on the PATH: install one (apt-get install "
-            f"chromium), or open {report} in any browser and print it to a file."
+            f"Printing {report.name} needs Chromium or Chrome, and neither is on the PATH: install one "
+            f"(apt-get install chromium), or open {report} in any browser and print it to a file."
         )
     with tempfile.TemporaryDirectory(prefix="print-") as profile:
         written = Path(profile) / target.name
