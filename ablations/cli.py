@@ -29,7 +29,12 @@ def _command_line() -> CommandLine:
         "report drivers",
     )
     report.add_argument(
-        "study", metavar="STUDY", help="a study's name or file, or the folder that holds its results.parquet"
+        "study",
+        metavar="STUDY",
+        help="a study's name or file, the folder that holds its results.parquet, or examples/NAME",
+    )
+    report.add_argument(
+        "--pdf", action="store_true", help="also print it as report.pdf (needs Chromium or Chrome on the PATH)"
     )
     add_overrides(report, "the settings that the study was launched with, where there were any")
     report.add_argument("--home", metavar="DIR", help=HOME_HELP)
@@ -58,8 +63,12 @@ def _report(options: argparse.Namespace) -> None:
 
     results = load_results(options.study, home=options.home, overrides=options.overrides)
     print("writing tables, figures and notebooks ...", flush=True)
-    path = write_report(results)
+    path = write_report(results, home=options.home)
     print(f"Report: {path}")
+    if options.pdf:
+        from ablations.report.printing import write_pdf
+
+        print(f"Report as PDF: {write_pdf(path)}")
     for line in headlines(results):
         print(f"  {line}")
     if results.missing:

@@ -265,8 +265,9 @@ def test_the_published_models_have_the_shapes_that_we_build(tmp_path, llm, place
     (tmp_path / "config.json").write_text(json.dumps(config))
     read = release_config(tmp_path)
     with torch.device("meta"):
-        sizes = {"vision_width": read.tower["width"], "llm_width": read.text_config.hidden_size}
-        adapter = build_adapter(read.adapter, **sizes, grid=read.tower["grid"], tiles=read.tiles, args={})
+        adapter = build_adapter(
+            read.adapter, read.tower, llm_width=read.text_config.hidden_size, tiles=read.tiles, args=None
+        )
         tower = TimmTower(create(read.tower), feature_layer=read.feature_layer)
     assert adapter.linear_1.weight.shape == (width, 2304) and adapter.linear_2.weight.shape == (width, width)
     assert sum(parameter.numel() for parameter in adapter.parameters()) == parameters

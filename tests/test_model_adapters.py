@@ -19,7 +19,7 @@ TRANSFORM = ImageTransform(image_size=6, mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0
 
 
 def make(name="multiscale-pool", *, width=4, hidden=5, grid=(3, 3), tiles=1, **args):
-    return build_adapter(name, vision_width=width, llm_width=hidden, grid=grid, tiles=tiles, args=args)
+    return build_adapter(name, {"width": width, "grid": grid}, llm_width=hidden, tiles=tiles, args=args)
 
 
 def by_hand(features, *, grid, tiles):

@@ -28,6 +28,7 @@ from lvlm.translate.driver import Outcome, translate_corpus
 from lvlm.translate.faults import fault, numbers
 from lvlm.translate.sentences import pieces
 from lvlm.translate.spans import put_together, take_apart
+from lvlm.translate.stand_ins import hide_numbers, show_numbers
 from lvlm.translate.translator import Translation
 from tests.corpora import make_corpus, test_row, train_row, write_rows
 
@@ -144,13 +145,16 @@ def test_a_text_is_sent_once_and_the_longest_go_first(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], Callable[[str, str], Translation | str], str]] = {
-    "a number lost": ({"label": ["I see 3 dogs", "b c"]}, lambda text, _: text.replace("3", "drei"), "numbers"),
+    "a number lost, and its stand-in too": (
+        {"label": ["I see 3 dogs", "b c"]}, lambda text, _: text.replace("3", "drei").replace("X1", "X"), "numbers",
+    ),
     "a number invented": ({"label": ["Two dogs", "b c"]}, lambda text, _: f"2{text}", "numbers"),
-    "a number changed": ({"label": ["In 1984", "b c"]}, lambda text, _: text.replace("84", "48"), "numbers"),
+    "a number changed": ({"label": ["In 1984", "b c"]}, lambda text, _: f"X1 {text}".replace("84", "48"), "numbers"),
+    "a number that looks like a stand-in": ({"label": ["X1 is 5", "b c"]}, lambda *_: "X1", "numbers"),
     "empty": ({"label": ["No way", "b c"]}, lambda text, _: "" if text == "No way" else text, "empty"),
     "unfinished": ({}, lambda text, _: Translation(text, "unfinished"), "unfinished"),
     "a placeholder invented": ({}, lambda text, _: f"{text} {PLACEHOLDER}", "placeholders"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -169,6 +173,33 @@ def test_a_refused_row_is_left_out_and_listed_with_its_reason(tmp_path: Path, ca
     assert {"field", "text", "translation"} <= entry.keys()
     assert reason in outcome.line() and "refused/instruct/de.jsonl" in outcome.line()
     assert open_corpus(folder).ids("instruct", "de") == ("t-00007",)
+
+
+def test_a_text_that_lost_a_number_is_asked_once_more_with_stand_ins(tmp_path: Path) -> None:
+    """A model that writes numbers as words and turns the order of a text round, but carries names over."""
+
+    def script(text: str, target: str) -> str:
+        return " ".join(reversed(text.replace("3.5", "dreieinhalb").split()))
+
+    labels = ["a 3.5 m wall of 1,250 bricks, 3.5 t", "from 10:30 on"]
+    folder, by = english(tmp_path, [train_row(0, "en", context=["Well?", "When?"], label=labels)]), Scripted(script)
+    (outcome,) = translated(folder, "de", by=by)
+    assert not outcome.refused
+    assert [answer for _, answer in turns(folder, "de")[0]] == ["t 3.5 bricks, 1,250 of wall m 3.5 a", "on 10:30 from"]
+    assert by.asked[1:] == [["a X1 m wall of X2 bricks, X3 t"]], "only the text that lost one, and each number alone"
+
+
+@pytest.mark.parametrize("translation", ["X1 X1", "X1", "X1 X2 X3", "", "X12", "X1 X2X2"])
+def test_stand_ins_that_do_not_all_come_back_once_give_no_translation(translation: str) -> None:
+    assert show_numbers("7 and 8", translation) is None
+    assert show_numbers("7 and 8", "x2, dann X1") == "8, dann 7"
+
+
+@given(st.lists(st.sampled_from([*"ab X.,:/'0123456789 "]), max_size=30).map("".join))
+def test_hiding_and_showing_numbers_gives_the_text(text: str) -> None:
+    hidden = hide_numbers(text)
+    if hidden is not None:
+        assert show_numbers(text, hidden) == text
 
 
 @pytest.mark.parametrize(
@@ -258,7 +289,7 @@ def test_killed_between_the_files_it_ends_with_the_same(
     journal of the first is removed."""
 
     def script(text: str, target: str) -> Translation | str:
-        return f"{target} 5 {text}" if text == "en question 0 of 3" else text
+        return f"{target} 5 {text}" if text in ("en question 0 of 3", "en question X1 of X2") else text
 
     whole, killed = english(tmp_path / "a"), english(tmp_path / "b")
     translated(whole, "de", "sw", by=Scripted(script))
@@ -279,7 +310,7 @@ def test_killed_between_the_files_it_ends_with_the_same(
     open_corpus(killed).check("instruct")
     rest = Scripted(script)
     translated(killed, "de", "sw", by=rest)
-    assert len(rest.asked) == (stop < 4)
+    assert len(rest.asked) == 2 * (stop < 4)
     assert files(killed) == files(whole)
 
 
@@ -326,7 +357,8 @@ def test_a_sample_whose_translation_was_refused_stays_in_english(tmp_path: Path)
     translated(folder, "de", "fr")
 
     def script(text: str, target: str) -> str:
-        return f"{text} 9" if text in ("en question 0 of 2", "en question 0 of 5") else f"{target} {text}"
+        lost = ("en question 0 of 2", "en question 0 of 5", "en question X1 of X2")
+        return f"{text} 9" if text in lost else f"{target} {text}"
 
     translated(folder, "sw", by=Scripted(script))
     corpus = open_corpus(folder)

@@ -228,17 +228,21 @@ READS_VISION = ("linear_1", "mlp.0", "width")
 
 
 def build_adapter(
-    name: str, *, vision_width: int, llm_width: int, grid: Sequence[int], tiles: int, args: Mapping[str, int]
+    name: str, tower: Mapping[str, Any], *, llm_width: int, tiles: int, args: Mapping[str, int] | None
 ) -> Adapter:
-    """The adapter of this name for a tower's grid, with `args` as its own settings; an unknown name, or `mlp` with
-    tiles, is an error."""
+    """The adapter of this name behind a tower (its `width` and `grid`), with `args` as its own settings; an unknown
+    name, or `mlp` with tiles, is an error."""
     if name not in KINDS:
         raise InputError(f"Unknown adapter '{name}'. Known adapters: {', '.join(KINDS)}.")
     if name == "mlp" and tiles != 1:
         raise InputError(f"The adapter 'mlp' takes tiles=1, not {tiles}. Use 'multiscale-pool' for tiles.")
     kind: Any = KINDS[name]
     adapter: Adapter = kind(
-        width=vision_width, hidden=llm_width, grid=grid, tiles=tiles, **(DEFAULTS.get(name, {}) | dict(args))
+        width=tower["width"],
+        hidden=llm_width,
+        grid=tower["grid"],
+        tiles=tiles,
+        **(DEFAULTS.get(name, {}) | dict(args or {})),
     )
     return adapter
 

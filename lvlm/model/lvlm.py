@@ -51,11 +51,10 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         with torch.device("cpu"):  # what it computes at start needs real storage even when the rest is built on `meta`
             adapter = build_adapter(
                 config.adapter,
-                vision_width=config.tower["width"],
+                config.tower,
                 llm_width=text_config.hidden_size,
-                grid=config.tower["grid"],
                 tiles=config.tiles,
-                args=config.adapter_args or {},
+                args=config.adapter_args,
             )
         if vision_tower is None:
             self.vision_tower.attend(config._attn_implementation)

@@ -57,12 +57,7 @@ def _outline(config: LvlmConfig, tower: VisionTower) -> Outline:
     text: Any = config.text_config
     assert config.tower is not None
     adapter = build_adapter(
-        config.adapter,
-        vision_width=config.tower["width"],
-        llm_width=text.hidden_size,
-        grid=config.tower["grid"],
-        tiles=config.tiles,
-        args=config.adapter_args or {},
+        config.adapter, config.tower, llm_width=text.hidden_size, tiles=config.tiles, args=config.adapter_args
     )
     llm = AutoModelForCausalLM.from_config(text)
     matrices = {name: _sides(llm.get_submodule(name)) for name in linear_names(llm)}

@@ -50,14 +50,8 @@ def release_config(folder: Path) -> LvlmConfig:
         )
     text_config, adapter = _text_config(config["text_config"], path), _adapter(config, path)
     with torch.device("meta"):
-        built = build_adapter(
-            adapter["adapter"],
-            vision_width=tower["width"],
-            llm_width=text_config.hidden_size,
-            grid=tower["grid"],
-            tiles=adapter["tiles"],
-            args=adapter["adapter_args"] or {},
-        )
+        name, tiles, args = adapter["adapter"], adapter["tiles"], adapter["adapter_args"]
+        built = build_adapter(name, tower, llm_width=text_config.hidden_size, tiles=tiles, args=args)
     return LvlmConfig(
         text_config=text_config,
         tower=tower,

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from lvlm.train.locks import file_lock
 from lvlm.translate.faults import fault
 from lvlm.translate.journal import Journal
 from lvlm.translate.spans import Span, put_together, take_apart
+from lvlm.translate.stand_ins import hide_numbers, show_numbers
 from lvlm.translate.translator import Translation, Translator
 
 WORK_FOLDER = ".translating"
@@ -212,23 +213,33 @@ class _Translation:
             numbers = np.arange(start, min(start + WINDOW_ROWS, len(self.rows)))
             rows = list(self.rows.parse(numbers))
             known = self.journal.window(window)
-            batches = self._batches(rows)
+            batches = self._batches(_to_translate(rows))
             for place, texts in enumerate(batches):
-                if not all(text in known for text in texts):
-                    answers = self.translator.translate(texts, self.source, self.target)
-                    self.journal.add(window, texts, answers)
-                    known.update(zip(texts, answers, strict=True))
+                self._learn(window, texts, known)
                 yield None, (place + 1) * len(rows) // len(batches) - place * len(rows) // len(batches)
+            lost = [text for texts in batches for text in texts if fault(text, known[text].text) == "numbers"]
+            hidden = {text: behind for text in lost if (behind := hide_numbers(text))}
+            for texts in self._batches(set(hidden.values())):
+                self._learn(window, texts, known)
+                yield None, 0
+            known |= _with_numbers(hidden, known)
             for number, row in zip(numbers.tolist(), rows, strict=True):
                 self._write({**row, "id": self.rows.ids[number]}, known, out, ledger)
             if not batches:
                 yield None, len(rows)
 
-    def _batches(self, rows: Sequence[Row]) -> list[list[str]]:
-        """The texts of a window, each once, longest first; a pure function of the rows."""
-        spans = (span for row in rows for _, text in _texts(row) for span in take_apart(text))
-        texts = sorted({span.text for span in spans if span.translated}, key=lambda text: (-len(text), text))
-        return [texts[start : start + self.batch] for start in range(0, len(texts), self.batch)]
+    def _learn(self, window: int, texts: Sequence[str], known: dict[str, Translation]) -> None:
+        """Translate a batch, unless an earlier run did."""
+        if all(text in known for text in texts):
+            return
+        answers = self.translator.translate(texts, self.source, self.target)
+        self.journal.add(window, texts, answers)
+        known.update(zip(texts, answers, strict=True))
+
+    def _batches(self, texts: Set[str]) -> list[list[str]]:
+        """The texts in batches, longest first; the same for the same texts."""
+        ordered = sorted(texts, key=lambda text: (-len(text), text))
+        return [ordered[start : start + self.batch] for start in range(0, len(ordered), self.batch)]
 
     def _write(self, row: Row, known: Mapping[str, Translation], out: IO[str], ledger: IO[str]) -> None:
         self.outcome.rows += 1
@@ -255,6 +266,18 @@ class _Translation:
         images = [] if row["image_id"] in ("", [""]) else as_list(row["image_id"])
         (check_test if "text_label" in row else check_train)(result, images, broken)
         return result
+
+
+def _to_translate(rows: Sequence[Row]) -> set[str]:
+    spans = (span for row in rows for _, text in _texts(row) for span in take_apart(text))
+    return {span.text for span in spans if span.translated}
+
+
+def _with_numbers(hidden: Mapping[str, str], known: Mapping[str, Translation]) -> dict[str, Translation]:
+    """The translations of texts through those of the same texts with their numbers behind stand-ins, where all came
+    back."""
+    shown = {text: (known[behind], show_numbers(text, known[behind].text)) for text, behind in hidden.items()}
+    return {text: Translation(made) for text, (answer, made) in shown.items() if made and not answer.fault}
 
 
 def _texts(row: Row) -> Iterator[tuple[str, str]]:
