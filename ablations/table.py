@@ -298,6 +298,12 @@ class Results:
 
         return [pair for pair in verdicts(self) if factor is None or factor in {*pair[0].arm, *pair[0].against}]
 
+    def findings(self) -> pd.DataFrame:
+        """The verdict on every published claim that these results can test: see `ablations.findings`."""
+        from ablations.findings import table, verdicts
+
+        return table(verdicts(self))
+
     @property
     def plot(self) -> Plots:
         """Every figure: `results.plot.by_tier("languages")`."""
