@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ablations.contrasts import PAIR, in_group, values
 from ablations.outcomes import DERIVED
+from ablations.pairing import PAIR, in_group, values
 from lvlm.errors import InputError
 from lvlm.records import METRICS
 

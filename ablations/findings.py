@@ -187,7 +187,7 @@ def _measured(results: Results, part: Part) -> Measured:
 def _optimum(results: Results, study: Study, part: Optimum) -> Measured:
     """The best level in percent, or how far two groups' best levels lie apart: see `ablations.response`.
 
-    An optimum that is not inside of the range supports nothing; the contrasts of a claim with the ends say so.
+    An optimum that is not shown to lie inside of the range supports nothing.
     """
     from ablations.response import optima_differ, response
 
@@ -209,7 +209,12 @@ def _optimum(results: Results, study: Study, part: Optimum) -> Measured:
         part, name, 100 * found.estimate, 100 * found.low, 100 * found.high, found.df, found.n_seeds,
         found.n_languages, reason,
     )  # fmt: skip
-    return measured if inside or np.isnan(measured.supports) else replace(measured, supports=1.0)
+    if inside:
+        return measured
+    if found.low == found.high:  # at the edge: an interval without width, of which no more is known than its level
+        beyond = not part.region[0] < measured.points < part.region[1]
+        return replace(measured, supports=1.0, contradicts=ALPHA if beyond else 1.0)
+    return measured if np.isnan(measured.supports) else replace(measured, supports=1.0)
 
 
 def _with_sides(
