@@ -4,6 +4,7 @@ command."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -196,6 +197,32 @@ def test_the_side_of_an_interval_inverts_it():
         assert (supports < 0.05) == (points - reach > -2 and points + reach < 2)
         assert (contradicts < 0.05) == (points - reach > 2 or points + reach < -2)
     assert all(np.isnan(sides(1.0, np.nan, np.nan, 3, (0, 1))))
+
+
+def test_a_tier_of_three_languages_may_be_judged_for_itself(tmp_path):
+    """Where the languages of a tier differ, little can be said of languages like them, and much of these."""
+    gain = {"fi": 14.0, "ru": 2.0, "tr": 3.0}
+
+    def planted(levels, task, tier):
+        return {}
+
+    results = results_of(tmp_path, "number_of_languages", planted)
+    rows = (results.table["arm"] == "all languages") & (results.table["metric"] == "fidelity")
+    moved = results.table["value"] + rows * results.table["language"].map(gain).fillna(6.0)
+    results = type(results)(table=results.table.assign(value=moved), folder=results.folder, study=results.study)
+    claim = replace(CLAIM["C1b"], parts=(replace(CLAIM["C1b"].parts[0], group="T4"),))
+    wide, own = (
+        verdicts(results, claims=[claim], scope=scope)[0] for scope in ("languages like these", "these languages")
+    )
+    assert (wide.verdict, own.verdict) == ("within noise", "supported")
+    assert wide.effect.low < 0 < own.effect.low and wide.effect.points == own.effect.points
+
+
+def test_a_curve_takes_four_levels_with_runs(tmp_path):
+    results = results_of(tmp_path, "english_share", lambda *_: {})
+    few = results.table[results.table["english_share"].isin([0.01, 0.5, 0.9])]
+    fewer = type(results)(table=few, folder=results.folder, study=results.study)
+    assert can_test(results, CLAIM["C4"]) and not can_test(fewer, CLAIM["C4"])
 
 
 def test_holm_runs_over_the_claims_of_one_call(tmp_path):
