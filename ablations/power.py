@@ -302,12 +302,13 @@ def _fewest_items(found: Components, seeds: int, languages: int, difference: flo
     """The fewest items per language with which the difference is seen, of up to 100 times the pilot's."""
     if np.isnan(found.items):
         return None
+
+    def seen(items: int) -> bool:
+        smallest = smallest_difference(found.with_items(items), seeds, languages, power=power)
+        return bool(smallest <= difference)
+
     most = int(100 * found.items)
-    number = bisect(
-        range(1, most + 1),
-        -difference,
-        key=lambda n: -smallest_difference(found.with_items(n), seeds, languages, power=power),
-    )
+    number = bisect(range(1, most + 1), True, key=seen)
     return number + 1 if number < most else None
 
 

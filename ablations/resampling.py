@@ -38,7 +38,7 @@ class PairedItems:
     pairs: pd.MultiIndex
     """The (task, language) pairs."""
     pair: NDArray[np.int64]
-    """(rows,): which pair a row is of."""
+    """(rows,): which pair a row is of, in order."""
     item: NDArray[np.int64]
     """(rows,): which item it is; an item is the same one in all languages of its task."""
     difference: Array
@@ -166,7 +166,8 @@ def _resampled(
     The mean over P pairs moves by (d - D) / (n P) for each row d of a pair of n rows and mean D; an item's rows move it
     together.
     """
-    taken = inside[items.pair]
+    ends = np.searchsorted(items.pair, np.arange(len(inside) + 1))  # rows are in the order of the pairs
+    taken = np.concatenate([np.arange(ends[one], ends[one + 1]) for one in np.flatnonzero(inside)])
     pair, item = items.pair[taken], items.item[taken]
     value = items.difference[taken].mean(axis=1)
     rows = np.bincount(pair, minlength=len(inside))
@@ -174,7 +175,7 @@ def _resampled(
     n_pairs = int(inside.sum())
     points = float(means[inside].mean())
     moves = (value - means[pair]) / (rows[pair] * n_pairs)
-    task = np.unique(items.pairs.codes[0], return_inverse=True)[1][pair]
+    task = np.asarray(items.pairs.codes[0], dtype=np.int64)[pair]
     clusters, place = np.unique(task * (int(item.max()) + 1) + item, return_inverse=True)
     moved = np.bincount(place, moves, len(clusters))
     of_task = np.empty(len(clusters), dtype=int)
