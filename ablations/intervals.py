@@ -111,7 +111,7 @@ def combined(seed: Part, languages: Sequence[Part], rest: Sequence[Array]) -> tu
     """
     if not languages:
         return seed[0], np.broadcast_to(np.asarray(seed[1], dtype=float), seed[0].shape)
-    of_languages, of_rest = sum(part for part, _ in languages), sum(rest)
+    of_languages, of_rest = np.add.reduce([part for part, _ in languages]), np.add.reduce(list(rest))
     variance = np.maximum(seed[0] + of_languages - of_rest, np.maximum(seed[0], of_languages))
     with np.errstate(divide="ignore", invalid="ignore"):
         pooled = of_languages**2 / sum(part**2 / n for part, n in languages)  # L - 1 where there is one group
