@@ -1,6 +1,6 @@
 """Seconds and memory of effects and of resampling, each against a plain pandas loop in the same process.
 
-python tests/bench/statistics.py [--runs 1000] [--metrics 500] [--rows 2000000] [--draws 10000]       about two minutes
+python tests/bench/resampling.py [--runs 1000] [--metrics 500] [--rows 2000000] [--draws 10000]       about two minutes
 
 Runs: effects of every arm on every language, resampled over seeds. Rows: predictions in a file, from which every arm's
 effect on every language is resampled over items.
