@@ -236,7 +236,8 @@ def _fit(rows: _Rows, x: Floats) -> _Fit:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = MixedLM(rows.y, x, groups=np.zeros(len(rows.y)), exog_vc=spec)
-        result = model.fit(reml=True, start_params=_start(rows.y, x, random), method=["bfgs", "lbfgs", "powell"])
+        start = _start(rows.y, x, random)
+        result = model.fit(reml=True, start_params=start, method=["bfgs", "lbfgs", "powell"], gtol=1e-4)
     variances = dict(zip(random, map(float, result.vcomp), strict=True)) | {"residual": float(result.scale)}
     total = sum(variances.values())
     zero = [name for name, variance in variances.items() if variance < BOUNDARY * total]

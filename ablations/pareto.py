@@ -51,7 +51,10 @@ class Cheapest:
     def table(self) -> pd.DataFrame:
         """All arms for reading."""
         own = self.arms
-        bounds = [f"[{low:+.1f}, {high:+.1f}]" if np.isfinite(low) else "–" for low, high in zip(own["low"], own["high"], strict=True)]
+        bounds = [
+            f"[{low:+.1f}, {high:+.1f}]" if np.isfinite(low) else "–"
+            for low, high in zip(own["low"], own["high"], strict=True)
+        ]
         return pd.DataFrame(
             {
                 "arm": own["arm"],
@@ -159,9 +162,7 @@ def _is_near(one: Effect, margin: float | None) -> bool:
     return one.low > -margin if margin is not None else one.high >= 0
 
 
-def _beaten_by(
-    results: Results, number: int, means: Floats, arms: list[str], outcomes: list[tuple[str, str]]
-) -> str:
+def _beaten_by(results: Results, number: int, means: Floats, arms: list[str], outcomes: list[tuple[str, str]]) -> str:
     """An arm that is shown to be better than this one in both outcomes, the furthest ahead first; empty where none is."""
     ahead = means - means[number]
     better = np.flatnonzero((ahead > 0).all(axis=1))

@@ -268,7 +268,9 @@ def _without_bounds(one: Interval, reason: str) -> Interval:
 
 def _curves(results: Results, factor: str, metric: str, group: str) -> _Curves:
     if factor not in results.factors:
-        raise InputError(f"'{factor}' is not a factor of study '{results.name}'; factors: {', '.join(results.factors)}.")
+        raise InputError(
+            f"'{factor}' is not a factor of study '{results.name}'; factors: {', '.join(results.factors)}."
+        )
     arms = results.arms()
     arms = arms[arms[factor].notna()]
     if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in arms[factor]):
