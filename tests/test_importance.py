@@ -11,13 +11,13 @@ import pytest
 import statsmodels.api as sm
 import statsmodels.formula.api as smf
 from scipy import stats
+from sklearn.tree import DecisionTreeRegressor
 
 from ablations.designs import GeneralizedSubset, OneAtATime, Search, SpaceFilling
 from ablations.fanova import Axis, forest_shares, tree_shares
 from ablations.importance import _columns, _products, _table, decompose, importance, noncentrality
 from ablations.studies import Study
 from lvlm.errors import InputError
-from sklearn.tree import DecisionTreeRegressor
 from tests.planted import grid, noise, planted, shares
 
 EFFECTS = {"mix": {"all": 1.5, "T5": 0.0, "T5-T3": 0.3}, "share": {0.5: 0.4, 0.1: 0.2, 0.25: 0.3, 0.9: -0.8}}
@@ -61,7 +61,7 @@ def test_omega_squared_is_that_of_statsmodels(design):
 
 def test_planted_shares_come_in_their_order_inside_their_intervals():
     found = importance(planted(grid(), additive, seeds=range(5)))
-    assert list(found["factors"])[0] == "mix" and len(found) == 3 + 3 + 1
+    assert found["factors"].iloc[0] == "mix" and len(found) == 3 + 3 + 1
     by = found.set_index("factors")
     true = {name: np.var(list(own.values())) for name, own in EFFECTS.items()}
     seeds = [noise(seed).normal(0, 0.5) for seed in range(5)]
@@ -95,7 +95,7 @@ def factorial():
 
 
 def simulated(seeds, studies, *, of_seed, of_factor, generator, sd=2.0):
-    """Blocks (studies, seeds, cells): planted effects, seeds, factors that do more with one seed than another, noise."""
+    """Blocks (studies, seeds, cells): planted effects, seeds, factors that do more with some seeds, noise."""
     cells, _ = factorial()
     y = sum(np.asarray(effect)[cells[:, j]] for j, effect in enumerate(PLANTED)).astype(float)
     by_seed = generator.normal(0, of_seed, (studies, seeds, 1))
