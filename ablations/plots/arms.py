@@ -44,7 +44,7 @@ def english_against_multilingual(
             handles.append(Line2D([], [], label=style.fits(name, 1.6), **look))
             said.append(f"{name}: English {x:.1f}, multilingual {y:.1f}")
         ax.set(xlabel=f"English, {style.unit(metric)}", ylabel=f"multilingual, {style.unit(metric)}")
-        _key(figure, handles, width)
+        style.legend(figure, handles, width=width, beside="upper right")
         note = (
             f"Hollow: the baseline, {results.baseline}. Bars: 95 % interval of the paired difference from it; one that "
             f"crosses a dashed line is within noise. {style.sample_said(results, chosen)}."
@@ -82,7 +82,7 @@ def pareto(
                 Line2D([], [], marker="o", linestyle="none", color="#aaaaaa", markersize=3.5, label="others")
             )
         ax.set(xlabel=_axis(x), ylabel=_axis(y))
-        _key(figure, handles, width)
+        style.legend(figure, handles, width=width, beside="upper right")
         note = (
             "Filled: on the front, no arm has a higher mean in both. Hollow: its interval reaches the front. Bars: "
             f"95 % intervals. {style.sample_said(results, list(frame['arm']))}."
@@ -112,14 +112,7 @@ def _look(number: int, *, hollow: bool) -> dict[str, Any]:
 
 
 def _size(width: float, arms: int) -> tuple[float, float]:
-    return (width, 3.0 + 0.16 * arms) if style.is_narrow(width) else (width, max(3.2, 0.8 + 0.3 * arms))
-
-
-def _key(figure: Figure, handles: Sequence[Line2D], width: float) -> None:
-    if style.is_narrow(width):
-        figure.legend(handles=handles, loc="outside lower left", ncols=2, columnspacing=1.0)
-    else:
-        figure.legend(handles=handles, loc="outside right upper")
+    return (width, 2.9) if style.is_narrow(width) else (width, max(3.0, 0.4 + 0.26 * arms))
 
 
 def _crosses(ax: Axes, rows: pd.DataFrame, colour: str) -> None:

@@ -33,7 +33,7 @@ def response(
     across = 2 if style.is_narrow(width) else min(4, len(names))
     down = -(-len(names) // across)
     with plt.rc_context(style.STYLE):
-        size = (width, 0.85 + 1.55 * down)
+        size = (width, 0.35 + 1.55 * down)
         figure, axes = plt.subplots(down, across, figsize=size, sharex=True, squeeze=False, layout="constrained")
         for ax, name, one in zip(axes.flat, names, found, strict=False):
             _draw(ax, one, name)

@@ -39,6 +39,8 @@ ARM_MARKERS = "osD^vPX*<>p"
 PUBLISHED_COLOUR = "#7A5195"
 INK, FAINT, LIGHT = "#222222", "#555555", "#e4e4e4"
 BASELINE_COLOUR = "#f1f1f1"
+BELOW = "below"
+"""Label of a legend that stands below the panels."""
 NAMES = {"en": "English", "multilingual": "multilingual"}
 METRIC_LABELS = {
     "score": "score (%)",
@@ -112,11 +114,22 @@ def finish(figure: Figure, alt: str, *, title: str = "", note: str = "", with_ti
 
     It is closed for pyplot, as the caller shows it: left open, Jupyter would show it twice.
     """
-    width = figure.get_size_inches()[0]
-    if title and with_title:
-        figure.suptitle(_fitted(title, width, TITLE_POINTS), x=0.01, ha="left", fontsize=TITLE_POINTS)
-    if note:
-        figure.supxlabel(_fitted(note, width, NOTE_POINTS), fontsize=NOTE_POINTS, color=FAINT, x=0.01, ha="left")
+    width, height = figure.get_size_inches()
+    above = _fitted(title, width, TITLE_POINTS) if title and with_title else ""
+    below = _fitted(note, width, NOTE_POINTS) if note else ""
+    top, foot = _inches(above, TITLE_POINTS), _inches(below, NOTE_POINTS)
+    keys = {one: one.get_window_extent().size / figure.dpi for one in figure.legends}
+    under = sum(float(size[1]) + 0.04 for one, size in keys.items() if one.get_label() == BELOW)
+    beside = max((float(size[0]) + 0.04 for one, size in keys.items() if one.get_label() != BELOW), default=0.0)
+    whole = height + top + foot + under  # the panels keep their height, whatever stands around them
+    figure.set_size_inches(width, whole)
+    panels = (0.0, (foot + under) / whole, 1.0 - beside / width, height / whole)
+    figure.get_layout_engine().set(rect=panels)  # type: ignore[union-attr]
+    for one in keys:
+        place = (0.0, foot / whole, 1.0, 1.0) if one.get_label() == BELOW else (0.0, panels[1], 1.0, panels[3])
+        one.set_bbox_to_anchor(place, transform=figure.transFigure)
+    figure.text(0.01, 1 - 0.05 / whole, above, fontsize=TITLE_POINTS, va="top")
+    figure.text(0.01, 0.05 / whole, below, fontsize=NOTE_POINTS, color=FAINT, va="bottom")
     figure.set_label(f"{title}. {alt}" if title else alt)
     # Notebooks keep it as the alternative text of the picture.
     figure._repr_mimebundle_ = partial(_described, figure)  # type: ignore[attr-defined]
@@ -138,6 +151,11 @@ def _fitted(text: str, inches: float, points: float) -> str:
     return "\n".join(textwrap.fill(line, letters) for line in text.split("\n"))
 
 
+def _inches(text: str, points: float) -> float:
+    """Height of lines of text, with some room around them."""
+    return (text.count("\n") + 1) * points * 1.3 / 72 + 0.08 if text else 0.0
+
+
 def fits(text: str, inches: float, *, points: float = 7.5) -> str:
     """A text in lines that fit into a width; a word is never broken."""
     return textwrap.fill(text, max(4, int(inches * 72 / (LETTER_WIDTH * points))), break_long_words=False)
@@ -148,12 +166,22 @@ def is_narrow(width: float) -> bool:
     return width < NARROW_INCHES
 
 
-def legend(figure: Figure, handles: Sequence[Any], *, width: float, columns: int = 4) -> None:
-    """The legend beside the panels, or below them in a column; never over the data."""
-    if is_narrow(width):
-        figure.legend(handles=handles, loc="outside lower left", ncols=columns, columnspacing=1.0)
-    else:
-        figure.legend(handles=handles, loc="outside right center")
+def legend(figure: Figure, handles: Sequence[Any], *, width: float, beside: str = "center right") -> None:
+    """The legend beside the panels, or below them in a column or where `beside` is empty; never over the data.
+
+    Below it has as many columns as fit. `finish` makes room for it.
+    """
+    if beside and not is_narrow(width):
+        figure.legend(handles=handles, loc=beside, borderaxespad=0.0)
+        return
+    for columns in range(len(handles), 0, -1):
+        made = figure.legend(
+            handles=handles, loc="lower left", ncols=columns, columnspacing=1.2, borderaxespad=0.0, borderpad=0.3
+        )
+        if columns == 1 or made.get_window_extent().width / figure.dpi <= width - 0.05:
+            made.set_label(BELOW)
+            return
+        made.remove()
 
 
 def group_handles(names: Sequence[str]) -> list[Line2D]:
@@ -198,6 +226,12 @@ def unit(metric: str) -> str:
     return METRIC_LABELS.get(metric, f"{metric} (%)")
 
 
+def axis_label(metric: str) -> str:
+    """`score (%)`; of a metric with a long name, which stands in the title, the unit alone."""
+    said = unit(metric)
+    return said if len(said) <= 16 else said.rpartition("(")[2].rstrip(")")
+
+
 def group_title(group: str) -> str:
     """`English`, `T1`, `reading, T1`."""
     task, _, name = group.rpartition("/")
@@ -213,6 +247,11 @@ def seeds_said(results: Results, arms: Sequence[str] | None = None) -> str:
     if least == most:
         return f"{most} seed{'s' if most != 1 else ''}"
     return f"{least} to {most} seeds"
+
+
+def counted(least: int, most: int, noun: str) -> str:
+    """`384 answers`, or `100 to 384 answers` where it differs."""
+    return f"{most:,} {noun}" if least == most else f"{least:,} to {most:,} {noun}"
 
 
 def sample_said(results: Results, arms: Sequence[str] | None = None) -> str:

@@ -40,7 +40,7 @@ def by_tier(
     down = 2 * len(metrics) // across
     with plt.rc_context(style.STYLE):
         figure, axes = plt.subplots(
-            down, across, figsize=(width, 0.9 + 1.85 * down), sharex=True, squeeze=False, layout="constrained"
+            down, across, figsize=(width, 0.45 + 1.75 * down), sharex=True, squeeze=False, layout="constrained"
         )
         means: dict[str, list[Point]] = {}
         for number, metric in enumerate(metrics):
@@ -53,7 +53,7 @@ def by_tier(
                 if results.baseline in arms:
                     place = arms.index(results.baseline)
                     ax.axvspan(place - 0.42, place + 0.42, color=style.BASELINE_COLOUR, zorder=0, linewidth=0)
-            above.set(title=style.metric_title(metric, task), ylabel=style.unit(metric).replace(", right", ",\nright"))
+            above.set(title=style.metric_title(metric, task), ylabel=style.axis_label(metric))
             below.axhline(0, color=style.INK, linewidth=0.8, zorder=1)
             below.set(ylabel="difference (points)")
         for ax in axes[-1]:
