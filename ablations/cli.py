@@ -1,4 +1,4 @@
-"""The commands `report` and `list`. Called by `python -m ablations`.
+"""The commands `report`, `power` and `list`. Called by `python -m ablations`.
 
 Nothing heavy is imported before a command needs it.
 """
@@ -38,6 +38,23 @@ def _command_line() -> CommandLine:
     )
     add_overrides(report, "the settings that the study was launched with, where there were any")
     report.add_argument("--home", metavar="DIR", help=HOME_HELP)
+    power = line.add(
+        "power",
+        _power,
+        "From the noise of a study: how many seeds, languages and items show a difference of so many points.",
+        "power drivers --difference 1.0",
+    )
+    power.add_argument("study", metavar="STUDY", help="as for report: a study that has run with two seeds at least")
+    add_overrides(power, "the settings that the study was launched with, where there were any")
+    power.add_argument("--difference", type=float, required=True, metavar="POINTS", help="the difference to be seen")
+    power.add_argument("--metric", default="score", help="what is compared (default: score)")
+    power.add_argument(
+        "--group", default="multilingual", help="a tier, language, script:NAME or TASK/GROUP (default: multilingual)"
+    )
+    power.add_argument(
+        "--power", type=float, default=0.8, metavar="SHARE", help="of repetitions that see it (default: 0.8)"
+    )
+    power.add_argument("--home", metavar="DIR", help=HOME_HELP)
     line.add(
         "list",
         _list,
@@ -55,6 +72,17 @@ def _list(_: argparse.Namespace) -> None:
         runs = [len(study.arms(budget)) * len(study.seeds_of(budget)) for budget in ("default", "full")]
         print(f"{name:<22} {study.question}\n{'':<22} {runs[0]} runs; BUDGET=full: {runs[1]} runs")
     print("\nRun one:  python -m sweeps launch drivers")
+
+
+def _power(options: argparse.Namespace) -> None:
+    from ablations.power import plan
+    from ablations.table import load_results
+
+    results = load_results(options.study, home=options.home, overrides=options.overrides)
+    found = plan(
+        results, difference=options.difference, metric=options.metric, group=options.group, power=options.power
+    )
+    print(f"{results.summary()}\n{found.text()}")
 
 
 def _report(options: argparse.Namespace) -> None:

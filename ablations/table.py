@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ablations.contrasts import Change, Effect
     from ablations.layout import Layout
     from ablations.plots.namespace import Plots
+    from ablations.power import Power
+    from ablations.significance import Equivalence
 
 BUDGET_FILE = "budget.csv"  # what every finished run was spent on: run, arm, seed and `BUDGET_COLUMNS`
 BUDGET_COLUMNS = (
@@ -255,16 +257,28 @@ class Results:
         return " · ".join(f.label(own[f.name]) for f in differing) or "baseline"
 
     def effects(self, **options: Any) -> pd.DataFrame:
-        """Effects as a table: see `ablations.contrasts.effects` for the options."""
-        from ablations.contrasts import as_table, effects
+        """Effects as a table, p adjusted by Benjamini-Hochberg: see `ablations.contrasts.effects` for the options."""
+        from ablations.contrasts import adjust, as_table, effects
 
-        return as_table(effects(self, **options))
+        return as_table(adjust(effects(self, **options), "bh"))
 
     def matrix(self, **options: Any) -> pd.DataFrame:
         """Effects for reading, a row per arm and a column per group; options of `ablations.contrasts.effects`."""
         from ablations.contrasts import as_matrix, effects
 
         return as_matrix(effects(self, **options), self)
+
+    def power(self, difference: float, *, metric: str = "score", group: str = "multilingual", **options: Any) -> Power:
+        """Seeds, languages and items that show a difference: see `ablations.power.plan` for the options."""
+        from ablations.power import plan
+
+        return plan(self, difference=difference, metric=metric, group=group, **options)
+
+    def equivalence(self, arm: str | Mapping[str, Level] | None, *, margin: float, **options: Any) -> Equivalence:
+        """Whether an arm changes a group by less than a margin: see `ablations.contrasts.equivalence`."""
+        from ablations.contrasts import equivalence
+
+        return equivalence(self, arm, margin=margin, **options)
 
     def main_effect(self, factor: str, level: Level, against: Level, *, metric: str = "score", group: str) -> Effect:
         """One level against another, averaged over the other factors: see `ablations.contrasts.main_effect`."""
