@@ -84,7 +84,8 @@ def pareto(
         ax.set(xlabel=_axis(x), ylabel=_axis(y))
         style.legend(figure, handles, width=width, beside="upper right")
         note = (
-            "Filled: on the front, no arm has a higher mean in both. Hollow: its interval reaches the front. Bars: "
+            "Filled: on the front, no arm has a higher mean in both. Hollow: no arm is shown to be "
+            "better in both. Bars: "
             f"95 % intervals. {style.sample_said(results, list(frame['arm']))}."
         )
         names = [f"{results.short_label(row.arm)} ({row.x:.1f}, {row.y:.1f})" for row in front.itertuples()]

@@ -159,8 +159,8 @@ def confusion(
         away = 100 - pd.Series({code: frame.loc[code, code] for code in frame.index if code in frame.columns})
         worst = away.idxmax()
         note = (
-            f"Arm: {label}. All seeds together, {style.counted(counts.min(), counts.max(), 'answers')} in a row. Undetermined: "
-            f"too short or too alike across languages to tell. {style.sample_said(results, [label])}."
+            f"Arm: {label}. All seeds together, {style.counted(counts.min(), counts.max(), 'answers')} in a row. "
+            f"Undetermined: too short or too alike across languages to tell. {style.sample_said(results, [label])}."
         )
         alt = (
             f"{away.mean():.0f} % of answers are not in the asked language on average; most in "

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 
 from ablations.factors import Factor, Level
 from ablations.outcomes import GROUP_ORDER
+from ablations.published import agreement, overlay
 from ablations.studies import Study
 from ablations.table import Results
 from lvlm.errors import InputError
@@ -36,7 +37,10 @@ VERDICT_COLOURS = {"shown": "#009E73", "within noise": "#777777", "contradicted"
 VERDICT_MARKERS = {"shown": "o", "within noise": "|", "contradicted": "X", "not judged": "s"}
 ARM_COLOURS = ("#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
 ARM_MARKERS = "osD^vPX*<>p"
-PUBLISHED_COLOUR = "#7A5195"
+PUBLISHED: Any = {
+    "color": "#7A5195", "marker": "x", "markersize": 5, "linestyle": (0, (1, 1.5)), "linewidth": 1.2, "zorder": 5,
+}  # fmt: skip
+"""A curve of a paper."""
 INK, FAINT, LIGHT = "#222222", "#555555", "#e4e4e4"
 BASELINE_COLOUR = "#f1f1f1"
 BELOW = "below"
@@ -247,6 +251,23 @@ def seeds_said(results: Results, arms: Sequence[str] | None = None) -> str:
     if least == most:
         return f"{most} seed{'s' if most != 1 else ''}"
     return f"{least} to {most} seeds"
+
+
+def published_said(results: Results, factor: str, metric: str, names: Sequence[str]) -> str:
+    """Where a published curve comes from, and how its order agrees with ours."""
+    found = {name: overlay(results, factor, metric=metric, group=name) for name in names}
+    sources = list(dict.fromkeys(str(source) for one in found.values() for source in one.get("source", ())))
+    if not sources:
+        return "No published curve has these levels."
+    said = [
+        f"{group_title(name)}: {agreement(results, factor, metric=metric, group=name).text()}"
+        for name, one in found.items()
+        if not one.empty
+    ]
+    return (
+        f"Dotted, x: {'; '.join(sources)}, one run per arm, shifted and stretched to the mean and spread of ours. "
+        f"Order of levels, ours against theirs: {'; '.join(said)}."
+    )
 
 
 def counted(least: int, most: int, noun: str) -> str:
