@@ -12,11 +12,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ablations.contrasts import values
-from ablations.contrasts import in_group as members
 from ablations.factors import Factor, Level
 from ablations.intervals import over_seeds
 from ablations.outcomes import LETTERS, check_group
+from ablations.pairing import in_group, values
 from ablations.published.tables import cell, tables
 from ablations.studies import Study, load_study
 from lvlm.errors import InputError
@@ -135,9 +134,7 @@ class Agreement:
         return f"rank correlation {self.rho:.2f}{bounds} over {self.n_levels} levels, {self.n_seeds} seeds"
 
 
-def agreement(
-    results: Results, factor: str, *, metric: str = "score", group: str = "multilingual"
-) -> Agreement:
+def agreement(results: Results, factor: str, *, metric: str = "score", group: str = "multilingual") -> Agreement:
     """How far the levels of a factor stand in the published order, with an interval over seeds."""
     one = _factor(results.known_study("Its factors are needed to compare them."), factor)
     theirs = curve(one, metric, group).set_index("level")["value"]
@@ -181,7 +178,7 @@ def _by_level(results: Results, factor: Factor, metric: str, group: str) -> pd.D
     """Own means: a row for each seed that has all arms, a column for each level, the other factors at the baseline."""
     study = results.known_study("Its factors are needed to compare arms by level.")
     wide = values(results, metric)
-    wide = wide.loc[:, members(wide.columns, group)]  # type: ignore[arg-type]
+    wide = wide.loc[:, in_group(wide.columns, group)]  # type: ignore[arg-type]
     present = set(wide.index.get_level_values("arm"))
     labels = {level: study.arm({factor.name: level}).label for level in results.levels_of(factor)}
     arms = {level: wide.xs(label, level="arm") for level, label in labels.items() if label in present}

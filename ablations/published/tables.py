@@ -86,7 +86,9 @@ def cell(table: str, arm: str, metric: str, group: str) -> float:
     key = (table, arm, metric, group)
     if key not in rows.index:
         known = [" / ".join(map(str, one)) for one in rows.index]
-        raise InputError(f"No published table has {' / '.join(key)}. The nearest are: {nearest(' / '.join(key), known)}.")
+        raise InputError(
+            f"No published table has {' / '.join(key)}. The nearest are: {nearest(' / '.join(key), known)}."
+        )
     return float(rows.loc[key])
 
 
