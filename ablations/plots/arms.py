@@ -90,7 +90,12 @@ def pareto(
         )
         names = [f"{results.short_label(row.arm)} ({row.x:.1f}, {row.y:.1f})" for row in front.itertuples()]
         alt = f"On the front: {'; '.join(names)}. Within noise of it: {len(near)} further arms; others: {len(rest)}."
-        return style.finish(figure, alt, title=f"{_axis(y)} against {_axis(x)}", note=note)
+        return style.finish(
+            figure,
+            alt,
+            title=f"{_axis(y)} against {_axis(x)}".replace(" (%)", "").replace("against Score", "against score"),
+            note=note,
+        )
 
 
 def one_factor_arms(results: Results) -> list[str]:

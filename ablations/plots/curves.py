@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from ablations.response import Response
 
 
+SEEDS = (2, 3, 5, 10, 20, 50, 100)
+"""Numbers of seeds that a curve of power is marked at."""
+
+
 def response(
     results: Results,
     factor: str,
@@ -69,7 +73,7 @@ def response(
         if published:
             note += f" {style.published_said(results, factor, metric, names)}"
         alt = "; ".join(f"{style.group_title(name)}: {said(one)}" for name, one in zip(names, found, strict=True))
-        title = f"{style.metric_title(metric)} along {factor.replace('_', ' ')}"
+        title = f"{style.metric_title(metric)} along {style.phrase(factor)}"
         counted = (
             "1 seed" if seeds == [1] else f"{' to '.join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))} seeds"
         )
@@ -99,12 +103,13 @@ def power(
         ):
             if column in curve and curve[column].notna().any() and (column != lines[1][0] or found.n_languages > 1):
                 look: dict[str, Any] = {"color": colour, "linestyle": dash, "linewidth": 1.3, "marker": marker}
-                ax.plot(curve["seeds"], curve[column], markersize=3.5, **look)
+                at_ticks = [row for row, seeds in enumerate(curve["seeds"]) if seeds in SEEDS]
+                ax.plot(curve["seeds"], curve[column], markersize=3.5, markevery=at_ticks, **look)
                 handles.append(Line2D([], [], label=label, markersize=3.5, **look))
         ax.axhline(difference, color=style.INK, linewidth=0.8, linestyle=(0, (4, 3)))
         ax.axvline(found.n_seeds, color="#999999", linewidth=0.8)
         ax.set(xlabel="seeds per arm", ylabel="smallest visible\ndifference (points)", ylim=(0, None), xscale="log")
-        shown = [number for number in (2, 3, 5, 10, 20, 50, 100) if number <= curve["seeds"].max()]
+        shown = [number for number in SEEDS if number <= curve["seeds"].max()]
         ax.set_xticks(shown, [str(number) for number in shown])
         ax.minorticks_off()
         style.legend(figure, handles, width=width, beside="")

@@ -59,4 +59,4 @@ def importance(
 
 def _named(factors: object) -> str:
     parts = [factors] if isinstance(factors, str) else list(factors)  # type: ignore[call-overload]
-    return " x ".join(str(part).replace("_", " ") for part in parts)
+    return " x ".join(style.phrase(str(part)) for part in parts)

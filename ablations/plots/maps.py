@@ -80,7 +80,7 @@ def interaction_map(
         )
         return style.finish(
             figure, f"{style.metric_title(metric)} in percent: {'; '.join(said)}.", note=note, with_title=False,
-            title=f"{style.titled(down.name)} against {across.name.replace('_', ' ')}",
+            title=f"{style.titled(down.name)} against {style.phrase(across.name)}",
         )  # fmt: skip
 
 

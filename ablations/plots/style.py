@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -213,6 +214,11 @@ def titled(name: str) -> str:
     return name.replace("_", " ").capitalize().replace("english", "English")
 
 
+def phrase(name: str) -> str:
+    """`English share` within a sentence, `languages` for `languages`."""
+    return name.replace("_", " ").replace("english", "English")
+
+
 def short(factor: Factor, one: Level) -> str:
     """`50%` for `50% English` on an axis that is called English share."""
     return factor.label(one).removesuffix(" English") if factor.name == "english_share" else factor.label(one)
@@ -259,14 +265,18 @@ def published_said(results: Results, factor: str, metric: str, names: Sequence[s
     sources = list(dict.fromkeys(str(source) for one in found.values() for source in one.get("source", ())))
     if not sources:
         return "No published curve has these levels."
+    agreed = {
+        name: agreement(results, factor, metric=metric, group=name) for name, one in found.items() if not one.empty
+    }
     said = [
-        f"{group_title(name)}: {agreement(results, factor, metric=metric, group=name).text()}"
-        for name, one in found.items()
-        if not one.empty
+        f"{group_title(name)} {one.rho:.2f}" + (f" [{one.low:.2f}, {one.high:.2f}]" if np.isfinite(one.low) else "")
+        for name, one in agreed.items()
+        if np.isfinite(one.rho)
     ]
+    levels = max(one.n_levels for one in agreed.values())
     return (
         f"Dotted, x: {'; '.join(sources)}, one run per arm, shifted and stretched to the mean and spread of ours. "
-        f"Order of levels, ours against theirs: {'; '.join(said)}."
+        f"Rank correlation over the {levels} shared levels: {', '.join(said) or 'not known'}."
     )
 
 
