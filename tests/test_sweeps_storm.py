@@ -23,15 +23,15 @@ from ablations.table import load_results
 from lvlm.records import RunRecord
 from sweeps.identity import is_alive
 from sweeps.launcher import launch
-from sweeps.plan import Place
+from sweeps.plan import DEFAULT_RUNNER, Place
 from sweeps.storage import Trials
 from tests import sweeps_home
-from tests.sweeps_home import lay_database
+from tests.sweeps_home import lay_database, work_alone
 from tests.tiny import tiny_world
 from tests.train_world import run_config, write_corpus
 
 home = sweeps_home.home  # the fixture
-KILLS = 5
+KILLS = 3
 
 
 def study_on(corpus: Path) -> Study:
@@ -96,10 +96,10 @@ def test_scores_after_a_storm_are_those_of_an_undisturbed_sweep(
     calm = tmp_path_factory.mktemp("calm")
     killed: list[int] = []
     lay_database(calm)
-    assert launch(study, workers=2, home=calm).is_complete
+    assert work_alone(calm, study, runner=DEFAULT_RUNNER).is_complete
     with storm(home, killed):
         assert launch(study, workers=2, home=home).is_complete
-    assert len(set(killed)) >= 3, "the storm has to hit"
+    assert len(killed) >= 2, "the storm has to hit"
     keys = ["run", "task", "language", "metric"]
     tables = [
         load_results(place / "studies/storm").table.sort_values(keys, ignore_index=True) for place in (calm, home)
