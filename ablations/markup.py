@@ -33,10 +33,9 @@ def banner(results: Results) -> str:
     style = EXAMPLE_STYLE if results.is_example else OWN_STYLE
     told = f"<b>{escape(results.source.partition(':')[0])}</b>:{escape(results.source.partition(':')[2])}"
     if results.is_example:
-        told += (
-            " To read your own, set <code>study</code> in the first code cell, or run <code>python -m sweeps launch "
-        )
-        told += f"{escape(results.name)}</code>."
+        name = escape(results.name)
+        told += f" Your own come from <code>python -m sweeps launch {name}</code>; notebooks then show them with "
+        told += f'<code>study = "{name}"</code>.'
     return f"<p role='note' style='{style}'>{told}</p>"
 
 

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from ablations.answers import Disagreement
     from ablations.contrasts import Change, Effect
     from ablations.layout import Layout
+    from ablations.pareto import Cheapest
     from ablations.plots.namespace import Plots
     from ablations.power import Power
+    from ablations.response import Response
     from ablations.significance import Equivalence
 
 BUDGET_FILE = "budget.csv"  # what every finished run was spent on: run, arm, seed and `BUDGET_COLUMNS`
@@ -298,6 +300,36 @@ class Results:
 
         return [pair for pair in verdicts(self) if factor is None or factor in {*pair[0].arm, *pair[0].against}]
 
+    def response(self, factor: str, **options: Any) -> Response:
+        """The curve along a factor of numbers and its optimum: see `ablations.response.response`."""
+        from ablations.response import response
+
+        return response(self, factor, **options)
+
+    def importance(self, **options: Any) -> pd.DataFrame:
+        """What factors and pairs of them explain: see `ablations.importance.importance`."""
+        from ablations.importance import importance
+
+        return importance(self, **options)
+
+    def pareto(self, **options: Any) -> pd.DataFrame:
+        """Arms by two outcomes, and which no other beats in both: see `ablations.pareto.pareto`."""
+        from ablations.pareto import pareto
+
+        return pareto(self, **options)
+
+    def cheapest_within_noise(self, **options: Any) -> Cheapest:
+        """The cheapest arm that is not shown to be worse than the best: see `ablations.pareto`."""
+        from ablations.pareto import cheapest_within_noise
+
+        return cheapest_within_noise(self, **options)
+
+    def findings(self) -> pd.DataFrame:
+        """The verdict on every published claim that these results can test: see `ablations.findings`."""
+        from ablations.findings import table, verdicts
+
+        return table(verdicts(self))
+
     @property
     def plot(self) -> Plots:
         """Every figure: `results.plot.by_tier("languages")`."""
@@ -311,13 +343,13 @@ class Results:
 
         return layout(self, **options)
 
-    def to_latex(self, **options: Any) -> str:
+    def to_latex(self, *, intervals: bool = True, **options: Any) -> str:
         """The same as LaTeX (booktabs)."""
-        return self.layout(**options).to_latex()
+        return self.layout(**options).to_latex(intervals=intervals)
 
-    def to_markdown(self, **options: Any) -> str:
+    def to_markdown(self, *, intervals: bool = True, **options: Any) -> str:
         """The same as Markdown."""
-        return self.layout(**options).to_markdown()
+        return self.layout(**options).to_markdown(intervals=intervals)
 
     def confusion(self, **options: Any) -> pd.DataFrame:
         """In which language questions were answered: see `ablations.answers.confusion`."""

@@ -132,7 +132,10 @@ def effects(results: Results) -> list[Section]:
     if {"languages", "english_share"} <= {factor.name for factor in results.study.factors if factor.levels}:
         tiers = [tier for tier in reversed(GROUP_ORDER) if tier in set(results.table["tier"])][:1]
         shown.append(picture(interaction_map(results, in_groups=("multilingual", *tiers))))
-    said = f"<p>Baseline: {html.escape(results.baseline)}. Points; <code>*</code>: the 95 % interval excludes 0.</p>"
+    said = (
+        f"<p>Baseline: {html.escape(results.baseline)}. Points; <code>*</code>: the 95 % interval excludes 0; "
+        "<code>≥</code>: the smallest difference that these runs could have seen with 80 % power.</p>"
+    )
     tables = []
     for metric, by in (("score", "tier"), ("fidelity", "tier"), ("score", "task")):
         frame = results.matrix(metric=metric, by=by)
