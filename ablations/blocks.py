@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ablations.contrasts import PAIR, in_group, values
+from ablations.pairing import PAIR, in_group, values
 from ablations.outcomes import DERIVED
 from lvlm.errors import InputError
 from lvlm.records import METRICS

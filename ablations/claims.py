@@ -64,6 +64,7 @@ class Optimum:
     than_group: str | None = None
     table: str = "rq2"
 
+
 Part = Contrast | Reached | Optimum
 
 
@@ -88,8 +89,8 @@ class Claim:
         """What the first part expects."""
         if not self.parts:
             return ""
-        low, high = self.parts[0].region
-        return "higher" if high == INFINITE and low == 0 else "lower" if low == -INFINITE and high == 0 else said(low, high)
+        region = self.parts[0].region
+        return {ABOVE: "higher", BELOW: "lower"}.get(region) or said(*region)
 
     @property
     def size(self) -> float | None:
@@ -158,7 +159,7 @@ CLAIMS = (
     ),
     Claim(
         id="C1c", source=f"{CENTURIO}, RQ1 (fidelity on XM3600) and Table 27", study="number_of_languages",
-        statement="Training in more languages raises fidelity in languages that it never saw, too (T5-T3: in T2 and T1).",
+        statement="Training in more languages raises fidelity in languages that it never saw (T5-T3: in T2 and T1).",
         parts=tuple(
             Contrast(arm={LANGUAGES: "T5-T3"}, against=ENGLISH, metric="fidelity", group=tier, region=ABOVE,
                      published=_fidelity("T5-T3", "English", tier))
@@ -183,7 +184,7 @@ CLAIMS = (
     ),
     Claim(
         id="C4", source=f"{CENTURIO}, RQ2", study="english_share",
-        statement="The best share of English in the instruction data lies between 25 and 75 %, and both ends are worse.",
+        statement="The best share of English in the instruction data lies between 25 and 75 %; both ends are worse.",
         parts=(
             Contrast(arm={SHARE: 0.5}, against={SHARE: (0.01, 0.1)}, group="multilingual", region=ABOVE,
                      published=_share("50", "1")),

@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ablations.claims import CLAIMS, Claim, Contrast, Optimum, Part, Reached, Where, figure
-from ablations.contrasts import CHOSEN, effect, level
+from ablations.claims import CLAIMS, Claim, Optimum, Part, Reached, Where, figure
+from ablations.contrasts import effect, level
 from ablations.factors import Level
-from ablations.outcomes import DERIVED
+from ablations.places import EXAMPLE_PREFIX
+from ablations.significance import adjusted
 from ablations.studies import Study, list_studies
 from lvlm.errors import InputError
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 Verdict = Literal["supported", "contradicted", "within noise", "not judged", "no study run"]
 ALPHA = 0.05
+METHOD = """\
+Supported: every part of the claim lies in its region at p < 0.05, after Holm over the claims shown here. Contradicted:
+a part lies outside of it. Within noise: neither. p inverts the 95 % interval for seeds and languages like these, since
+exact tests over 5 seeds cannot fall below 0.06. Verdicts speak of this world, its backbones and its budgets alone."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +102,8 @@ class Finding:
 
 def verdicts(results: Results | Sequence[Results], *, claims: Sequence[Claim] = CLAIMS) -> list[Finding]:
     """The claims that these results can test, in their order, each with its verdict; Holm runs over all of them."""
-    given = [results] if not isinstance(results, Sequence) else list(results)
-    found = [
-        _judged(claim, one.name, measure(one, claim)) for claim in claims for one in given if tests(one.study, claim)
-    ]
+    given = list(results) if isinstance(results, Sequence) else [results]
+    found = [_finding(one, claim) for claim in claims for one in given if can_test(one, claim)]
     return _adjusted(found)
 
 
@@ -109,9 +112,9 @@ def one_each(results: Iterable[Results], *, claims: Sequence[Claim] = CLAIMS) ->
     run`. Holm runs over those that were judged."""
     given, found = list(results), list[Finding]()
     for claim in claims:
-        able = sorted((one for one in given if tests(one.study, claim)), key=lambda one: one.name != claim.study)
+        able = [one for one in given if can_test(one, claim)]
         if able:
-            found.append(_judged(claim, able[0].name, measure(able[0], claim)))
+            found.append(_finding(min(able, key=lambda one: (one.name != claim.study, one.is_example)), claim))
             continue
         there = claim.study in list_studies()
         note = (
@@ -123,21 +126,23 @@ def one_each(results: Iterable[Results], *, claims: Sequence[Claim] = CLAIMS) ->
     return _adjusted(found)
 
 
-def tests(study: Study | None, claim: Claim) -> bool:
-    """Whether a study has the levels that a claim compares."""
-    if study is None or not claim.parts or study.is_searched:
+def can_test(results: Results, claim: Claim) -> bool:
+    """Whether a study has the levels and the tasks that a claim compares."""
+    from ablations.response import FEWEST_LEVELS
+
+    study = results.study
+    if study is None or not claim.parts or results.is_searched:
         return False
     for part in claim.parts:
         if isinstance(part, Optimum):
             factor = next((factor for factor in study.factors if factor.path == part.path), None)
-            numbers = [one for one in factor.levels if isinstance(one, int | float)] if factor else []
-            if factor is None or (factor.range is None and len(numbers) < 3):
+            if factor is None or len(results.levels_of(factor)) < FEWEST_LEVELS:
                 return False
             continue
         sides = [part.arm] if isinstance(part, Reached) else [part.arm, part.against]
         if any(levels_of(study, side) is None for side in sides):
             return False
-        if (task := part.group.rpartition("/")[0]) and task not in _tasks(study):
+        if (task := part.group.rpartition("/")[0]) and task not in set(results.table["task"]):
             return False
     return True
 
@@ -154,9 +159,10 @@ def levels_of(study: Study, where: Where) -> dict[str, Level] | None:
     return found
 
 
-def measure(results: Results, claim: Claim) -> tuple[Measured, ...]:
-    """The parts of a claim that this study can test, as measured."""
-    return tuple(_measured(results, part) for part in claim.parts)
+def _finding(results: Results, claim: Claim) -> Finding:
+    name = results.folder.name
+    parts = tuple(_measured(results, part) for part in claim.parts)
+    return _judged(claim, f"{EXAMPLE_PREFIX}{name}" if results.is_example else name, parts)
 
 
 def _measured(results: Results, part: Part) -> Measured:
@@ -175,9 +181,7 @@ def _measured(results: Results, part: Part) -> Measured:
         results, arm, levels_of(study, part.against), metric=part.metric, group=part.group, than_group=part.than_group
     )
     name = f"{part.metric} of {one.group}, {one.arm} against {one.baseline}"
-    return _with_sides(
-        part, name, one.points, one.low, one.high, one.df, one.n_seeds, one.n_languages, one.reason
-    )
+    return _with_sides(part, name, one.points, one.low, one.high, one.df, one.n_seeds, one.n_languages, one.reason)
 
 
 def _optimum(results: Results, study: Study, part: Optimum) -> Measured:
@@ -188,15 +192,19 @@ def _optimum(results: Results, study: Study, part: Optimum) -> Measured:
     from ablations.response import optima_differ, response
 
     factor = next(factor for factor in study.factors if factor.path == part.path)
+    name, inside = f"best {factor.name} of {part.group}", True
     if part.than_group is not None:
-        found = optima_differ(results, factor.name, part.group, part.than_group, metric=part.metric)
-        name = f"best {factor.name} of {part.group} minus that of {part.than_group}"
-        inside, reason = True, found.reason
-    else:
-        whole = response(results, factor.name, metric=part.metric, group=part.group)
-        found, inside = whole.optimum, whole.interior == "interior"
-        name = f"best {factor.name} of {part.group}"
-        reason = found.reason or whole.reason or ("" if inside else f"the optimum is {whole.interior}")
+        name += f" minus that of {part.than_group}"
+    try:
+        if part.than_group is not None:
+            found = optima_differ(results, factor.name, part.group, part.than_group, metric=part.metric)
+            reason = found.reason
+        else:
+            whole = response(results, factor.name, metric=part.metric, group=part.group)
+            found, inside = whole.optimum, whole.interior == "interior"
+            reason = found.reason or whole.reason or ("" if inside else f"the optimum is {whole.interior}")
+    except InputError as error:  # an unfinished sweep
+        return _with_sides(part, name, math.nan, math.nan, math.nan, math.nan, 0, 0, str(error))
     measured = _with_sides(
         part, name, 100 * found.estimate, 100 * found.low, 100 * found.high, found.df, found.n_seeds,
         found.n_languages, reason,
@@ -208,9 +216,7 @@ def _with_sides(
     part: Part, name: str, points: float, low: float, high: float, df: float, seeds: int, languages: int, reason: str
 ) -> Measured:
     supports, contradicts = sides(points, low, high, df, part.region)
-    return Measured(
-        part, name, points, low, high, seeds, languages, supports, contradicts, figure(part), reason
-    )
+    return Measured(part, name, points, low, high, seeds, languages, supports, contradicts, figure(part), reason)
 
 
 def sides(points: float, low: float, high: float, df: float, region: tuple[float, float]) -> tuple[float, float]:
@@ -255,38 +261,18 @@ def _judged(claim: Claim, study: str, parts: tuple[Measured, ...]) -> Finding:
 
 def _adjusted(found: Sequence[Finding]) -> list[Finding]:
     """The findings with Holm's p values and the verdicts that follow."""
-    adjusted = dict(zip(_tested(found), holm([found[at].p for at in _tested(found)]), strict=True))
+    after = adjusted([one.p for one in found], "holm")
+    tested = int(np.isfinite(after).sum())
     result = []
-    for at, one in enumerate(found):
-        if at not in adjusted:
+    for one, p in zip(found, after.tolist(), strict=True):
+        if math.isnan(p):
             result.append(one)
             continue
-        verdict = one.verdict if adjusted[at] < ALPHA else "within noise"
         note = one.note
-        if one.p < ALPHA <= adjusted[at]:
-            note = "; ".join(filter(None, (note, f"{one.verdict} if tested alone, not among {len(adjusted)} claims")))
-        result.append(replace(one, verdict=verdict, p_adjusted=adjusted[at], note=note))
+        if one.p < ALPHA <= p:
+            note = "; ".join(filter(None, (note, f"{one.verdict} if tested alone, not among {tested} claims")))
+        result.append(replace(one, verdict=one.verdict if p < ALPHA else "within noise", p_adjusted=p, note=note))
     return result
-
-
-def _tested(found: Sequence[Finding]) -> list[int]:
-    return [at for at, one in enumerate(found) if np.isfinite(one.p)]
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p values: those of `statsmodels.stats.multitest.multipletests(method="holm")`."""
-    if not p_values:
-        return []
-    from statsmodels.stats.multitest import multipletests
-
-    return [float(one) for one in multipletests(list(p_values), method="holm")[1]]
-
-
-def _tasks(study: Study) -> set[str]:
-    """The tasks that a study's evaluation may have: what its corpora are called, where that names tasks."""
-    known = {"reading": {"reading"}, "text_in_image": {"reading"}, "shapes": {"caption", "vqa"}}
-    names = [str(use["path"]).rstrip("/").rpartition("/")[2] for use in study.base_data["evaluate"]["corpora"]]
-    return set().union(*(known.get(name, {"reading", "caption", "vqa", "naming"}) for name in names))
 
 
 def table(found: Sequence[Finding]) -> pd.DataFrame:
@@ -316,3 +302,14 @@ def table(found: Sequence[Finding]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def lines(found: Sequence[Finding]) -> list[str]:
+    """Findings for a terminal: two lines for each claim, and what it rests on where there is something to say."""
+    said = []
+    for one in found:
+        said.append(f"{one.claim.id:<4} {one.verdict.upper()}: {one.claim.statement}")
+        rests = f"{one.effect.name}: {one.text()}" if one.effect else one.text()
+        said.append(f"     {rests} [{one.study}]" if one.effect else f"     {rests}")
+        said += [f"     {text}" for text in (one.note if one.effect else "", one.why) if text]
+    return said

@@ -20,7 +20,7 @@ from scipy import stats
 from statsmodels.regression.mixed_linear_model import MixedLM, VCSpec
 from statsmodels.tools.sm_exceptions import ConvergenceWarning
 
-from ablations.contrasts import in_group, values
+from ablations.pairing import in_group, values
 from ablations.factors import Factor
 from ablations.intervals import LEVEL
 from lvlm.errors import InputError

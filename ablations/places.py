@@ -38,6 +38,12 @@ def list_examples() -> tuple[str, ...]:
     return tuple(EXAMPLE_PREFIX + path.parent.name for path in sorted(EXAMPLES.glob(f"*/{RESULTS_FILE}")))
 
 
+def list_results(home: str | Path | None = None) -> tuple[str, ...]:
+    """The folders of studies in a work folder that hold results and were launched without overrides."""
+    found = sorted((home_folder(home) / "studies").glob(f"*/{RESULTS_FILE}"))
+    return tuple(str(path.parent) for path in found if "@" not in path.parent.name)
+
+
 def locate(study: str | Path | Study, home: str | Path | None, overrides: Sequence[str]) -> tuple[Study | None, Path]:
     """The study where it was given as one, and the file of its table, which need not exist."""
     if isinstance(study, Study):
