@@ -137,18 +137,23 @@ def test_a_factor_without_two_arms_is_an_error_and_no_figure_stays_open(results)
     assert plt.get_fignums() == []
 
 
-def figures(results, shares, width):
-    """Every figure once."""
-    for name in plots.FIGURES:
-        options = {"by_tier": ("languages",), "response": ("english_share",)}.get(name, ())
-        own = shares if name in ("response",) else results
-        yield name, getattr(own.plot, name)(*options, width=width)
+@pytest.fixture(scope="module")
+def drawn(results, shares):
+    """Width -> every figure once, by name."""
+
+    def figures(width):
+        for name in plots.FIGURES:
+            options = {"by_tier": ("languages",), "response": ("english_share",)}.get(name, ())
+            figure = getattr((shares if name == "response" else results).plot, name)(*options, width=width)
+            figure.draw_without_rendering()
+            yield name, figure
+
+    return {width: dict(figures(width)) for width in (plots.PAGE_INCHES, plots.COLUMN_INCHES)}
 
 
 @pytest.mark.parametrize("width", [plots.PAGE_INCHES, plots.COLUMN_INCHES])
-def test_in_every_figure_words_stand_inside_and_over_nothing_else(results, shares, width):
-    for name, figure in figures(results, shares, width):
-        figure.draw_without_rendering()
+def test_in_every_figure_words_stand_inside_and_over_nothing_else(drawn, width):
+    for name, figure in drawn[width].items():
         whole = figure.bbox
         notes = [text.get_window_extent() for text in figure.texts if text.get_text()]
         legends = [legend.get_window_extent() for legend in figure.legends]
@@ -161,8 +166,8 @@ def test_in_every_figure_words_stand_inside_and_over_nothing_else(results, share
         assert figure.get_size_inches()[0] == width, name
 
 
-def test_every_figure_says_in_words_what_it_shows_and_how_many_runs(results, shares):
-    for name, figure in figures(results, shares, plots.PAGE_INCHES):
+def test_every_figure_says_in_words_what_it_shows_and_how_many_runs(drawn):
+    for name, figure in drawn[plots.PAGE_INCHES].items():
         said = plots.alternative(figure)
         assert len(said) > 40 and any(letter.isdigit() for letter in said), name
         assert "n = " in "".join(text.get_text() for text in figure.texts), name
@@ -170,8 +175,8 @@ def test_every_figure_says_in_words_what_it_shows_and_how_many_runs(results, sha
         assert metadata["image/png"]["alt"] == said
 
 
-def test_text_is_printed_in_a_size_that_can_be_read(results, shares):
-    for name, figure in figures(results, shares, plots.COLUMN_INCHES):
+def test_text_is_printed_in_a_size_that_can_be_read(drawn):
+    for name, figure in drawn[plots.COLUMN_INCHES].items():
         texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
         inside = [text for text in texts if text.axes is not None and text in text.axes.texts]
         assert min(text.get_fontsize() for text in texts if text not in inside) >= 6, name

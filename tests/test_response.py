@@ -165,7 +165,9 @@ def test_the_interval_reaches_on_between_levels_and_further_with_four():
     levels = np.array([0.01, 0.1, 0.5, 0.9])
     curves = (-12 * (levels - 0.4) ** 2 + noise(0).normal(0, 0.1, (5, 4))) @ smoother(levels, GRID).T
     bare, four = highest(GRID, curves)[0], highest(GRID, curves, levels=levels)[0]
-    assert (four.low, four.high) == pytest.approx((bare.low - 0.2, bare.high + 0.2)) and 0.1 < bare.low < bare.high < 0.5
+    assert (four.low, four.high) == pytest.approx(
+        (bare.low - 0.2, bare.high + 0.2)
+    ) and 0.1 < bare.low < bare.high < 0.5
     six = highest(GRID, curves, levels=LEVELS)[0]
     assert (six.low, six.high) == pytest.approx((bare.low - 0.25 / 8, bare.high + 0.25 / 8))
 

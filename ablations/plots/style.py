@@ -79,7 +79,7 @@ STYLE: Any = {
     "svg.hashsalt": "ablations",
 }
 TITLE_POINTS, NOTE_POINTS = 9.5, 6.5
-LETTER_WIDTH = 0.52
+LETTER_WIDTH = 0.56
 """Width of a letter on average, as a part of the size of its font."""
 
 PAIRED_NOTE = "Differences: paired by seed, 95 % two-way (seed x language) t intervals; English: t over seeds."
