@@ -93,7 +93,10 @@ def read_predictions(
     chosen: list[tuple[str, str, object]] = [("task", "==", task)] if task else []
     if arms is not None:
         chosen.append(("arm", "in", list(arms)))
-    return pd.read_parquet(path, columns=list(columns), filters=chosen or None)
+    rows = pd.read_parquet(path, columns=list(columns), filters=chosen or None)
+    for name in {"score", "score_any_language"} & set(rows.columns):  # text where nothing but unknown was written
+        rows[name] = pd.to_numeric(rows[name])
+    return rows
 
 
 def kinds(predictions: pd.DataFrame) -> pd.Series:

@@ -1,10 +1,11 @@
-"""The report in a real browser: tables sort by keyboard, answers are filtered and turned over, everything has a name that
-can be read out, and it prints."""
+"""The report in a real browser: tables sort by keyboard, answers are filtered and turned over, everything has a name
+that can be read out, and it prints."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def test_answers_are_chosen_by_arm_task_language_and_what_became_of_them(page: A
     onward.focus()
     page.keyboard.press("Enter")
     assert "questions 11 to 20" in status.inner_text() and back.is_enabled()
-    assert place.locator("script").count() == 1 and "<script>1" in place.inner_text(), "answers are text"
+    assert place.locator("script").count() == 0 and "<script>1" in place.inner_text(), "answers are text"
 
 
 @pytest.mark.system
@@ -109,7 +110,7 @@ def test_the_page_has_names_for_whoever_does_not_see_it(page: Any) -> None:
     links = page.evaluate("[...document.querySelectorAll('nav a')].map((one) => one.getAttribute('href').slice(1))")
     assert set(links) <= set(ids)
     levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3,h4')].map((one) => Number(one.tagName[1]))")
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in pairwise(levels))
     page.goto(page.url.partition("#")[0])
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
@@ -148,6 +149,6 @@ def test_a_browser_that_prints_nothing_leaves_nothing(
     broken.chmod(0o755)
     monkeypatch.setattr(shutil, "which", lambda name: str(broken))
     before = sorted(report.parent.iterdir())
-    with pytest.raises(InputError, match="did not print .*: no display"):
+    with pytest.raises(InputError, match=r"did not print .*: no display"):
         write_pdf(report)
     assert sorted(report.parent.iterdir()) == before

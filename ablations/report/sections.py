@@ -95,8 +95,10 @@ def origin(results: Results) -> str:
         f"<tr><th scope='row'>{html.escape(title)}</th><td>{html.escape(text)}</td></tr>"
         for title, text in results.origin.lines()
     )
+    title = "Where these results come from"
     return (
-        f"<table class='origin'><caption>Where these results come from</caption><tbody>{''.join(rows)}</tbody></table>"
+        f"<div class='wide' role='region' tabindex='0' aria-label='{title}'><table><caption>{title}</caption>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
