@@ -144,9 +144,9 @@ def optima_differ(
 
     Its bounds combine the distances from each optimum to its own bounds as the root of their squares (Zou and Donner,
     2008), which keeps intervals that are not symmetric; where a bound is the end of the range, as their sum. In 600
-    studies each of seven pairs of shapes, with 3 and 5 seeds that both groups share, it covered 91 to 99.8 %: wide where
-    the two groups move together, as the correlation of two optima cannot be learnt from so few seeds. The t interval
-    over the differences of each seed's own optima covered 59 to 97 %, a jackknife 73 to 92 %.
+    studies each of seven pairs of shapes, with 3 and 5 seeds that both groups share, it covered 91 to 99.8 %: wide
+    where the two groups move together, as the correlation of two optima cannot be learnt from so few seeds. The t
+    interval over the differences of each seed's own optima covered 59 to 97 %, a jackknife 73 to 92 %.
     """
     sides = [_curves(results, factor, metric, group) for group in (first_group, second_group)]
     seeds = sides[0].seeds.intersection(sides[1].seeds)
@@ -236,7 +236,7 @@ def _scale(levels: Floats, log: bool) -> Callable[[Floats], Floats]:
     low, high = float(levels.min()), float(levels.max())
     if low > 0 and (log or (high > 1 and high >= LOG_FROM * low)):
         return np.log
-    if 0 <= low and high <= 1:
+    if low >= 0 and high <= 1:
         return lambda share: np.arcsin(np.sqrt(share))
     return lambda number: number
 
@@ -268,7 +268,9 @@ def _without_bounds(one: Interval, reason: str) -> Interval:
 
 def _curves(results: Results, factor: str, metric: str, group: str) -> _Curves:
     if factor not in results.factors:
-        raise InputError(f"'{factor}' is not a factor of study '{results.name}'; factors: {', '.join(results.factors)}.")
+        raise InputError(
+            f"'{factor}' is not a factor of study '{results.name}'; factors: {', '.join(results.factors)}."
+        )
     arms = results.arms()
     arms = arms[arms[factor].notna()]
     if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in arms[factor]):
@@ -276,8 +278,8 @@ def _curves(results: Results, factor: str, metric: str, group: str) -> _Curves:
     levels = np.unique(arms[factor].to_numpy(dtype=float))
     if len(levels) < FEWEST_LEVELS:
         raise InputError(
-            f"A curve takes {FEWEST_LEVELS} levels of '{factor}' with runs, and there are {len(levels)}. Compare levels "
-            "with Results.effects."
+            f"A curve takes {FEWEST_LEVELS} levels of '{factor}' with runs, and there are {len(levels)}. Compare "
+            "levels with Results.effects."
         )
     grid, log = _grid(results, factor, levels)
     others = [name for name in results.factors if name != factor and arms[name].nunique(dropna=False) > 1]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ablations.answers import Disagreement
     from ablations.contrasts import Change, Effect
     from ablations.layout import Layout
+    from ablations.mixed import Mixed
     from ablations.pareto import Cheapest
     from ablations.plots.namespace import Plots
     from ablations.power import Power
@@ -294,35 +295,41 @@ class Results:
 
         return interaction(self, first, second, metric=metric, group=group)
 
-    def verdicts(self, *, factor: str | None = None) -> list[tuple[Expectation, Effect]]:
-        """Every expectation of the study (about one factor) with the effect that decides it and its verdict."""
-        from ablations.contrasts import verdicts
-
-        return [pair for pair in verdicts(self) if factor is None or factor in {*pair[0].arm, *pair[0].against}]
-
-    def response(self, factor: str, **options: Any) -> Response:
-        """The curve along a factor of numbers and its optimum: see `ablations.response.response`."""
+    def response(self, factor: str, *, metric: str = "score", group: str = "multilingual") -> Response:
+        """The curve of a metric along a factor of numbers, and its optimum: see `ablations.response.response`."""
         from ablations.response import response
 
-        return response(self, factor, **options)
+        return response(self, factor, metric=metric, group=group)
 
     def importance(self, **options: Any) -> pd.DataFrame:
-        """What factors and pairs of them explain: see `ablations.importance.importance`."""
+        """How much each factor and pair explains: see `ablations.importance.importance` for the options."""
         from ablations.importance import importance
 
         return importance(self, **options)
 
     def pareto(self, **options: Any) -> pd.DataFrame:
-        """Arms by two outcomes, and which no other beats in both: see `ablations.pareto.pareto`."""
+        """All arms by two outcomes, and which are on the front: see `ablations.pareto.pareto` for the options."""
         from ablations.pareto import pareto
 
         return pareto(self, **options)
 
-    def cheapest_within_noise(self, **options: Any) -> Cheapest:
-        """The cheapest arm that is not shown to be worse than the best: see `ablations.pareto`."""
+    def cheapest(self, **options: Any) -> Cheapest:
+        """The cheapest arm within noise of the best: see `ablations.pareto.cheapest_within_noise` for the options."""
         from ablations.pareto import cheapest_within_noise
 
         return cheapest_within_noise(self, **options)
+
+    def mixed(self, **options: Any) -> Mixed:
+        """All effects at once where runs are missing: see `ablations.mixed.mixed_effects` for the options."""
+        from ablations.mixed import mixed_effects
+
+        return mixed_effects(self, **options)
+
+    def verdicts(self, *, factor: str | None = None) -> list[tuple[Expectation, Effect]]:
+        """Every expectation of the study (about one factor) with the effect that decides it and its verdict."""
+        from ablations.contrasts import verdicts
+
+        return [pair for pair in verdicts(self) if factor is None or factor in {*pair[0].arm, *pair[0].against}]
 
     def findings(self) -> pd.DataFrame:
         """The verdict on every published claim that these results can test: see `ablations.findings`."""

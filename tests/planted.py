@@ -30,7 +30,7 @@ def planted(
     drop: Sequence[tuple[str, int]] = (),
     folder: Path = Path("planted"),
 ) -> Results:
-    """Scores of one task: `outcome` of an arm's levels, a seed and a language; runs in `drop` (arm, seed) are missing."""
+    """Scores of one task: `outcome` of an arm's levels, a seed and a language; `drop` (arm, seed) are missing."""
     rows = []
     for arm in study.arms("default"):
         for seed in seeds:

@@ -130,7 +130,9 @@ def test_levels_have_t_intervals_and_the_band_of_the_shape_leaves_the_seeds_out(
 
 def test_pairing_leaves_out_a_seed_that_lacks_an_arm(results):
     label = results.label({"english_share": 0.75})
-    holed = replace(results, table=results.table.query("not (arm == @label and seed == 4)"), wide={})
+    holed = replace(
+        results, table=results.table[(results.table["arm"] != label) | (results.table["seed"] != 4)], wide={}
+    )
     assert response(holed, "english_share").n_seeds == 4
     four = replace(results, table=results.table.query("seed != 4"), wide={})
     one, other = (response(data, "english_share") for data in (holed, four))
@@ -151,7 +153,7 @@ def test_a_curve_beside_other_factors_is_the_mean_over_matched_combinations():
     assert found.points["mean"].to_numpy() == pytest.approx(1 + 1.5 * found.points["level"].to_numpy())
     assert len(found.points) == 4
     gone = crossed.label({"share": 0.9, "tiles": 2, "mix": "T5"})
-    fewer = response(replace(crossed, table=crossed.table.query("arm != @gone"), wide={}), "share")
+    fewer = response(replace(crossed, table=crossed.table[crossed.table["arm"] != gone], wide={}), "share")
     assert fewer.points["mean"].to_numpy() == pytest.approx(1 + 1.4 * fewer.points["level"].to_numpy()), "five of six"
 
 
