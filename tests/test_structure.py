@@ -166,7 +166,7 @@ COMMANDS = [
     "lvlm from-trident", "lvlm corpus", "lvlm benchmark", "lvlm translate", "lvlm fidelity", "lvlm lmms-eval",
     "sweeps", "sweeps launch", "sweeps plan", "sweeps worker", "sweeps status", "sweeps export", "sweeps cache",
     "sweeps ui", "sweeps new",
-    "ablations", "ablations report", "ablations list",
+    "ablations", "ablations report", "ablations power", "ablations list",
 ]  # fmt: skip
 
 
