@@ -56,6 +56,11 @@ def _command_line() -> CommandLine:
     findings.add_argument("--home", metavar="DIR", help=HOME_HELP)
     findings.add_argument("--csv", type=Path, metavar="FILE", help="also write them as a table")
     findings.add_argument(
+        "--these-languages",
+        action="store_true",
+        help="verdicts about the study's own languages alone, with intervals over seeds (default: languages like them)",
+    )
+    findings.add_argument(
         "--published",
         action="store_true",
         help="what the published tables themselves can support, with one run per arm",
@@ -108,7 +113,8 @@ def _findings(options: argparse.Namespace) -> None:
         found = evidence.evidence(results)
         table, lines = evidence.table(found), evidence.lines(found)
     else:
-        judged = findings.verdicts(results) if options.studies else findings.one_each(results)
+        judge = findings.verdicts if options.studies else findings.one_each
+        judged = judge(results, scope="these languages" if options.these_languages else "languages like these")
         if not judged:
             raise InputError(f"No published claim compares levels that {' or '.join(map(str, names))} varies.")
         table, lines = findings.table(judged), [*findings.lines(judged), "", findings.METHOD]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ablations.table import Results
 
 Verdict = Literal["supported", "contradicted", "within noise", "not judged", "no study run"]
+Scope = Literal["languages like these", "these languages"]
 ALPHA = 0.05
 METHOD = """\
 Supported: every part of the claim lies in its region at p < 0.05, after Holm over the claims shown here. Contradicted:
@@ -90,31 +91,42 @@ class Finding:
             return self.note
         one = self.effect
         unit = "% English" if isinstance(one.part, Optimum) else "%" if isinstance(one.part, Reached) else "points"
+        sign = "+" if unit == "points" else ""
         if np.isnan(one.points):
             measured = f"not measured ({one.reason})"
         else:
-            bounds = f"[{one.low:+.1f}, {one.high:+.1f}]" if np.isfinite(one.low) else f"no interval ({one.reason})"
-            measured = f"{one.points:+.1f} {unit} {bounds}, {one.n_seeds} seeds, {one.n_languages} languages"
+            bounds = f"[{one.low:{sign}.1f}, {one.high:{sign}.1f}]" if np.isfinite(one.low) else f"({one.reason})"
+            languages = f"{one.n_languages} language{'s' if one.n_languages != 1 else ''}"
+            measured = f"{one.points:{sign}.1f} {unit} {bounds}, {one.n_seeds} seeds, {languages}"
         if np.isfinite(self.p):
             measured += f", p = {self.p:.2g} (Holm {self.p_adjusted:.2g})"
-        return measured + ("" if one.published is None else f"; published {one.published:+.1f}")
+        return measured + ("" if one.published is None else f"; published {one.published:{sign}.1f}")
 
 
-def verdicts(results: Results | Sequence[Results], *, claims: Sequence[Claim] = CLAIMS) -> list[Finding]:
-    """The claims that these results can test, in their order, each with its verdict; Holm runs over all of them."""
+def verdicts(
+    results: Results | Sequence[Results], *, claims: Sequence[Claim] = CLAIMS, scope: Scope = "languages like these"
+) -> list[Finding]:
+    """The claims that these results can test, in their order, each with its verdict; Holm runs over all of them.
+
+    `scope` says what the intervals speak of. A tier of three languages says little of languages like them, and may say
+    much of these three.
+    """
     given = list(results) if isinstance(results, Sequence) else [results]
-    found = [_finding(one, claim) for claim in claims for one in given if can_test(one, claim)]
+    found = [_finding(one, claim, scope) for claim in claims for one in given if can_test(one, claim)]
     return _adjusted(found)
 
 
-def one_each(results: Iterable[Results], *, claims: Sequence[Claim] = CLAIMS) -> list[Finding]:
+def one_each(
+    results: Iterable[Results], *, claims: Sequence[Claim] = CLAIMS, scope: Scope = "languages like these"
+) -> list[Finding]:
     """Every claim once: on its own study where that has results, else on the first that can test it, else `no study
     run`. Holm runs over those that were judged."""
     given, found = list(results), list[Finding]()
     for claim in claims:
         able = [one for one in given if can_test(one, claim)]
         if able:
-            found.append(_finding(min(able, key=lambda one: (one.name != claim.study, one.is_example)), claim))
+            chosen = min(able, key=lambda one: (one.name != claim.study, one.is_example))
+            found.append(_finding(chosen, claim, scope))
             continue
         there = claim.study in list_studies()
         note = (
@@ -136,7 +148,7 @@ def can_test(results: Results, claim: Claim) -> bool:
     for part in claim.parts:
         if isinstance(part, Optimum):
             factor = next((factor for factor in study.factors if factor.path == part.path), None)
-            if factor is None or len(results.levels_of(factor)) < FEWEST_LEVELS:
+            if factor is None or results.arms()[factor.name].nunique() < FEWEST_LEVELS:
                 return False
             continue
         sides = [part.arm] if isinstance(part, Reached) else [part.arm, part.against]
@@ -159,13 +171,13 @@ def levels_of(study: Study, where: Where) -> dict[str, Level] | None:
     return found
 
 
-def _finding(results: Results, claim: Claim) -> Finding:
+def _finding(results: Results, claim: Claim, scope: Scope) -> Finding:
     name = results.folder.name
-    parts = tuple(_measured(results, part) for part in claim.parts)
+    parts = tuple(_measured(results, part, scope) for part in claim.parts)
     return _judged(claim, f"{EXAMPLE_PREFIX}{name}" if results.is_example else name, parts)
 
 
-def _measured(results: Results, part: Part) -> Measured:
+def _measured(results: Results, part: Part, scope: Scope) -> Measured:
     study = results.known_study("Claims name levels of its factors.")
     if isinstance(part, Optimum):
         return _optimum(results, study, part)
@@ -181,13 +193,16 @@ def _measured(results: Results, part: Part) -> Measured:
         results, arm, levels_of(study, part.against), metric=part.metric, group=part.group, than_group=part.than_group
     )
     name = f"{part.metric} of {one.group}, {one.arm} against {one.baseline}"
-    return _with_sides(part, name, one.points, one.low, one.high, one.df, one.n_seeds, one.n_languages, one.reason)
+    bounds = (one.low, one.high, one.df)
+    if scope == "these languages":
+        bounds = (one.seeds_low, one.seeds_high, one.n_seeds - 1)
+    return _with_sides(part, name, one.points, *bounds, one.n_seeds, one.n_languages, one.reason)
 
 
 def _optimum(results: Results, study: Study, part: Optimum) -> Measured:
     """The best level in percent, or how far two groups' best levels lie apart: see `ablations.response`.
 
-    An optimum that is not inside of the range supports nothing; the contrasts of a claim with the ends say so.
+    An optimum that is not shown to lie inside of the range supports nothing.
     """
     from ablations.response import optima_differ, response
 
@@ -209,7 +224,12 @@ def _optimum(results: Results, study: Study, part: Optimum) -> Measured:
         part, name, 100 * found.estimate, 100 * found.low, 100 * found.high, found.df, found.n_seeds,
         found.n_languages, reason,
     )  # fmt: skip
-    return measured if inside or np.isnan(measured.supports) else replace(measured, supports=1.0)
+    if inside:
+        return measured
+    if found.low == found.high:  # at the edge: an interval without width, of which no more is known than its level
+        beyond = not part.region[0] < measured.points < part.region[1]
+        return replace(measured, supports=1.0, contradicts=ALPHA if beyond else 1.0)
+    return measured if np.isnan(measured.supports) else replace(measured, supports=1.0)
 
 
 def _with_sides(

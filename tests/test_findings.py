@@ -4,6 +4,7 @@ command."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -63,6 +64,13 @@ def english(levels, points, *, metric="score"):
     return {metric: points if levels["languages"] == "en" else 0.0}
 
 
+def peaked(levels, optimum):
+    return {"score": -60.0 * (levels["english_share"] - optimum) ** 2}
+
+
+WANTED = {"en": 0.85, "T5": 0.75, "T4": 0.6, "T3": 0.5, "T2": 0.3, "T1": 0.2}
+
+
 def captions(levels, by_level):
     return {"score": by_level.get(levels["captions"], 0.0)}
 
@@ -79,6 +87,8 @@ SUPPORTS: dict[str, Planted] = {
     "C1c": lambda levels, task, tier: english(levels, -20.0, metric="fidelity"),
     "C2": lambda levels, task, tier: added(levels, tier, 8.0),
     "C3": lambda levels, task, tier: english(levels, 0.5),
+    "C4": lambda levels, task, tier: peaked(levels, 0.5),
+    "C5": lambda levels, task, tier: peaked(levels, WANTED[tier]),
     "C6a": lambda levels, task, tier: captions(levels, {"English only": -4.0}),
     "C6b": lambda levels, task, tier: captions(levels, {"English only": -8.0 if tier in LOW else 0.0}),
     "C6c": lambda levels, task, tier: captions(levels, {"none": -8.0 if tier == "en" else 0.0}),
@@ -102,6 +112,8 @@ CONTRADICTS: dict[str, Planted] = {
     },
     "C2": lambda levels, task, tier: added(levels, tier, -8.0 if tier == "T3" else 8.0),
     "C3": lambda levels, task, tier: english(levels, 9.0),
+    "C4": lambda levels, task, tier: {"score": -9.0 * levels["english_share"]},
+    "C5": lambda levels, task, tier: peaked(levels, 1 - WANTED[tier]),
     "C6a": lambda levels, task, tier: captions(levels, {"English only": 8.0 if tier == "T4" else -8.0}),
     "C6b": lambda levels, task, tier: captions(levels, {"English only": -8.0 if tier == "T5" else 0.0}),
     "C6c": lambda levels, task, tier: captions(levels, {"none": 8.0}),
@@ -150,7 +162,7 @@ def test_every_claim_with_parts_is_tested_by_its_study():
     for claim in CLAIMS:
         if claim.parts:
             assert claim.study in list_studies()
-        assert claim.id in {*SUPPORTS, "C4", "C5"} or not claim.parts
+        assert claim.id in SUPPORTS or not claim.parts
         assert claim.margin is None or any(claim.margin in map(abs, part.region) for part in claim.parts)
 
 
@@ -158,6 +170,20 @@ def test_a_claim_of_several_parts_needs_all_of_them(tmp_path):
     found = verdict_on(tmp_path, "C2", lambda levels, task, tier: added(levels, tier, 8.0 * (tier != "T3")), noise=2.0)
     assert found.verdict == "within noise" and "T3" in found.effect.name
     assert sum(part.supports < 0.05 for part in found.parts) == 4
+
+
+def test_an_optimum_outside_of_the_claimed_range_supports_nothing(tmp_path):
+    found = verdict_on(tmp_path, "C4", lambda levels, task, tier: peaked(levels, 0.15), noise=0.2)
+    assert found.verdict == "contradicted"
+    optimum = found.parts[-1]
+    assert optimum.points < 25 and optimum.supports > 0.5
+
+
+def test_an_optimum_at_the_edge_says_so(tmp_path):
+    found = verdict_on(tmp_path, "C4", lambda levels, task, tier: {"score": 30.0 * levels["english_share"]}, noise=0.1)
+    optimum = found.parts[-1]
+    assert optimum.points == 90 and optimum.supports == 1.0 and "at the edge" in optimum.reason
+    assert found.verdict == "contradicted" and found.effect is not optimum
 
 
 def test_the_side_of_an_interval_inverts_it():
@@ -171,6 +197,32 @@ def test_the_side_of_an_interval_inverts_it():
         assert (supports < 0.05) == (points - reach > -2 and points + reach < 2)
         assert (contradicts < 0.05) == (points - reach > 2 or points + reach < -2)
     assert all(np.isnan(sides(1.0, np.nan, np.nan, 3, (0, 1))))
+
+
+def test_a_tier_of_three_languages_may_be_judged_for_itself(tmp_path):
+    """Where the languages of a tier differ, little can be said of languages like them, and much of these."""
+    gain = {"fi": 14.0, "ru": 2.0, "tr": 3.0}
+
+    def planted(levels, task, tier):
+        return {}
+
+    results = results_of(tmp_path, "number_of_languages", planted)
+    rows = (results.table["arm"] == "all languages") & (results.table["metric"] == "fidelity")
+    moved = results.table["value"] + rows * results.table["language"].map(gain).fillna(6.0)
+    results = type(results)(table=results.table.assign(value=moved), folder=results.folder, study=results.study)
+    claim = replace(CLAIM["C1b"], parts=(replace(CLAIM["C1b"].parts[0], group="T4"),))
+    wide, own = (
+        verdicts(results, claims=[claim], scope=scope)[0] for scope in ("languages like these", "these languages")
+    )
+    assert (wide.verdict, own.verdict) == ("within noise", "supported")
+    assert wide.effect.low < 0 < own.effect.low and wide.effect.points == own.effect.points
+
+
+def test_a_curve_takes_four_levels_with_runs(tmp_path):
+    results = results_of(tmp_path, "english_share", lambda *_: {})
+    few = results.table[results.table["english_share"].isin([0.01, 0.5, 0.9])]
+    fewer = type(results)(table=few, folder=results.folder, study=results.study)
+    assert can_test(results, CLAIM["C4"]) and not can_test(fewer, CLAIM["C4"])
 
 
 def test_holm_runs_over_the_claims_of_one_call(tmp_path):

@@ -169,7 +169,7 @@ class Study:
         would be ignored.
         """
         taken = {path: factor.name for factor in self.factors for path in factor.paths}
-        taken |= {"seed": "seed", "name": "name"}| {
+        taken |= {"seed": "seed", "name": "name"} | {
             "seed": "seed",
             "name": "name",
         }
