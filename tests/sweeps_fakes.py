@@ -167,9 +167,8 @@ def write_run(
     rows_of_scores = [("vqa", code, metric, score, 20) for code in languages for metric in ("score", "fidelity")]
     pd.DataFrame(rows_of_scores, columns=["task", "language", "metric", "value", "n"]).to_parquet(folder / SCORES_FILE)
     same = {"task": "vqa", "score": score, "score_any_language": score}
-    answers = [
-        dict.fromkeys(PREDICTION_COLUMNS, "a") | same | {"language": code, "answer_language": code} for code in languages
-    ]
+    blank = dict.fromkeys(PREDICTION_COLUMNS, "a") | same
+    answers = [blank | {"language": code, "answer_language": code} for code in languages]
     pd.DataFrame(answers).to_parquet(folder / PREDICTIONS_FILE)
     record = RunRecord(
         name=config.name,

@@ -114,8 +114,8 @@ def power(
         ax.minorticks_off()
         style.legend(figure, handles, width=width, beside="")
         note = (
-            f"{found.power:.0%} power, two-sided 5 %, paired by seed. Dashed: {difference:g} points; grey: the seeds of "
-            f"this study. Pilot: {style.counted(found.n_arms, found.n_arms, 'comparisons')}, {style.sample_said(results)}."
+            f"{found.power:.0%} power, two-sided 5 %, paired by seed. Dashed: {difference:g} points; grey: the seeds "
+            f"of this study. Pilot: {style.counted(found.n_arms, found.n_arms, 'comparisons')}, {style.sample_said(results)}."
         )
         enough = found.seeds or found.seeds_here
         alt = (
