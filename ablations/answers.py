@@ -7,7 +7,7 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -52,7 +52,7 @@ class Disagreement:
     def _repr_html_(self) -> str:
         return f"<div>{''.join(self._card(row) for row in self.table.to_dict('records'))}</div>"
 
-    def _card(self, row: Mapping[str, object]) -> str:
+    def _card(self, row: Mapping[Any, Any]) -> str:
         code = str(row["language"])
         own = self.answers
         own = own[(own["task"] == row["task"]) & (own["item"] == row["item"]) & (own["language"] == code)]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 from base64 import b64encode
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -71,5 +71,5 @@ def picture(figure: Figure, *, dots_per_inch: int = 170) -> str:
     return f"<p class='picture'><img width='{width}' alt='{said}' src='data:image/png;base64,{data}'></p>"
 
 
-def _is_missing(value: object) -> bool:
+def _is_missing(value: Any) -> bool:
     return value is None or bool(pd.api.types.is_scalar(value) and pd.isna(value))

@@ -67,7 +67,7 @@ def pareto(
     rest = order[~order["on_front"] & ~order["reaches_front"]]
     with plt.rc_context(style.STYLE | {"axes.grid.axis": "both"}):
         figure, ax = plt.subplots(figsize=_size(width, len(front) + len(near)), layout="constrained")
-        steps = {"color": style.INK, "linewidth": 0.9, "alpha": 0.6, "zorder": 1}
+        steps: dict[str, Any] = {"color": style.INK, "linewidth": 0.9, "alpha": 0.6, "zorder": 1}
         ax.step(front["x"], front["y"], where="pre", **steps)
         _crosses(ax, rest, "#aaaaaa")
         ax.plot(rest["x"], rest["y"], marker="o", linestyle="none", color="#aaaaaa", markersize=3.5, zorder=2)
@@ -88,7 +88,7 @@ def pareto(
             "better in both. Bars: "
             f"95 % intervals. {style.sample_said(results, list(frame['arm']))}."
         )
-        names = [f"{results.short_label(row.arm)} ({row.x:.1f}, {row.y:.1f})" for row in front.itertuples()]
+        names = [f"{results.short_label(str(row.arm))} ({row.x:.1f}, {row.y:.1f})" for row in front.itertuples()]
         alt = f"On the front: {'; '.join(names)}. Within noise of it: {len(near)} further arms; others: {len(rest)}."
         return style.finish(
             figure,

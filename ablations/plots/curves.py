@@ -115,7 +115,8 @@ def power(
         style.legend(figure, handles, width=width, beside="")
         note = (
             f"{found.power:.0%} power, two-sided 5 %, paired by seed. Dashed: {difference:g} points; grey: the seeds "
-            f"of this study. Pilot: {style.counted(found.n_arms, found.n_arms, 'comparisons')}, {style.sample_said(results)}."
+            f"of this study. Pilot: {style.counted(found.n_arms, found.n_arms, 'comparisons')}, "
+            f"{style.sample_said(results)}."
         )
         enough = found.seeds or found.seeds_here
         alt = (
@@ -132,10 +133,9 @@ def said(one: Response) -> str:
     best = one.optimum
     if not np.isfinite(best.estimate):
         return f"no optimum ({one.reason or best.reason})"
-    percent = one.grid.max() <= 1
-    number = (lambda x: f"{x:.0%}") if percent else (lambda x: f"{x:.3g}")
-    bounds = f" [{number(best.low)}, {number(best.high)}]" if np.isfinite(best.low) else ""
-    return f"best at {number(best.estimate)}{bounds}, {one.interior}"
+    form = ".0%" if one.grid.max() <= 1 else ".3g"
+    bounds = f" [{best.low:{form}}, {best.high:{form}}]" if np.isfinite(best.low) else ""
+    return f"best at {best.estimate:{form}}{bounds}, {one.interior}"
 
 
 def _draw(ax: Axes, one: Response, name: str) -> None:
@@ -162,5 +162,5 @@ def _optimum(ax: Axes, one: Response, name: str) -> None:
         ax.plot([best.low, best.high], [foot, foot], color=style.INK, linewidth=2.2, solid_capstyle="butt", zorder=4)
     if np.isfinite(best.estimate):
         ax.plot(best.estimate, foot, marker="d", color="white", markeredgecolor=style.INK, markersize=5, zorder=5)
-    place = {"transform": ax.transAxes, "ha": "right", "va": "bottom", "fontsize": style.NOTE_POINTS}
+    place: dict[str, Any] = {"transform": ax.transAxes, "ha": "right", "va": "bottom", "fontsize": style.NOTE_POINTS}
     ax.text(0.99, 0.085, one.interior, color=style.FAINT, **place)

@@ -74,10 +74,11 @@ def wrong_language(
             f"{f' ({task})' if task else ''}. Shares of these items, without an interval: for "
             f"effects on fidelity see the tables. {style.sample_said(results, present)}."
         )
-        away = [KINDS[1], KINDS[3]]
+        means = shares.groupby(level="arm").mean()
+        elsewhere = means[KINDS[1]] + means[KINDS[3]]
         alt = "; ".join(
-            f"{results.short_label(arm)}: {shares.loc[arm, away].sum(axis=1).mean():.0f} % of answers in another "
-            f"language, {shares.loc[arm, KINDS[0]].mean():.0f} % right"
+            f"{results.short_label(arm)}: {elsewhere[arm]:.0f} % of answers in another language, "
+            f"{means[KINDS[0]][arm]:.0f} % right"
             for arm in present
         )
         return style.finish(figure, f"{alt}.", title="What becomes of answers, by language", note=note)

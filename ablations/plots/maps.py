@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -66,12 +66,7 @@ def interaction_map(
             ax.set(title=f"{style.metric_title(metric)}, {style.group_title(group)}", ylabel="")
             ax.set(xlabel=style.titled(across.name))
             _flat(ax)
-            known = means.stack()
-            least, most = known.idxmin(), known.idxmax()
-            said.append(
-                f"{style.group_title(group)} from {known.min():.1f} at {', '.join(least)} to {known.max():.1f} at "
-                f"{', '.join(most)}"
-            )
+            said.append(f"{style.group_title(group)} from {_extreme(means, 'least')} to {_extreme(means, 'most')}")
         for ax in axes.flat[len(in_groups) :]:
             ax.set_visible(False)
         note = (
@@ -191,6 +186,14 @@ def _grid(
                 change = f"{found.points:+.1f}{half}"
             texts.iloc[row, column] = f"{mean.estimate:.1f}\n{change.replace('-', '−')}"
     return means, texts
+
+
+def _extreme(means: pd.DataFrame, which: Literal["least", "most"]) -> str:
+    """`36.6 at English only, 1%`."""
+    values = means.to_numpy(dtype=float)
+    place = np.nanargmin(values) if which == "least" else np.nanargmax(values)
+    row, column = divmod(int(place), values.shape[1])
+    return f"{values[row, column]:.1f} at {means.index[row]}, {means.columns[column]}"
 
 
 def _merge_row(ax: Axes, row: int, means: pd.DataFrame, texts: pd.DataFrame, letters: float) -> None:

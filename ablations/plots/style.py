@@ -123,13 +123,14 @@ def finish(figure: Figure, alt: str, *, title: str = "", note: str = "", with_ti
     above = _fitted(title, width, TITLE_POINTS) if title and with_title else ""
     below = _fitted(note, width, NOTE_POINTS) if note else ""
     top, foot = _inches(above, TITLE_POINTS), _inches(below, NOTE_POINTS)
-    keys = {one: one.get_window_extent().size / figure.dpi for one in figure.legends}
-    under = sum(float(size[1]) + 0.04 for one, size in keys.items() if one.get_label() == BELOW)
-    beside = max((float(size[0]) + 0.04 for one, size in keys.items() if one.get_label() != BELOW), default=0.0)
+    keys = {one: (one.get_window_extent().width, one.get_window_extent().height) for one in figure.legends}
+    under = sum(high / figure.dpi + 0.04 for one, (_, high) in keys.items() if one.get_label() == BELOW)
+    beside = max([wide / figure.dpi + 0.04 for one, (wide, _) in keys.items() if one.get_label() != BELOW], default=0.0)
     whole = height + top + foot + under  # the panels keep their height, whatever stands around them
     figure.set_size_inches(width, whole)
     panels = (0.0, (foot + under) / whole, 1.0 - beside / width, height / whole)
-    figure.get_layout_engine().set(rect=panels)  # type: ignore[union-attr]
+    engine: Any = figure.get_layout_engine()
+    engine.set(rect=panels)
     for one in keys:
         place = (0.0, foot / whole, 1.0, 1.0) if one.get_label() == BELOW else (0.0, panels[1], 1.0, panels[3])
         one.set_bbox_to_anchor(place, transform=figure.transFigure)
@@ -177,11 +178,11 @@ def legend(figure: Figure, handles: Sequence[Any], *, width: float, beside: str 
     Below it has as many columns as fit. `finish` makes room for it.
     """
     if beside and not is_narrow(width):
-        figure.legend(handles=handles, loc=beside, borderaxespad=0.0)
+        figure.legend(handles=list(handles), loc=beside, borderaxespad=0)
         return
     for columns in range(len(handles), 0, -1):
         made = figure.legend(
-            handles=handles, loc="lower left", ncols=columns, columnspacing=1.2, borderaxespad=0.0, borderpad=0.3
+            handles=list(handles), loc="lower left", ncols=columns, columnspacing=1.2, borderaxespad=0, borderpad=0.3
         )
         if columns == 1 or made.get_window_extent().width / figure.dpi <= width - 0.05:
             made.set_label(BELOW)
