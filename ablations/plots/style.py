@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -85,6 +85,7 @@ LETTER_WIDTH = 0.56
 PAIRED_NOTE = "Differences: paired by seed, 95 % two-way (seed x language) t intervals; English: t over seeds."
 LEVEL_NOTE = "Means: 95 % t interval over seeds."
 FORMATS = ("pdf", "svg", "png")
+Beside = Literal["center right", "upper right", ""]
 
 
 def save(figure: Figure, stem: str | Path, formats: Sequence[str] = FORMATS) -> list[Path]:
@@ -172,7 +173,7 @@ def is_narrow(width: float) -> bool:
     return width < NARROW_INCHES
 
 
-def legend(figure: Figure, handles: Sequence[Any], *, width: float, beside: str = "center right") -> None:
+def legend(figure: Figure, handles: Sequence[Any], *, width: float, beside: Beside = "center right") -> None:
     """The legend beside the panels, or below them in a column or where `beside` is empty; never over the data.
 
     Below it has as many columns as fit. `finish` makes room for it.
