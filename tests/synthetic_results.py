@@ -18,7 +18,7 @@ from ablations.table import tidy, write_results
 from lvlm.languages import language
 
 LANGUAGES = ("en", "de", "fr", "ar", "ru", "tr", "fi", "el", "he", "ka", "sw", "ht", "is", "eo", "jv", "no")
-TASKS = {"shapes": ("caption", "vqa"), "reading": ("reading",)}
+TASKS = {"shapes": ("caption", "vqa"), "reading": ("reading",), "text_in_image": ("reading",)}
 """Built-in corpus -> its tasks."""
 LEVEL = {"en": 95.0, "T5": 90.0, "T4": 85.0, "T3": 78.0, "T2": 66.0, "T1": 50.0}
 TRAINED = {
