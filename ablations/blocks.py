@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ablations.contrasts import PAIR, in_group, values
 from ablations.outcomes import DERIVED
+from ablations.pairing import PAIR, in_group, values
 from lvlm.errors import InputError
 from lvlm.records import METRICS
 
@@ -49,8 +49,7 @@ def blocks(results: Results, arms: Sequence[str], *, metric: str, group: str) ->
             f"go on (python -m sweeps launch {results.launch}), or use Results.mixed, which takes arms with gaps."
         )
     own = own[own.index.get_level_values("seed").isin(seeds)]
-    member = in_group(own.columns, group)  # type: ignore[arg-type]
-    own = own[own.columns[member]].dropna(axis="columns")
+    own = own.loc[:, in_group(own.columns, group)].dropna(axis="columns")  # type: ignore[arg-type]
     if own.shape[1] == 0:
         raise InputError(f"No task and language of '{group}' has a known {metric} in all of these runs.")
     languages = own.columns.get_level_values(PAIR[1]).nunique()

@@ -20,9 +20,9 @@ from scipy import stats
 from statsmodels.regression.mixed_linear_model import MixedLM, VCSpec
 from statsmodels.tools.sm_exceptions import ConvergenceWarning
 
-from ablations.contrasts import in_group, values
 from ablations.factors import Factor
 from ablations.intervals import LEVEL
+from ablations.pairing import in_group, values
 from lvlm.errors import InputError
 
 if TYPE_CHECKING:

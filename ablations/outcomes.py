@@ -12,7 +12,9 @@ from lvlm.languages import TIERS, group_languages, table
 from lvlm.records import METRICS, TASKS
 
 GROUP_ORDER = ("en", *TIERS, "multilingual")
-GROUP_FORMS = f"{', '.join(GROUP_ORDER)}, script:NAME, family:NAME or a language code"
+LETTERS = ("Latin", "other")
+"""Languages other than English in Latin letters, and in others: the groups of published tables on text in images."""
+GROUP_FORMS = f"{', '.join((*GROUP_ORDER, *LETTERS))}, script:NAME, family:NAME or a language code"
 DERIVED = {"right_elsewhere": ("score_any_language", "score")}
 """`right_elsewhere`: points of answers that are right, but only in another language than the asked one."""
 SUMMARISED = ("score", "score_any_language", "fidelity")
@@ -36,7 +38,8 @@ def check_group(group: str) -> None:
 
 @cache
 def members(name: str) -> frozenset[str]:
-    """The languages of `en`, a tier, `multilingual`, `script:Arab`, `family:Turkic` or a language code.
+    """The languages of `en`, a tier, `multilingual`, `Latin` or `other` letters, `script:Arab`, `family:Turkic`
+    or a language code.
 
     English is reported apart: it is in no tier, script or family.
     """
@@ -45,6 +48,9 @@ def members(name: str) -> frozenset[str]:
         return frozenset(known) - {"en"}
     if name in GROUP_ORDER:
         return frozenset(code for code, row in known.items() if row.tier == name)
+    if name in LETTERS:
+        latin = members("script:Latn")
+        return latin if name == "Latin" else members("multilingual") - latin
     if name.startswith(("script:", "family:")):
         return frozenset(group_languages(name, tuple(known))) - {"en"}
     if name not in known:
