@@ -7,7 +7,7 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -52,7 +52,7 @@ class Disagreement:
     def _repr_html_(self) -> str:
         return f"<div>{''.join(self._card(row) for row in self.table.to_dict('records'))}</div>"
 
-    def _card(self, row: Mapping[str, object]) -> str:
+    def _card(self, row: Mapping[Any, Any]) -> str:
         code = str(row["language"])
         own = self.answers
         own = own[(own["task"] == row["task"]) & (own["item"] == row["item"]) & (own["language"] == code)]
@@ -93,7 +93,10 @@ def read_predictions(
     chosen: list[tuple[str, str, object]] = [("task", "==", task)] if task else []
     if arms is not None:
         chosen.append(("arm", "in", list(arms)))
-    return pd.read_parquet(path, columns=list(columns), filters=chosen or None)
+    rows = pd.read_parquet(path, columns=list(columns), filters=chosen or None)
+    for name in {"score", "score_any_language"} & set(rows.columns):  # text where nothing but unknown was written
+        rows[name] = pd.to_numeric(rows[name])
+    return rows
 
 
 def kinds(predictions: pd.DataFrame) -> pd.Series:

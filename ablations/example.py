@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -27,7 +28,7 @@ ITEMS = 8
 """Items kept of each task and source."""
 MOST_ANSWERS = 20_000
 """Answers kept of a study: with many arms, fewer items."""
-PACKED = {"compression": "zstd", "compression_level": 19, "index": False}
+PACKED: Any = {"compression": "zstd", "compression_level": 19, "index": False}
 
 
 def write_example(folder: str | Path, *, into: Path = EXAMPLES, items: int = ITEMS) -> Path:

@@ -52,7 +52,7 @@ def tree_shares(tree: Any, axes: Sequence[Axis], pairs: Sequence[tuple[int, int]
     """Shares of one tree's variance; empty where it answers the same everywhere.
 
     A tree is a sum over its leaves of value x indicator of a box. So the mean over all other factors, as a function of
-    some, is a sum over leaves of value x indicator of the box's sides x its volume in the others: no sampling is needed.
+    some, is a sum over leaves of value x indicator of the box's sides x its volume in the others: nothing is sampled.
     """
     low, high, value = _boxes(tree, len(axes))
     inside, weights = [], []

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -72,7 +71,7 @@ def crossed(differences: ArrayLike, minus: ArrayLike | None = None) -> Estimates
     three seeds or three languages cannot speak of others: what is left is the t interval over seeds.
 
     Coverage by simulation (`tests/test_coverage.py`): 0.925 to 0.98 for 3 to 8 seeds, 3 to 40 languages and any ratio
-    of the noise of seeds, languages and their rest, none of either among them.
+    of the noise of seeds, languages and the rest, also where one of them has none.
     """
     groups = [_matrices(differences)] + ([] if minus is None else [_matrices(minus)])
     seeds = groups[0].shape[-2]
@@ -105,27 +104,27 @@ def combined(seed: Part, languages: Sequence[Part], rest: Sequence[Array]) -> tu
     """(variance of the mean, its degrees of freedom) from the mean squares of a two-way layout over S L.
 
     Satterthwaite's df of the variance W = max(V, MS_seed, MS_lang): W^2 / (a^2 / (S - 1) + b^2 / (L - 1)), where a is
-    MS_seed min(1, MS_seed / MS_res), and b the same of languages: a mean square below that of the rest shows no noise
+    MS_seed min(1, MS_seed / MS_res)^2, and b the same of languages: a mean square below that of the rest shows no noise
     of its own, and its few degrees of freedom should not count. With V^2 above and MS_res^2 below the line, as the
     formula stands in books, intervals cover 99 to 100 % where seeds or languages have no noise of their own, which is
     common in real studies. Never below min(S - 1, L - 1), the least that a sum of variances has.
     """
-    of_languages = sum((part for part, _ in languages), np.zeros_like(seed[0]))
-    variance = seed[0] + of_languages - sum(rest, np.zeros_like(seed[0]))
-    variance = np.maximum(variance, np.maximum(seed[0], of_languages))
     if not languages:
-        return variance, np.broadcast_to(np.asarray(seed[1], dtype=float), variance.shape)
-    parts = [(_own(seed[0], sum(rest[1:], rest[0])), seed[1])]
-    parts += [(_own(part, left), df) for (part, df), left in zip(languages, rest, strict=True)]
+        return seed[0], np.broadcast_to(np.asarray(seed[1], dtype=float), seed[0].shape)
+    of_languages, of_rest = np.add.reduce([part for part, _ in languages]), np.add.reduce(list(rest))
+    variance = np.maximum(seed[0] + of_languages - of_rest, np.maximum(seed[0], of_languages))
     with np.errstate(divide="ignore", invalid="ignore"):
-        df = variance**2 / sum(part**2 / n for part, n in parts)
-    ends = [n for _, n in parts]
-    return variance, np.clip(df, reduce(np.minimum, ends), reduce(np.multiply, [n + 1.0 for n in ends]) - 1)
+        pooled = of_languages**2 / sum(part**2 / n for part, n in languages)  # L - 1 where there is one group
+        pooled = (
+            np.where(of_languages > 0, pooled, min(n for _, n in languages)) if len(languages) > 1 else languages[0][1]
+        )
+        df = variance**2 / (_own(seed[0], of_rest) ** 2 / seed[1] + _own(of_languages, of_rest) ** 2 / pooled)
+    return variance, np.clip(df, np.minimum(seed[1], pooled), (seed[1] + 1) * (pooled + 1) - 1)
 
 
 def _own(part: Array, rest: Array) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(part < rest, part * (part / rest), part)
+        return np.where(part < rest, part * (part / rest) ** 2, part)
 
 
 def visible(standard_error: ArrayLike, df: ArrayLike, *, power: float = POWER, level: float = LEVEL) -> Array:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 from base64 import b64encode
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -33,10 +33,9 @@ def banner(results: Results) -> str:
     style = EXAMPLE_STYLE if results.is_example else OWN_STYLE
     told = f"<b>{escape(results.source.partition(':')[0])}</b>:{escape(results.source.partition(':')[2])}"
     if results.is_example:
-        told += (
-            " To read your own, set <code>study</code> in the first code cell, or run <code>python -m sweeps launch "
-        )
-        told += f"{escape(results.name)}</code>."
+        name = escape(results.name)
+        told += f" Your own come from <code>python -m sweeps launch {name}</code>; notebooks then show them with "
+        told += f'<code>study = "{name}"</code>.'
     return f"<p role='note' style='{style}'>{told}</p>"
 
 
@@ -72,5 +71,5 @@ def picture(figure: Figure, *, dots_per_inch: int = 170) -> str:
     return f"<p class='picture'><img width='{width}' alt='{said}' src='data:image/png;base64,{data}'></p>"
 
 
-def _is_missing(value: object) -> bool:
+def _is_missing(value: Any) -> bool:
     return value is None or bool(pd.api.types.is_scalar(value) and pd.isna(value))

@@ -113,22 +113,22 @@ class Power:
     def _needed(self) -> list[str]:
         lines = [f"To see {self.difference:g} points with {self.power:.0%} power:"]
         if self.n_languages > 1:
-            like_these = _many(self.seeds, "seed") if self.seeds else f"more than {MOST} seeds, if any number will do"
+            like_these = _many(self.seeds, "seed") if self.seeds else f"more than {MOST} seeds, if any number does"
             lines.append(f"  for languages like these     {like_these}")
         lines.append(
             "  for these languages          "
             + (_many(self.seeds_here, "seed") if self.seeds_here else f"more than {MOST} seeds")
         )
-        kept = f"with the pilot's {_many(self.n_seeds, 'seed')}"
+        kept = f"with {_many(self.n_seeds, 'seed')} as here"
         if self.n_languages > 1:
-            enough = _many(self.languages, "language") if self.languages else f"more than {MOST} languages, if any"
-            lines.append(f"  {kept}      {enough} of this kind")
+            enough = _many(self.languages, "language") if self.languages else f"more than {MOST} languages"
+            lines.append(f"  {kept:<28} {enough} of this kind")
         if np.isfinite(self.components.items):
             now = f"there are {self.components.items:,.0f}"
             per = (
                 f"{self.items:,} items per language ({now})" if self.items else f"no number of items is enough ({now})"
             )
-            lines.append(f"  {kept}      {per}")
+            lines.append(f"  {kept:<28} {per}")
         return lines
 
     def _curve(self) -> list[str]:
@@ -302,12 +302,13 @@ def _fewest_items(found: Components, seeds: int, languages: int, difference: flo
     """The fewest items per language with which the difference is seen, of up to 100 times the pilot's."""
     if np.isnan(found.items):
         return None
+
+    def seen(items: int) -> bool:
+        smallest = smallest_difference(found.with_items(items), seeds, languages, power=power)
+        return bool(smallest <= difference)
+
     most = int(100 * found.items)
-    number = bisect(
-        range(1, most + 1),
-        -difference,
-        key=lambda n: -smallest_difference(found.with_items(n), seeds, languages, power=power),
-    )
+    number = bisect(range(1, most + 1), True, key=seen)
     return number + 1 if number < most else None
 
 

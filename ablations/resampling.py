@@ -6,7 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,7 +40,7 @@ class PairedItems:
     pairs: pd.MultiIndex
     """The (task, language) pairs."""
     pair: NDArray[np.int64]
-    """(rows,): which pair a row is of."""
+    """(rows,): which pair a row is of, in order."""
     item: NDArray[np.int64]
     """(rows,): which item it is; an item is the same one in all languages of its task."""
     difference: Array
@@ -166,7 +168,8 @@ def _resampled(
     The mean over P pairs moves by (d - D) / (n P) for each row d of a pair of n rows and mean D; an item's rows move it
     together.
     """
-    taken = inside[items.pair]
+    ends = np.searchsorted(items.pair, np.arange(len(inside) + 1))  # rows are in the order of the pairs
+    taken = np.concatenate([np.arange(ends[one], ends[one + 1]) for one in np.flatnonzero(inside)])
     pair, item = items.pair[taken], items.item[taken]
     value = items.difference[taken].mean(axis=1)
     rows = np.bincount(pair, minlength=len(inside))
@@ -174,7 +177,7 @@ def _resampled(
     n_pairs = int(inside.sum())
     points = float(means[inside].mean())
     moves = (value - means[pair]) / (rows[pair] * n_pairs)
-    task = np.unique(items.pairs.codes[0], return_inverse=True)[1][pair]
+    task = np.asarray(items.pairs.codes[0], dtype=np.int64)[pair]
     clusters, place = np.unique(task * (int(item.max()) + 1) + item, return_inverse=True)
     moved = np.bincount(place, moves, len(clusters))
     of_task = np.empty(len(clusters), dtype=int)
@@ -183,7 +186,7 @@ def _resampled(
         return points, float("nan"), float("nan"), len(clusters)
     total = sum((_sums(moved[of_task == one], draws, generator) for one in np.unique(of_task)), np.zeros(draws))
     tail = expanded_tail(len(clusters), level)
-    low, high = points + np.quantile(total, [tail, 1 - tail])
+    low, high = points + _percentiles(total, tail)
     return points, float(low), float(high), len(clusters)
 
 
@@ -219,12 +222,29 @@ def seed_bootstrap(
     """
     values = np.asarray(by_seed, dtype=float)
     flat, seeds = values.reshape(-1, values.shape[-1]), values.shape[-1]
-    low, high = np.full((2, len(flat)), np.nan)
+    ends = np.full((2, len(flat)), np.nan)
     if seeds >= FEWEST_SEEDS:
-        drawn = np.random.default_rng(seed).multinomial(seeds, np.full(seeds, 1 / seeds), size=draws)
-        weights, tail = drawn / seeds, expanded_tail(seeds, level)
+        weights, tail = _weights(seeds, draws, seed), expanded_tail(seeds, level)
+        mean = flat.mean(axis=1, keepdims=True)
         step = max(1, CHUNK // draws)
         for start in range(0, len(flat), step):
-            means = flat[start : start + step] @ weights.T
-            low[start : start + step], high[start : start + step] = np.quantile(means, [tail, 1 - tail], axis=1)
-    return low.reshape(values.shape[:-1]), high.reshape(values.shape[:-1])
+            part = slice(start, start + step)
+            moves = (flat[part] - mean[part]).astype(np.float32) @ weights.T  # of the mean, so that 7 digits are plenty
+            ends[:, part] = mean[part, 0] + _percentiles(moves, tail)
+    low, high = ends.reshape(2, *values.shape[:-1])
+    return low, high
+
+
+@lru_cache(maxsize=4)
+def _weights(seeds: int, draws: int, seed: int) -> NDArray[np.float32]:
+    """(draws, seeds): the share of each seed in a resample; every group of a table needs the same ones."""
+    counts = np.random.default_rng(seed).multinomial(seeds, np.full(seeds, 1 / seeds), size=draws)
+    return (counts / seeds).astype(np.float32)
+
+
+def _percentiles(drawn: NDArray[np.floating[Any]], tail: float) -> NDArray[np.floating[Any]]:
+    """The values with a share `tail` below and above them, along the last axis, as (2, ...); sorts `drawn` in part."""
+    below = round(tail * (drawn.shape[-1] - 1))
+    above = drawn.shape[-1] - 1 - below
+    drawn.partition((below, above), axis=-1)
+    return np.stack([drawn[..., below], drawn[..., above]])

@@ -6,7 +6,6 @@ They speak of these languages. What holds for languages like these stands in the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, log2
@@ -14,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
 from ablations.intervals import over_seeds
 
@@ -83,7 +83,7 @@ def _signs(seeds: int) -> NDArray[np.float64]:
     if seeds > EXACT_UP_TO:
         return np.random.default_rng(0).choice((-1.0, 1.0), size=(RANDOM_SIGNS, seeds))
     bits = np.arange(2 ** (seeds - 1))[:, None] >> np.arange(seeds) & 1
-    return 1.0 - 2.0 * bits
+    return np.asarray(1.0 - 2.0 * bits, dtype=np.float64)
 
 
 def least_p(n_seeds: int) -> float:
@@ -113,26 +113,39 @@ def floor_note(n_seeds: int, n_tests: int) -> str:
     )
 
 
-def adjusted(p_values: Sequence[float] | NDArray[np.float64], method: Method) -> NDArray[np.float64]:
-    """p corrected for their number: `holm` holds the chance of any false finding, for claims; `bh` (Benjamini and
-    Hochberg) the expected share of false ones among the findings, for exploration. NaN stays NaN and counts as none."""
-    from statsmodels.stats.multitest import multipletests
+def adjusted(p_values: ArrayLike, method: Method) -> NDArray[np.float64]:
+    """p corrected for their number, along the last axis: `holm` holds the chance of any false finding, for claims; `bh`
+    (Benjamini and Hochberg) the expected share of false ones among the findings, for exploration. Equal to those of
+    `statsmodels.stats.multitest.multipletests`, which takes 70 ms. NaN stays NaN and counts as no test."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, axis=-1)  # NaN last
+    ranked = np.take_along_axis(p, order, axis=-1)
+    rank, count = np.arange(1, p.shape[-1] + 1), (~np.isnan(p)).sum(axis=-1, keepdims=True)
+    if method == "holm":
+        ranked = np.maximum.accumulate(ranked * np.maximum(count - rank + 1, 1), axis=-1)
+    else:
+        scaled = np.where(np.isnan(ranked), np.inf, ranked * count / rank)
+        ranked = np.minimum.accumulate(scaled[..., ::-1], axis=-1)[..., ::-1]
+    found = np.empty_like(p)
+    np.put_along_axis(found, order, np.minimum(ranked, 1.0), axis=-1)
+    return np.where(np.isnan(p), np.nan, found)
 
-    found = np.asarray(p_values, dtype=float).copy()
-    known = ~np.isnan(found)
-    if known.any():
-        found[known] = multipletests(found[known], method={"holm": "holm", "bh": "fdr_bh"}[method])[1]
-    return found
+
+def two_one_sided(by_seed: ArrayLike, margin: float) -> NDArray[np.float64]:
+    """p of equivalence from (..., seeds) -> (...): the larger one of two one-sided t tests, against -margin and against
+    +margin (Schuirmann 1987). Equal to `statsmodels.stats.weightstats.ttost_paired`."""
+    values = np.asarray(by_seed, dtype=float)
+    seeds = values.shape[-1]
+    error = values.std(axis=-1, ddof=1) / seeds**0.5
+    return np.asarray(special.stdtr(seeds - 1, (np.abs(values.mean(axis=-1)) - margin) / error), dtype=np.float64)
 
 
 def equivalent(by_seed: ArrayLike, margin: float) -> Equivalence:
-    """Two one-sided t tests of paired differences by seed against -margin and +margin (Schuirmann 1987)."""
-    from statsmodels.stats.weightstats import ttost_paired
-
+    """Whether paired differences by seed show an effect within the margin: `two_one_sided`."""
     values = np.asarray(by_seed, dtype=float)
     interval = over_seeds(values, level=0.9)
     if interval.reason:
         nan = float("nan")
         return Equivalence(interval.estimate, nan, nan, nan, margin, False, len(values), reason=interval.reason)
-    p = float(ttost_paired(values, np.zeros_like(values), -margin, margin)[0])
+    p = float(two_one_sided(values, margin))
     return Equivalence(interval.estimate, interval.low, interval.high, p, margin, p < ALPHA, len(values))

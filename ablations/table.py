@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from ablations.answers import Disagreement
     from ablations.contrasts import Change, Effect
     from ablations.layout import Layout
+    from ablations.mixed import Mixed
+    from ablations.pareto import Cheapest
     from ablations.plots.namespace import Plots
     from ablations.power import Power
+    from ablations.response import Response
     from ablations.significance import Equivalence
 
 BUDGET_FILE = "budget.csv"  # what every finished run was spent on: run, arm, seed and `BUDGET_COLUMNS`
@@ -292,6 +295,36 @@ class Results:
 
         return interaction(self, first, second, metric=metric, group=group)
 
+    def response(self, factor: str, *, metric: str = "score", group: str = "multilingual") -> Response:
+        """The curve of a metric along a factor of numbers, and its optimum: see `ablations.response.response`."""
+        from ablations.response import response
+
+        return response(self, factor, metric=metric, group=group)
+
+    def importance(self, **options: Any) -> pd.DataFrame:
+        """How much each factor and pair explains: see `ablations.importance.importance` for the options."""
+        from ablations.importance import importance
+
+        return importance(self, **options)
+
+    def pareto(self, **options: Any) -> pd.DataFrame:
+        """All arms by two outcomes, and which are on the front: see `ablations.pareto.pareto` for the options."""
+        from ablations.pareto import pareto
+
+        return pareto(self, **options)
+
+    def cheapest(self, **options: Any) -> Cheapest:
+        """The cheapest arm within noise of the best: see `ablations.pareto.cheapest_within_noise` for the options."""
+        from ablations.pareto import cheapest_within_noise
+
+        return cheapest_within_noise(self, **options)
+
+    def mixed(self, **options: Any) -> Mixed:
+        """All effects at once where runs are missing: see `ablations.mixed.mixed_effects` for the options."""
+        from ablations.mixed import mixed_effects
+
+        return mixed_effects(self, **options)
+
     def verdicts(self, *, factor: str | None = None) -> list[tuple[Expectation, Effect]]:
         """Every expectation of the study (about one factor) with the effect that decides it and its verdict."""
         from ablations.contrasts import verdicts
@@ -317,13 +350,13 @@ class Results:
 
         return layout(self, **options)
 
-    def to_latex(self, **options: Any) -> str:
+    def to_latex(self, *, intervals: bool = True, **options: Any) -> str:
         """The same as LaTeX (booktabs)."""
-        return self.layout(**options).to_latex()
+        return self.layout(**options).to_latex(intervals=intervals)
 
-    def to_markdown(self, **options: Any) -> str:
+    def to_markdown(self, *, intervals: bool = True, **options: Any) -> str:
         """The same as Markdown."""
-        return self.layout(**options).to_markdown()
+        return self.layout(**options).to_markdown(intervals=intervals)
 
     def confusion(self, **options: Any) -> pd.DataFrame:
         """In which language questions were answered: see `ablations.answers.confusion`."""

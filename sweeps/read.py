@@ -137,8 +137,9 @@ def _write_thumbnails(place: Place, cells: list[PlannedCell]) -> str:
     try:
         written = write_thumbnails(cells[0].run_config(), place.folder)
     except (InputError, OSError) as error:
-        (place.folder / THUMBNAILS_FILE).unlink(missing_ok=True)
-        return one_line(error)
+        return (
+            "" if (place.folder / THUMBNAILS_FILE).exists() else one_line(error)
+        )  # of an earlier export: the same items
     return "" if written else "no item has a picture"
 
 

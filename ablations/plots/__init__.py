@@ -7,7 +7,7 @@ Each takes `Results` and returns a matplotlib Figure in the size it is printed i
 from __future__ import annotations
 
 from ablations.plots.arms import english_against_multilingual, one_factor_arms, pareto
-from ablations.plots.curves import response
+from ablations.plots.curves import power, response
 from ablations.plots.expectations import expected
 from ablations.plots.fidelities import wrong_language
 from ablations.plots.importances import importance
@@ -17,7 +17,7 @@ from ablations.plots.tiers import by_tier
 
 FIGURES = (
     "by_tier", "response", "importance", "pareto", "english_against_multilingual", "interaction_map", "language_map",
-    "expected", "wrong_language", "confusion",
+    "expected", "wrong_language", "confusion", "power",
 )  # fmt: skip
 """Every figure, by the name of its function."""
 
@@ -38,6 +38,7 @@ __all__ = [
     "language_map",
     "one_factor_arms",
     "pareto",
+    "power",
     "response",
     "save",
     "wrong_language",

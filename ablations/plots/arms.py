@@ -44,7 +44,7 @@ def english_against_multilingual(
             handles.append(Line2D([], [], label=style.fits(name, 1.6), **look))
             said.append(f"{name}: English {x:.1f}, multilingual {y:.1f}")
         ax.set(xlabel=f"English, {style.unit(metric)}", ylabel=f"multilingual, {style.unit(metric)}")
-        _key(figure, handles, width)
+        style.legend(figure, handles, width=width, beside="upper right")
         note = (
             f"Hollow: the baseline, {results.baseline}. Bars: 95 % interval of the paired difference from it; one that "
             f"crosses a dashed line is within noise. {style.sample_said(results, chosen)}."
@@ -67,7 +67,7 @@ def pareto(
     rest = order[~order["on_front"] & ~order["reaches_front"]]
     with plt.rc_context(style.STYLE | {"axes.grid.axis": "both"}):
         figure, ax = plt.subplots(figsize=_size(width, len(front) + len(near)), layout="constrained")
-        steps = {"color": style.INK, "linewidth": 0.9, "alpha": 0.6, "zorder": 1}
+        steps: dict[str, Any] = {"color": style.INK, "linewidth": 0.9, "alpha": 0.6, "zorder": 1}
         ax.step(front["x"], front["y"], where="pre", **steps)
         _crosses(ax, rest, "#aaaaaa")
         ax.plot(rest["x"], rest["y"], marker="o", linestyle="none", color="#aaaaaa", markersize=3.5, zorder=2)
@@ -82,14 +82,20 @@ def pareto(
                 Line2D([], [], marker="o", linestyle="none", color="#aaaaaa", markersize=3.5, label="others")
             )
         ax.set(xlabel=_axis(x), ylabel=_axis(y))
-        _key(figure, handles, width)
+        style.legend(figure, handles, width=width, beside="upper right")
         note = (
-            "Filled: on the front, no arm has a higher mean in both. Hollow: its interval reaches the front. Bars: "
+            "Filled: on the front, no arm has a higher mean in both. Hollow: no arm is shown to be "
+            "better in both. Bars: "
             f"95 % intervals. {style.sample_said(results, list(frame['arm']))}."
         )
-        names = [f"{results.short_label(row.arm)} ({row.x:.1f}, {row.y:.1f})" for row in front.itertuples()]
+        names = [f"{results.short_label(str(row.arm))} ({row.x:.1f}, {row.y:.1f})" for row in front.itertuples()]
         alt = f"On the front: {'; '.join(names)}. Within noise of it: {len(near)} further arms; others: {len(rest)}."
-        return style.finish(figure, alt, title=f"{_axis(y)} against {_axis(x)}", note=note)
+        return style.finish(
+            figure,
+            alt,
+            title=f"{_axis(y)} against {_axis(x)}".replace(" (%)", "").replace("against Score", "against score"),
+            note=note,
+        )
 
 
 def one_factor_arms(results: Results) -> list[str]:
@@ -112,14 +118,7 @@ def _look(number: int, *, hollow: bool) -> dict[str, Any]:
 
 
 def _size(width: float, arms: int) -> tuple[float, float]:
-    return (width, 3.0 + 0.16 * arms) if style.is_narrow(width) else (width, max(3.2, 0.8 + 0.3 * arms))
-
-
-def _key(figure: Figure, handles: Sequence[Line2D], width: float) -> None:
-    if style.is_narrow(width):
-        figure.legend(handles=handles, loc="outside lower left", ncols=2, columnspacing=1.0)
-    else:
-        figure.legend(handles=handles, loc="outside right upper")
+    return (width, 2.9) if style.is_narrow(width) else (width, max(3.0, 0.4 + 0.26 * arms))
 
 
 def _crosses(ax: Axes, rows: pd.DataFrame, colour: str) -> None:

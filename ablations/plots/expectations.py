@@ -29,7 +29,7 @@ def expected(results: Results, *, width: float = style.PAGE_INCHES) -> Figure:
     claims = [style.fits(expectation.claim, 0.47 * width, points=7) for expectation, _ in judged]
     tall = sum(0.13 + 0.115 * (claim.count("\n") + 1) for claim in claims)
     with plt.rc_context(style.STYLE | {"axes.grid.axis": "x"}):
-        figure, ax = plt.subplots(figsize=(width, 1.35 + tall), layout="constrained")
+        figure, ax = plt.subplots(figsize=(width, 0.55 + tall), layout="constrained")
         for row, (expectation, found) in enumerate(judged):
             colour = style.VERDICT_COLOURS[found.verdict]
             if (margin := expectation.margin) is not None:
@@ -40,7 +40,7 @@ def expected(results: Results, *, width: float = style.PAGE_INCHES) -> Figure:
         ax.axvline(0, color=style.INK, linewidth=0.8)
         ax.set_yticks(range(len(judged)), claims, fontsize=7)
         ax.set_ylim(len(judged) - 0.4, -0.6)
-        ax.set(xlabel="difference (points), with 95 % interval")
+        ax.set(xlabel="difference (points)")
         seen = {found.verdict for _, found in judged}
         shown: list[Any] = [
             Line2D([], [], linewidth=2, color=colour, label=word, **_marker(word) | {"linestyle": "-"})
@@ -49,12 +49,13 @@ def expected(results: Results, *, width: float = style.PAGE_INCHES) -> Figure:
         ]
         if any(expectation.margin is not None for expectation, _ in judged):
             shown.append(Patch(color=MARGIN_COLOUR, label="margin for little change"))
-        figure.legend(handles=shown, loc="outside lower left", ncols=2 if style.is_narrow(width) else 5)
+        style.legend(figure, shown, width=width, beside="")
         counts = [f"{sum(found.verdict == word for _, found in judged)} {word}" for word in seen]
         alt = "; ".join(f"{expectation.claim}: {found.text()}" for expectation, found in judged)
         return style.finish(
             figure, f"{', '.join(sorted(counts))}. {alt}.", title=f"What was expected: {style.seeds_said(results)}",
-            note=f"Paired by seed, 95 % two-way (seed x language) t intervals. {style.sample_said(results)}.",
+            note="Bars: 95 % two-way (seed x language) t intervals of differences paired by seed. "
+            f"{style.sample_said(results)}.",
         )  # fmt: skip
 
 

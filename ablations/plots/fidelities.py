@@ -19,7 +19,7 @@ from lvlm.languages import language
 LOOKS = dict(
     zip(
         KINDS,
-        (("#009E73", ""), ("#E69F00", "////"), ("#9c9c9c", ""), ("#D55E00", "\\\\\\\\"), ("#ededed", "....")),
+        (("#009E73", ""), ("#E69F00", "////"), ("#9c9c9c", ""), ("#D55E00", "\\\\\\\\"), ("#d4d4d4", "....")),
         strict=True,
     )
 )
@@ -44,7 +44,7 @@ def wrong_language(
     across = 1 if style.is_narrow(width) else min(3, len(present))
     down = -(-len(present) // across)
     with plt.rc_context(style.STYLE | {"axes.grid": False}):
-        size = (width, 1.1 + down * (0.35 + 0.145 * len(codes)))
+        size = (width, 0.35 + down * (0.35 + 0.145 * len(codes)))
         figure, axes = plt.subplots(down, across, figsize=size, sharey=True, squeeze=False, layout="constrained")
         for ax, arm in zip(axes.flat, present, strict=False):
             own = shares.loc[arm].reindex(codes)
@@ -67,17 +67,18 @@ def wrong_language(
         handles = [
             Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=k) for k, (colour, hatch) in LOOKS.items()
         ]
-        figure.legend(handles=handles, loc="outside lower left", ncols=2 if style.is_narrow(width) else 3)
+        style.legend(figure, handles, width=width, beside="")
         totals = shares.loc[present, "answers"]
         note = (
-            f"All seeds together, {int(totals.min()):,} to {int(totals.max()):,} answers in a bar"
+            f"All seeds together, {style.counted(int(totals.min()), int(totals.max()), 'answers')} in a bar"
             f"{f' ({task})' if task else ''}. Shares of these items, without an interval: for "
             f"effects on fidelity see the tables. {style.sample_said(results, present)}."
         )
-        away = [KINDS[1], KINDS[3]]
+        means = shares.groupby(level="arm").mean()
+        elsewhere = means[KINDS[1]] + means[KINDS[3]]
         alt = "; ".join(
-            f"{results.short_label(arm)}: {shares.loc[arm, away].sum(axis=1).mean():.0f} % of answers in another "
-            f"language, {shares.loc[arm, KINDS[0]].mean():.0f} % right"
+            f"{results.short_label(arm)}: {elsewhere[arm]:.0f} % of answers in another language, "
+            f"{means[KINDS[0]][arm]:.0f} % right"
             for arm in present
         )
         return style.finish(figure, f"{alt}.", title="What becomes of answers, by language", note=note)

@@ -24,7 +24,7 @@ def importance(
     names = [_named(factors) for factors in frame["factors"]]
     values = {column: 100 * frame[column].to_numpy(dtype=float) for column in ("omega2", "low", "high")}
     with plt.rc_context(style.STYLE | {"axes.grid.axis": "x"}):
-        figure, ax = plt.subplots(figsize=(width, 1.25 + 0.26 * len(frame)), layout="constrained")
+        figure, ax = plt.subplots(figsize=(width, 0.6 + 0.26 * len(frame)), layout="constrained")
         for row, name in enumerate(names):
             is_pair = " x " in name
             low, value, high = (float(values[column][row]) for column in ("low", "omega2", "high"))
@@ -46,7 +46,7 @@ def importance(
                 Line2D([], [], marker=marker, color=colour, markerfacecolor=face, linestyle="none", label=label)
                 for marker, colour, face, label in kinds
             ]
-            figure.legend(handles=handles, loc="outside lower left", ncols=2)
+            style.legend(figure, handles, width=width, beside="")
         notes = dict.fromkeys(str(note) for note in frame["note"] if note)
         note = " ".join(
             [f"{', '.join(dict.fromkeys(frame['method']))}, bars: 95 %. n = {int(frame['n_runs'].max())} runs.", *notes]
@@ -59,4 +59,4 @@ def importance(
 
 def _named(factors: object) -> str:
     parts = [factors] if isinstance(factors, str) else list(factors)  # type: ignore[call-overload]
-    return " x ".join(str(part).replace("_", " ") for part in parts)
+    return " x ".join(style.phrase(str(part)) for part in parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -46,13 +46,15 @@ def interaction_map(
     cells = max(1, len(across.levels))
     beside = 2 if width * 0.8 / (cells * min(2, len(in_groups))) > 0.62 else 1
     panels = -(-len(in_groups) // beside)
-    letters = max(4.5, min(7.0, 11 * (width - 1) / (cells * beside)))
+    cell = (width / beside - 1.4) / cells
+    stacked = cell < 11 * style.LETTER_WIDTH * 6 / 72  # too narrow for `-19.4 ± 5.1` in one line
+    row_inches, letters = (0.47, 6.0) if stacked else (0.42, 6.5)
     with plt.rc_context(style.STYLE | {"axes.grid": False}):
-        size = (width, 0.8 + panels * (0.55 + 0.45 * len(down.levels)))
+        size = (width, 0.1 + panels * (0.55 + row_inches * len(down.levels)))
         figure, axes = plt.subplots(panels, beside, figsize=size, squeeze=False, sharey=True, layout="constrained")
         said = []
         for ax, group in zip(axes.flat, in_groups, strict=False):
-            means, texts = _grid(results, down, across, metric, group)
+            means, texts = _grid(results, down, across, metric, group, stacked=stacked)
             sns.heatmap(
                 means, ax=ax, annot=texts, fmt="", cmap="cividis", linewidths=1.2, annot_kws={"fontsize": letters},
                 cbar_kws={"label": style.unit(metric), "shrink": 0.85}, mask=means.isna(),
@@ -64,12 +66,7 @@ def interaction_map(
             ax.set(title=f"{style.metric_title(metric)}, {style.group_title(group)}", ylabel="")
             ax.set(xlabel=style.titled(across.name))
             _flat(ax)
-            known = means.stack()
-            least, most = known.idxmin(), known.idxmax()
-            said.append(
-                f"{style.group_title(group)} from {known.min():.1f} at {', '.join(least)} to {known.max():.1f} at "
-                f"{', '.join(most)}"
-            )
+            said.append(f"{style.group_title(group)} from {_extreme(means, 'least')} to {_extreme(means, 'most')}")
         for ax in axes.flat[len(in_groups) :]:
             ax.set_visible(False)
         note = (
@@ -78,7 +75,7 @@ def interaction_map(
         )
         return style.finish(
             figure, f"{style.metric_title(metric)} in percent: {'; '.join(said)}.", note=note, with_title=False,
-            title=f"{style.titled(down.name)} against {across.name.replace('_', ' ')}",
+            title=f"{style.titled(down.name)} against {style.phrase(across.name)}",
         )  # fmt: skip
 
 
@@ -107,20 +104,23 @@ def language_map(
             starred.loc[code, name] = f"{one.points:+.1f}{'*' if one.verdict == 'shown' else ''}".replace("-", "−")
     reach = float(np.nanmax(np.abs(frame.to_numpy()))) or 1.0
     labels = [f"{language(code).name} · {_tier(code)}" for code in order]
+    inches = (width - (1.75 if style.is_narrow(width) else 1.9)) / len(names)
+    letters = max(3.5, min(6.0, inches * 72 / (6.4 * style.LETTER_WIDTH)))
     with plt.rc_context(style.STYLE | {"axes.grid": False}):
-        figure, ax = plt.subplots(figsize=(width, 1.2 + 0.155 * len(order)), layout="constrained")
+        figure, ax = plt.subplots(figsize=(width, 0.35 + 0.155 * len(order)), layout="constrained")
         sns.heatmap(
             frame.set_axis(labels), ax=ax, annot=starred.to_numpy() if len(order) <= ROWS_WITH_TEXT else False, fmt="",
-            cmap="PuOr_r", center=0, vmin=-reach, vmax=reach, linewidths=0.6, annot_kws={"fontsize": 6},
-            cbar_kws={"label": f"{style.metric_title(metric, task).lower()}: difference (points)", "shrink": 0.7},
+            cmap="PuOr_r", center=0, vmin=-reach, vmax=reach, linewidths=0.6, annot_kws={"fontsize": letters},
+            cbar_kws={"label": f"{style.metric_title(metric, task).lower()}: difference (points)", "shrink": 0.8},
             mask=frame.isna().to_numpy(), yticklabels=1,
         )  # fmt: skip
         _tier_lines(ax, [_tier(code) for code in order])
         ax.set_facecolor("#eeeeee")
         ax.set(xlabel="", ylabel="")
-        inches = (width - 1.9) / len(names)
-        ax.set_xticks(np.arange(len(names)) + 0.5, [style.fits(name, inches, points=7) for name in names])
-        _flat(ax, rotation=90 if inches < 0.5 else 0)
+        upright = inches >= 0.5
+        shown = [style.fits(name, inches, points=7) if upright else name for name in names]
+        ax.set_xticks(np.arange(len(names)) + 0.5, shown)
+        _flat(ax, rotation=0 if upright else 90)
         note = (
             "Paired by seed, against the baseline; * the 95 % t interval over seeds excludes 0 (nothing is adjusted "
             f"for the number of cells). Positive: the arm is better. {style.sample_said(results)}."
@@ -138,13 +138,15 @@ def confusion(
     frame = results.confusion(arm=arm, task=task)
     counts = frame.pop("answers")
     texts = frame.map(lambda share: "" if share < 0.5 else f"{share:.0f}").to_numpy()
-    side = max(len(frame), len(frame.columns))
+    names = list(frame.index) if style.is_narrow(width) else [f"{language(c).name} · {_tier(c)}" for c in frame.index]
+    cell = (width - (0.9 if style.is_narrow(width) else 2.0)) / len(frame.columns)
+    letters = min(6.5, cell * 72 / (2.6 * style.LETTER_WIDTH))
     with plt.rc_context(style.STYLE | {"axes.grid": False}):
-        size = (width, min(9.0, 1.3 + (width - 1.4) * len(frame) / max(1, len(frame.columns)) * 0.62))
+        size = (width, 0.75 + 0.145 * len(frame))
         figure, ax = plt.subplots(figsize=size, layout="constrained")
         sns.heatmap(
-            frame, ax=ax, annot=texts if side <= 30 else False, fmt="", cmap="cividis", vmin=0, vmax=100,
-            linewidths=0.5, annot_kws={"fontsize": min(6.5, 95 / side)}, xticklabels=1, yticklabels=1,
+            frame.set_axis(names), ax=ax, annot=texts if letters >= 3.5 else False, fmt="", cmap="Blues", vmin=0,
+            vmax=100, linewidths=0.4, annot_kws={"fontsize": letters}, xticklabels=1, yticklabels=1,
             cbar_kws={"label": "answers (%)", "shrink": 0.7},
         )  # fmt: skip
         ax.set(xlabel="language of the answer", ylabel="language of the question")
@@ -152,8 +154,8 @@ def confusion(
         away = 100 - pd.Series({code: frame.loc[code, code] for code in frame.index if code in frame.columns})
         worst = away.idxmax()
         note = (
-            f"Arm: {label}. All seeds together, {counts.min():,} to {counts.max():,} answers in a row. Undetermined: "
-            f"too short or too alike across languages to tell. {style.sample_said(results, [label])}."
+            f"Arm: {label}. All seeds together, {style.counted(counts.min(), counts.max(), 'answers')} in a row. "
+            f"Undetermined: too short or too alike across languages to tell. {style.sample_said(results, [label])}."
         )
         alt = (
             f"{away.mean():.0f} % of answers are not in the asked language on average; most in "
@@ -162,11 +164,13 @@ def confusion(
         return style.finish(figure, alt, title=f"Asked and answered languages: {results.short_label(label)}", note=note)
 
 
-def _grid(results: Results, down: Factor, across: Factor, metric: str, group: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _grid(
+    results: Results, down: Factor, across: Factor, metric: str, group: str, *, stacked: bool
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     index, columns = [down.label(one) for one in down.levels], [style.short(across, one) for one in across.levels]
     means = pd.DataFrame(np.nan, index=index, columns=columns)
     texts = pd.DataFrame("", index=index, columns=columns)
-    present = set(results.table["arm"])
+    present, between = set(results.table["arm"]), "\n" if stacked else " "
     for row, first in enumerate(down.levels):
         for column, second in enumerate(across.levels):
             levels: Mapping[str, Level] = {down.name: first, across.name: second}
@@ -178,10 +182,18 @@ def _grid(results: Results, down: Factor, across: Factor, metric: str, group: st
             change = "baseline"
             if arm.label != results.baseline:
                 found = effect(results, arm.label, metric=metric, group=group)
-                half = f" ± {found.points - found.low:.1f}" if np.isfinite(found.low) else ""
+                half = f"{between}± {found.points - found.low:.1f}" if np.isfinite(found.low) else ""
                 change = f"{found.points:+.1f}{half}"
-            texts.iloc[row, column] = f"{mean.estimate:.1f}\n{change}"
+            texts.iloc[row, column] = f"{mean.estimate:.1f}\n{change.replace('-', '−')}"
     return means, texts
+
+
+def _extreme(means: pd.DataFrame, which: Literal["least", "most"]) -> str:
+    """`36.6 at English only, 1%`."""
+    values = means.to_numpy(dtype=float)
+    place = np.nanargmin(values) if which == "least" else np.nanargmax(values)
+    row, column = divmod(int(place), values.shape[1])
+    return f"{values[row, column]:.1f} at {means.index[row]}, {means.columns[column]}"
 
 
 def _merge_row(ax: Axes, row: int, means: pd.DataFrame, texts: pd.DataFrame, letters: float) -> None:

@@ -8,14 +8,16 @@ import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ablations.factors import Factor, Level
 from ablations.outcomes import GROUP_ORDER
+from ablations.published import agreement, overlay
 from ablations.studies import Study
 from ablations.table import Results
 from lvlm.errors import InputError
@@ -36,9 +38,14 @@ VERDICT_COLOURS = {"shown": "#009E73", "within noise": "#777777", "contradicted"
 VERDICT_MARKERS = {"shown": "o", "within noise": "|", "contradicted": "X", "not judged": "s"}
 ARM_COLOURS = ("#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
 ARM_MARKERS = "osD^vPX*<>p"
-PUBLISHED_COLOUR = "#7A5195"
+PUBLISHED: Any = {
+    "color": "#7A5195", "marker": "x", "markersize": 5, "linestyle": (0, (1, 1.5)), "linewidth": 1.2, "zorder": 5,
+}  # fmt: skip
+"""A curve of a paper."""
 INK, FAINT, LIGHT = "#222222", "#555555", "#e4e4e4"
 BASELINE_COLOUR = "#f1f1f1"
+BELOW = "below"
+"""Label of a legend that stands below the panels."""
 NAMES = {"en": "English", "multilingual": "multilingual"}
 METRIC_LABELS = {
     "score": "score (%)",
@@ -72,12 +79,13 @@ STYLE: Any = {
     "svg.hashsalt": "ablations",
 }
 TITLE_POINTS, NOTE_POINTS = 9.5, 6.5
-LETTER_WIDTH = 0.52
+LETTER_WIDTH = 0.56
 """Width of a letter on average, as a part of the size of its font."""
 
 PAIRED_NOTE = "Differences: paired by seed, 95 % two-way (seed x language) t intervals; English: t over seeds."
 LEVEL_NOTE = "Means: 95 % t interval over seeds."
 FORMATS = ("pdf", "svg", "png")
+Beside = Literal["center right", "upper right", ""]
 
 
 def save(figure: Figure, stem: str | Path, formats: Sequence[str] = FORMATS) -> list[Path]:
@@ -112,11 +120,23 @@ def finish(figure: Figure, alt: str, *, title: str = "", note: str = "", with_ti
 
     It is closed for pyplot, as the caller shows it: left open, Jupyter would show it twice.
     """
-    width = figure.get_size_inches()[0]
-    if title and with_title:
-        figure.suptitle(_fitted(title, width, TITLE_POINTS), x=0.01, ha="left", fontsize=TITLE_POINTS)
-    if note:
-        figure.supxlabel(_fitted(note, width, NOTE_POINTS), fontsize=NOTE_POINTS, color=FAINT, x=0.01, ha="left")
+    width, height = figure.get_size_inches()
+    above = _fitted(title, width, TITLE_POINTS) if title and with_title else ""
+    below = _fitted(note, width, NOTE_POINTS) if note else ""
+    top, foot = _inches(above, TITLE_POINTS), _inches(below, NOTE_POINTS)
+    keys = {one: (one.get_window_extent().width, one.get_window_extent().height) for one in figure.legends}
+    under = sum(high / figure.dpi + 0.04 for one, (_, high) in keys.items() if one.get_label() == BELOW)
+    beside = max([wide / figure.dpi + 0.04 for one, (wide, _) in keys.items() if one.get_label() != BELOW], default=0.0)
+    whole = height + top + foot + under  # the panels keep their height, whatever stands around them
+    figure.set_size_inches(width, whole)
+    panels = (0.0, (foot + under) / whole, 1.0 - beside / width, height / whole)
+    engine: Any = figure.get_layout_engine()
+    engine.set(rect=panels)
+    for one in keys:
+        place = (0.0, foot / whole, 1.0, 1.0) if one.get_label() == BELOW else (0.0, panels[1], 1.0, panels[3])
+        one.set_bbox_to_anchor(place, transform=figure.transFigure)
+    figure.text(0.01, 1 - 0.05 / whole, above, fontsize=TITLE_POINTS, va="top")
+    figure.text(0.01, 0.05 / whole, below, fontsize=NOTE_POINTS, color=FAINT, va="bottom")
     figure.set_label(f"{title}. {alt}" if title else alt)
     # Notebooks keep it as the alternative text of the picture.
     figure._repr_mimebundle_ = partial(_described, figure)  # type: ignore[attr-defined]
@@ -138,6 +158,11 @@ def _fitted(text: str, inches: float, points: float) -> str:
     return "\n".join(textwrap.fill(line, letters) for line in text.split("\n"))
 
 
+def _inches(text: str, points: float) -> float:
+    """Height of lines of text, with some room around them."""
+    return (text.count("\n") + 1) * points * 1.3 / 72 + 0.08 if text else 0.0
+
+
 def fits(text: str, inches: float, *, points: float = 7.5) -> str:
     """A text in lines that fit into a width; a word is never broken."""
     return textwrap.fill(text, max(4, int(inches * 72 / (LETTER_WIDTH * points))), break_long_words=False)
@@ -148,12 +173,22 @@ def is_narrow(width: float) -> bool:
     return width < NARROW_INCHES
 
 
-def legend(figure: Figure, handles: Sequence[Any], *, width: float, columns: int = 4) -> None:
-    """The legend beside the panels, or below them in a column; never over the data."""
-    if is_narrow(width):
-        figure.legend(handles=handles, loc="outside lower left", ncols=columns, columnspacing=1.0)
-    else:
-        figure.legend(handles=handles, loc="outside right center")
+def legend(figure: Figure, handles: Sequence[Any], *, width: float, beside: Beside = "center right") -> None:
+    """The legend beside the panels, or below them in a column or where `beside` is empty; never over the data.
+
+    Below it has as many columns as fit. `finish` makes room for it.
+    """
+    if beside and not is_narrow(width):
+        figure.legend(handles=list(handles), loc=beside, borderaxespad=0)
+        return
+    for columns in range(len(handles), 0, -1):
+        made = figure.legend(
+            handles=list(handles), loc="lower left", ncols=columns, columnspacing=1.2, borderaxespad=0, borderpad=0.3
+        )
+        if columns == 1 or made.get_window_extent().width / figure.dpi <= width - 0.05:
+            made.set_label(BELOW)
+            return
+        made.remove()
 
 
 def group_handles(names: Sequence[str]) -> list[Line2D]:
@@ -181,6 +216,11 @@ def titled(name: str) -> str:
     return name.replace("_", " ").capitalize().replace("english", "English")
 
 
+def phrase(name: str) -> str:
+    """`English share` within a sentence, `languages` for `languages`."""
+    return name.replace("_", " ").replace("english", "English")
+
+
 def short(factor: Factor, one: Level) -> str:
     """`50%` for `50% English` on an axis that is called English share."""
     return factor.label(one).removesuffix(" English") if factor.name == "english_share" else factor.label(one)
@@ -198,6 +238,12 @@ def unit(metric: str) -> str:
     return METRIC_LABELS.get(metric, f"{metric} (%)")
 
 
+def axis_label(metric: str) -> str:
+    """`score (%)`; of a metric with a long name, which stands in the title, the unit alone."""
+    said = unit(metric)
+    return said if len(said) <= 16 else said.rpartition("(")[2].rstrip(")")
+
+
 def group_title(group: str) -> str:
     """`English`, `T1`, `reading, T1`."""
     task, _, name = group.rpartition("/")
@@ -213,6 +259,32 @@ def seeds_said(results: Results, arms: Sequence[str] | None = None) -> str:
     if least == most:
         return f"{most} seed{'s' if most != 1 else ''}"
     return f"{least} to {most} seeds"
+
+
+def published_said(results: Results, factor: str, metric: str, names: Sequence[str]) -> str:
+    """Where a published curve comes from, and how its order agrees with ours."""
+    found = {name: overlay(results, factor, metric=metric, group=name) for name in names}
+    sources = list(dict.fromkeys(str(source) for one in found.values() for source in one.get("source", ())))
+    if not sources:
+        return "No published curve has these levels."
+    agreed = {
+        name: agreement(results, factor, metric=metric, group=name) for name, one in found.items() if not one.empty
+    }
+    said = [
+        f"{group_title(name)} {one.rho:.2f}" + (f" [{one.low:.2f}, {one.high:.2f}]" if np.isfinite(one.low) else "")
+        for name, one in agreed.items()
+        if np.isfinite(one.rho)
+    ]
+    levels = max(one.n_levels for one in agreed.values())
+    return (
+        f"Dotted, x: {'; '.join(sources)}, one run per arm, shifted and stretched to the mean and spread of ours. "
+        f"Rank correlation over the {levels} shared levels: {', '.join(said) or 'not known'}."
+    )
+
+
+def counted(least: int, most: int, noun: str) -> str:
+    """`384 answers`, or `100 to 384 answers` where it differs."""
+    return f"{most:,} {noun}" if least == most else f"{least:,} to {most:,} {noun}"
 
 
 def sample_said(results: Results, arms: Sequence[str] | None = None) -> str:

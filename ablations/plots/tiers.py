@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from ablations.contrasts import effect, groups, level
 from ablations.factors import Factor
 from ablations.plots import style
+from ablations.published import overlay
 from ablations.table import Results
 from lvlm.errors import InputError
 
@@ -27,9 +28,13 @@ def by_tier(
     *,
     metrics: Sequence[str] = ("score", "fidelity"),
     task: str | None = None,
+    published: bool = False,
     width: float = style.PAGE_INCHES,
 ) -> Figure:
-    """Each metric by tier along one factor, all else as in the baseline: means above, differences from it below."""
+    """Each metric by tier along one factor, all else as in the baseline: means above, differences from it below.
+
+    With `published` the paper's curve of the multilingual mean is laid over ours, shifted and stretched to it.
+    """
     arms, declared = results.margin(factor), style.factor_of(results, factor)
     if len(arms) < 2:
         raise InputError(
@@ -40,20 +45,22 @@ def by_tier(
     down = 2 * len(metrics) // across
     with plt.rc_context(style.STYLE):
         figure, axes = plt.subplots(
-            down, across, figsize=(width, 0.9 + 1.85 * down), sharex=True, squeeze=False, layout="constrained"
+            down, across, figsize=(width, 0.45 + 1.75 * down), sharex=True, squeeze=False, layout="constrained"
         )
         means: dict[str, list[Point]] = {}
         for number, metric in enumerate(metrics):
             top = 2 * (number // across)
             above, below = axes[top, number % across], axes[top + 1, number % across]
             means[metric] = [_mean(results, arm, metric, name) for name in names for arm in arms]
+            if published:
+                _overlay(above, results, factor, arms, metric, "/".join(filter(None, [task, "multilingual"])))
             changes = [_change(results, arm, metric, name) for name in names for arm in arms]
             for ax, points in ((above, means[metric]), (below, changes)):
                 _dodged(ax, points, arms, names, markers=4.2 if across == 1 else 4.6)
                 if results.baseline in arms:
                     place = arms.index(results.baseline)
                     ax.axvspan(place - 0.42, place + 0.42, color=style.BASELINE_COLOUR, zorder=0, linewidth=0)
-            above.set(title=style.metric_title(metric, task), ylabel=style.unit(metric).replace(", right", ",\nright"))
+            above.set(title=style.metric_title(metric, task), ylabel=style.axis_label(metric))
             below.axhline(0, color=style.INK, linewidth=0.8, zorder=1)
             below.set(ylabel="difference (points)")
         for ax in axes[-1]:
@@ -62,6 +69,9 @@ def by_tier(
         figure.align_ylabels()
         style.legend(figure, style.group_handles(names), width=width)
         note = f"{style.LEVEL_NOTE} {style.PAIRED_NOTE} Shaded: the baseline. {style.sample_said(results, arms)}."
+        if published:
+            group = "/".join(filter(None, [task, "multilingual"]))
+            note += f" {style.published_said(results, factor, metrics[0], [group])}"
         return style.finish(
             figure, _said(means[metrics[0]], metrics[0], task), note=note,
             title=f"{style.titled(declared.name)}: {style.seeds_said(results, arms)}",
@@ -102,6 +112,14 @@ def _dodged(ax: Axes, points: Sequence[Point], arms: Sequence[str], names: Seque
             markersize=markers * (1.5 if key == "multilingual" else 1.0), markeredgecolor="white", markeredgewidth=0.3,
         )  # fmt: skip
     ax.set(xlabel="", xlim=(-0.5, len(arms) - 0.5))
+
+
+def _overlay(ax: Axes, results: Results, factor: str, arms: Sequence[str], metric: str, group: str) -> None:
+    found = overlay(results, factor, metric=metric, group=group)
+    places = [(arms.index(label), value) for one, value in zip(found["level"], found["value"], strict=True)
+              if (label := results.label({factor: one})) in arms]  # fmt: skip
+    if places:
+        ax.plot(*zip(*places, strict=True), **style.PUBLISHED)
 
 
 def _tick(ax: Axes, results: Results, factor: Factor, arms: Sequence[str], *, inches: float) -> None:

@@ -25,8 +25,9 @@ EQUAL = 0.01
 METHOD = """
 An effect is the mean difference between two arms, paired by seed: both share samples, their order, the initial weights
 and the test items, except for what the factor changes. Its 95 % interval is a t interval for seeds <em>and</em>
-languages like these (two-way random effects, Satterthwaite's degrees of freedom); where a group holds one language,
-such as English, it is a t interval over seeds. The unit of replication is the training run; languages are repeated
+languages like these (two-way random effects, Satterthwaite's degrees of freedom); where there are fewer than three
+seeds, or a group holds fewer than three languages, as English alone, it is a t interval over seeds and speaks of these
+languages. The unit of replication is the training run; languages are repeated
 measures inside it. <em>Shown</em>: the interval lies on the expected side of zero (or within the stated margin).
 <em>Contradicted</em>: it lies on the other side. <em>Within noise</em>: neither. <em>Not judged</em>: there are fewer
 than two seeds with both arms, or their difference is the same everywhere, so that nothing tells its noise. Where little
@@ -35,8 +36,12 @@ change is expected the margin stands for zero: <em>shown</em> if the whole inter
 whether or not it holds zero: these data do not tell a small change from a larger one. The figure shows the margin as a
 light band. <em>In seed sd</em>: the effect over the standard deviation of the paired difference between seeds. All runs
 answer the same test items, so the intervals hold for these items and do not speak of others. Each interval stands for
-itself and nothing is adjusted for their number: where nothing has an effect, one starred interval in twenty is to be
-expected. Verdicts speak of the world, the backbones and the budget of this study.
+itself and is not adjusted for their number: where nothing has an effect, one starred interval in twenty is to be
+expected. <em>Smallest visible</em>, in cells behind <code>≥</code>: the smallest true difference that this comparison
+would have shown in four of five repetitions (80 % power), as far as its own noise tells; what is smaller may be there
+unseen. <em>p</em>: exact sign flips of the paired differences of seeds, for these languages; with S seeds it cannot
+fall below 2 / 2<sup>S</sup> (<em>least</em>). <em>p, Holm</em>: adjusted for the number of expectations. Verdicts speak
+of the world, the backbones and the budget of this study.
 """
 
 
@@ -95,8 +100,10 @@ def origin(results: Results) -> str:
         f"<tr><th scope='row'>{html.escape(title)}</th><td>{html.escape(text)}</td></tr>"
         for title, text in results.origin.lines()
     )
+    title = "Where these results come from"
     return (
-        f"<table class='origin'><caption>Where these results come from</caption><tbody>{''.join(rows)}</tbody></table>"
+        f"<div class='wide' role='region' tabindex='0' aria-label='{title}'><table><caption>{title}</caption>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
@@ -111,9 +118,12 @@ def expectations(results: Results) -> list[Section]:
         if found.verdict != "shown"
     ]
     lines = "".join(f"<p class='headline'>{html.escape(line)}</p>" for line in headlines(results))
+    verdicts = results.verdict_table()
+    note = verdicts.attrs.get("note")
     body = (
         picture(expected(results))
-        + table(results.verdict_table(), "Every expectation, in the order of its declaration", sortable=True)
+        + table(verdicts, "Every expectation, in the order of its declaration", sortable=True)
+        + (f"<p class='note'>{html.escape(note)}</p>" if note else "")
         + "<h3>Not shown by these data</h3>"
         + (f"<ul>{''.join(open_ends)}</ul>" if open_ends else "<p>Nothing: every expectation was shown.</p>")
     )
@@ -132,7 +142,10 @@ def effects(results: Results) -> list[Section]:
     if {"languages", "english_share"} <= {factor.name for factor in results.study.factors if factor.levels}:
         tiers = [tier for tier in reversed(GROUP_ORDER) if tier in set(results.table["tier"])][:1]
         shown.append(picture(interaction_map(results, in_groups=("multilingual", *tiers))))
-    said = f"<p>Baseline: {html.escape(results.baseline)}. Points; <code>*</code>: the 95 % interval excludes 0.</p>"
+    said = (
+        f"<p>Baseline: {html.escape(results.baseline)}. Points; <code>*</code>: the 95 % interval excludes 0; "
+        "<code>≥</code>: the smallest difference that these runs could have seen with 80 % power.</p>"
+    )
     tables = []
     for metric, by in (("score", "tier"), ("fidelity", "tier"), ("score", "task")):
         frame = results.matrix(metric=metric, by=by)
