@@ -93,7 +93,7 @@ def tidy_from_scores(runs: StoredRuns, client: MlflowClient) -> tuple[pd.DataFra
 def export_from_store(place: Place, source: str, *, overrides: Sequence[str] = ()) -> tuple[Export, int]:
     """Write results, budget and origin of a study into its folder, and how many of the runs are in them by their
     metrics alone. `source` is how the user names the study."""
-    home, study = place.home, place.name.partition("@")[0]
+    home, study = place.home, place.study
     runs = read_runs(home, study, overrides=overrides)
     if not runs.tags:
         raise InputError(f"The MLflow store {shown(tracking_uri(home))} has no finished run of '{study}' yet.")
@@ -222,6 +222,7 @@ def _origin(runs: StoredRuns, source: str) -> Origin:
         version=parent["version"],
         budget=parent.get("budget", "default"),
         overrides=tuple(json.loads(parent.get("overrides", "[]"))),
+        held_equal=parent.get("held_equal", "samples"),
         search=parent.get("search", ""),
         seeds=tuple(sorted({int(tags["seed"]) for tags in runs.tags.values()})),
         git_commits=tuple(dict.fromkeys(tags.get("git_commit", "unknown") for tags in runs.tags.values())),

@@ -1,5 +1,5 @@
 """Where MLflow keeps the runs of a work folder: one URL, the same for launches, workers and pages. Used by `tracking`,
-`runs`, `server`.
+`stored_runs`, `server`.
 
 MLFLOW_TRACKING_URI where it is set; else what a launch wrote down here; else a SQLite file of the work folder.
 """
