@@ -27,7 +27,7 @@ from sweeps.read import export
 from sweeps.standing import Lookout
 from sweeps.storage import NOT_SHARED, Storage, StorageDown, choose_storage
 from sweeps.tracking import Tracker
-from sweeps.tracking_store import keep_uri, sqlite_file, tracking_uri
+from sweeps.tracking_store import is_there, keep_uri
 from sweeps.worker import FAILURES_IN_A_ROW, load_runner
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ class _Launch:
         if outcome.results is not None:
             report = f"python -m ablations report {self.plan.command}{self.place.home_option}"
             lines.append(f"Results: {outcome.results}\nReport:  {report}")
-        if (file := sqlite_file(tracking_uri(self.place.home))) is None or file.is_file():
+        if is_there(self.place.home):
             lines.append(f"MLflow:  python -m sweeps ui{self.place.home_option}")
         return lines
 

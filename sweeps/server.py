@@ -20,7 +20,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from lvlm.errors import InputError
 from sweeps.plan import Place, Plan
-from sweeps.tracking_store import is_server, keep_uri, shown, sqlite_file
+from sweeps.tracking_store import is_server, is_there, keep_uri, shown
 from sweeps.views import TAG, page
 
 START_SECONDS = 180.0
@@ -40,10 +40,9 @@ def serve(
         print(f"The runs of this work folder are on the MLflow server {shown(uri)}", flush=True)
         _show(home, uri.rstrip("/"), study, browser=browser)
         return 0
-    file = sqlite_file(uri)
-    if file is not None and not file.is_file():
+    if not is_there(home):
         raise InputError(
-            f"There are no recorded runs in {home} (no {file.name}). "
+            f"There are no recorded runs in {home} (nothing is at {shown(uri)}). "
             "Launch a study first: python -m sweeps launch drivers"
         )
     if study is not None:

@@ -68,6 +68,12 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
+def is_there(home: Path) -> bool:
+    """Whether there is a store to ask for runs; a SQLite file would be made by asking."""
+    file = sqlite_file(tracking_uri(home))
+    return file is None or file.is_file()
+
+
 def shown(uri: str) -> str:
     """The URL without its password."""
     return re.sub(r"(://[^:/@]+):[^@/]*@", r"\1:***@", uri)

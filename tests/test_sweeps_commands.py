@@ -117,6 +117,7 @@ def test_attach_takes_what_the_report_wrote(tmp_path: Path, monkeypatch: pytest.
         (["launch", "drivers", "--runner", "lvlm.run:rum"], "runner 'lvlm.run:rum' cannot be loaded"),
         (["launch", "drivers", "--runner", "lvlm.records:RECORD_FILE"], "no function"),
         (["export", "drivers"], "Nothing has been launched"),
+        (["export", "drivers", "--from-mlflow"], "has no study 'drivers'"),
         (["ui"], "no recorded runs"),
         (["ui", "--optuna"], "Nothing has been launched"),
         (["ui", "drivers", "--optuna"], "Nothing has been launched"),
