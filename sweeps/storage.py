@@ -9,6 +9,7 @@ import copy
 import json
 import os
 import secrets
+import socket
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
@@ -263,9 +264,10 @@ def serve(home: Path, *, host: str, port: int) -> int:
 
     journal = home / PROXY_FILE
     try:
-        server = make_server(open_journal(journal), host, port, ThreadPoolExecutor(max_workers=10))
-    except RuntimeError as error:
+        socket.create_server((host, port)).close()  # gRPC would share the port of another proxy
+    except OSError as error:
         raise InputError(f"Port {port} on {host} cannot be used ({error}). Choose another with --port.") from error
+    server = make_server(open_journal(journal), host, port, ThreadPoolExecutor(max_workers=10))
     server.start()
     print(f"Trials are kept in {journal} and served at grpc://{host}:{port} (Ctrl-C ends it)", flush=True)
     print(f"  python -m sweeps launch STUDY --storage grpc://{host}:{port}", flush=True)

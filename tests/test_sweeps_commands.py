@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -193,6 +194,14 @@ def test_pages_of_a_study_that_is_not_there_are_not_started(tmp_path: Path, caps
     assert main(["ui", "fake", "--optuna", "--home", str(tmp_path), "--no-browser"]) == 2
     said = capsys.readouterr()
     assert "does not answer" in said.err and said.err.count("\n") == 1 and said.out == ""
+
+
+def test_a_proxy_takes_no_port_that_is_in_use_and_leaves_nothing_then(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["proxy", "--port", str(taken.getsockname()[1]), "--home", str(tmp_path)]) == 2
+    assert "cannot be used" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_attaching_without_mlflow_is_one_paragraph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
