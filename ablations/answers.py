@@ -65,7 +65,7 @@ class Disagreement:
             mark = f"{int((given['score'] >= HALF).sum())} of {len(given)} right"
             lines.append(
                 f'<tr><th style="text-align:left">{escape(self.labels.get(str(arm), str(arm)))}</th>'
-                f'<td style="text-align:left">{said}</td><td>{mark}</td></tr>'
+                f'<td style="text-align:left;white-space:normal">{said}</td><td style="white-space:nowrap">{mark}</td></tr>'
             )
         picture = self.pictures.get((str(row["task"]), str(row["source"]), str(row["item"])))
         shown = (
@@ -77,7 +77,7 @@ class Disagreement:
             f"{escape(str(row['gold']))}</span></p>"
         )
         style = "display:flex;align-items:center;gap:20px;border-top:1px solid #ddd;padding:6px 0"
-        return f'<div style="{style}"><div>{shown}</div><div>{head}<table>{"".join(lines)}</table></div></div>'
+        return f'<div style="{style}"><div style="flex:none">{shown}</div><div>{head}<table>{"".join(lines)}</table></div></div>'
 
 
 def read_predictions(
