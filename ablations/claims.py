@@ -150,8 +150,8 @@ CLAIMS = (
         statement="After instruction tuning in English only, hardly an answer is in another language than English.",
         parts=(Reached(arm=ENGLISH, group="multilingual", region=(-INFINITE, 10.0),
                        published=_fidelity("English", None, *TIERS)),),
-        why="How often the built-in language models answer in English unasked is declared (25 % of requests in T5 to 45 % "
-            "in T1), and the level follows from it: the study answer_mix varies it.",
+        why="How often the built-in language models answer in English unasked is declared (25 % of requests in T5 to "
+            "45 % in T1), and the level follows from it: the study answer_mix varies it.",
     ),
     Claim(
         id="C1b", source=f"{CENTURIO}, RQ1 (fidelity on XM3600) and Table 27", study="number_of_languages",

@@ -73,8 +73,8 @@ def importance(
     A grid, or a fraction of one: omega-squared of a type-II analysis of variance of run means with the seed as a block,
     (SS - df MS_error) / (SS_total + MS_error). Arms to which a factor does not apply are left out; so are pairs, where
     the arms cannot tell them apart; a factor with a range is a quadratic. One factor at a time: the same along each
-    factor's own arms, each level counted once, as if effects added up. Arms that a search chose: fANOVA over several forests,
-    where `low` and `high` are the lowest and highest forest and `omega2` is the share itself.
+    factor's own arms, each level counted once, as if effects added up. Arms that a search chose: fANOVA over several
+    forests, where `low` and `high` are the lowest and highest forest and `omega2` is the share itself.
 
     The interval turns the noncentral F around (Steiger, 2004), against the larger of two errors: that of the model, and
     what the effect itself varies by from seed to seed; the other sources are held at their estimates. Simulated on

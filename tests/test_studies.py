@@ -54,7 +54,8 @@ SHIPPED = {
     ("english_share", "default"): "39e1365673d6", ("hundred_languages", "default"): "dcc600f12de9",
     ("number_of_languages", "default"): "d9dddff01217", ("tiling", "default"): "30399dd94c58",
     ("allocation", "default"): "02562e3429f5", ("continue_or_merge_lora", "default"): "e125f8f1b49a",
-    ("pretrain_share", "default"): "6f9c30ba9c51",
+    ("pretrain_share", "default"): "6f9c30ba9c51", ("answer_mix", "default"): "135354160988",
+    ("text_in_image", "default"): "72da9ce805fa",
 }  # fmt: skip
 """Study and budget -> fingerprint of the ids of its cells, under which finished runs lie in users' folders."""
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -35,7 +35,7 @@ class _Curve:
 
     tables: Mapping[str, str]
     """Own metric, or `METRIC/TASK` -> table."""
-    arms: Mapping[Level, str]
+    arms: Mapping[Any, str]
     """Level here -> arm there; numbers are compared with the numbers of a study's own levels."""
 
 
@@ -177,8 +177,8 @@ def _spearman(first: pd.Series[float], second: pd.Series[float]) -> float:
 def _by_level(results: Results, factor: Factor, metric: str, group: str) -> pd.DataFrame:
     """Own means: a row for each seed that has all arms, a column for each level, the other factors at the baseline."""
     study = results.known_study("Its factors are needed to compare arms by level.")
-    wide = values(results, metric)
-    wide = wide.loc[:, in_group(wide.columns, group)]  # type: ignore[arg-type]
+    every = values(results, metric)
+    wide = every[every.columns[in_group(every.columns, group)]]  # type: ignore[arg-type]
     present = set(wide.index.get_level_values("arm"))
     labels = {level: study.arm({factor.name: level}).label for level in results.levels_of(factor)}
     arms = {level: wide.xs(label, level="arm") for level, label in labels.items() if label in present}

@@ -96,7 +96,7 @@ def best(table: str, groups: Sequence[str], *, metric: str = "score") -> float:
     """The level of a table with numeric arms at which the mean of these groups is highest."""
     arms = tables().query("table == @table and metric == @metric")
     means = arms[arms["group"].isin(groups)].groupby("arm")["value"].mean()
-    return float(means.idxmax())
+    return float(str(means.idxmax()))
 
 
 def pairs(table: str, arm: str) -> pd.DataFrame:
@@ -135,7 +135,7 @@ def _letters(code: str) -> str:
 def _table() -> dict[str, tuple[str, str]]:
     """Code -> tier and script, of the 100 training languages."""
     rows = pd.read_csv(_file("languages.csv"), keep_default_na=False, dtype=str)
-    return {row.code: (f"T{row.tier}", row.script) for row in rows.itertuples()}
+    return {str(row["code"]): (f"T{row['tier']}", str(row["script"])) for row in rows.to_dict("records")}
 
 
 def _file(name: str) -> str:
