@@ -160,7 +160,7 @@ class CorpusUse(Settings):
 Unit = Literal["samples", "tokens", "supervised_tokens"]
 """What shares of a mix are counted in. `tokens` are text tokens, image tokens not counted; `supervised_tokens` those of
 them that are learned. Each sample counts once, whatever the epochs, and before it is cut at `max_text_tokens`."""
-ALLOCATION_SETTINGS = {"temperature": "temperature", "sizes": "temperature", "weights": "weights"}
+ALLOCATION_SETTINGS = {"temperature": "temperature", "sizes": "temperature", "weights": "weights", "pairs": "pairs"}
 """Settings that one allocation alone has, and needs."""
 
 
@@ -178,9 +178,10 @@ class MixConfig(Settings):
     share_of: Unit = "samples"
     """What `english_share` and the shares of the allocation are meant of. In tokens, English has its share as nearly as
     whole samples allow, and the other languages have theirs approximately (see `lvlm.data.mix.language_codes`)."""
-    allocation: Literal["uniform", "inverse_tier", "inverse_exp_tier", "temperature", "weights"] = "uniform"
+    allocation: Literal["uniform", "inverse_tier", "inverse_exp_tier", "temperature", "weights", "pairs"] = "uniform"
     """How the rest is divided: equally, in proportion to 1/tier or exp(-tier) (Centurio, appendix D.2, Stratified-1 and
-    -2), to size^(1/temperature), or to `weights`."""
+    -2), to size^(1/temperature), or to `weights`. `pairs` is no division: every language but the pivot has `pairs`
+    samples, and the pivot has what remains."""
     temperature: Annotated[float, Field(gt=0)] | None = None
     """For `temperature`: 1 follows `sizes`, more flattens them."""
     sizes: Amounts | None = None
@@ -189,6 +190,14 @@ class MixConfig(Settings):
     than the mix has."""
     weights: Amounts | None = None
     """For `weights`: one for each language of the mix but English."""
+    pairs: Annotated[int, Field(ge=0)] | None = None
+    """For `pairs`: so many translated samples of each language but the pivot, the same ones and more where the number
+    is larger."""
+    pivot: Annotated[str, BeforeValidator(_norwegian)] = "en"
+    """For `pairs` and `parallel`: the language that the others are translated from."""
+    parallel: Share = 0.0
+    """Share of the samples that come two by two, one id in two languages of which one is the pivot, in the same
+    optimizer step. The number of samples stays; there are fewer ids."""
 
     @model_validator(mode="after")
     def _the_allocation_has_its_settings(self) -> Self:
@@ -199,10 +208,19 @@ class MixConfig(Settings):
                 raise ValueError(f"{name} is a setting of allocation '{allocation}', not of '{self.allocation}'")
         return self
 
+    @model_validator(mode="after")
+    def _pairs_are_counted_from_a_pivot(self) -> Self:
+        if self.allocation == "pairs" and (self.english_share is not None or self.share_of != "samples"):
+            idle = "share_of" if self.english_share is None else "english_share"
+            raise ValueError(f"allocation 'pairs' counts samples, so that {idle} would change nothing; leave it out")
+        if self.pivot != "en" and self.allocation != "pairs" and not self.parallel:
+            raise ValueError(f"pivot is {self.pivot}, but only allocation 'pairs' and parallel have a pivot")
+        return self
+
     @model_serializer(mode="wrap")
     def _unset_settings_are_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A config that has none of them keeps the fingerprint that it had before they existed.
-        unset = {"share_of": "samples", **dict.fromkeys(ALLOCATION_SETTINGS)}
+        unset = {"share_of": "samples", "pivot": "en", "parallel": 0.0, **dict.fromkeys(ALLOCATION_SETTINGS)}
         return {name: value for name, value in dump(self).items() if name not in unset or value != unset[name]}
 
 
