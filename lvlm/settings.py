@@ -246,6 +246,17 @@ class LoraSettings(Settings):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
+class ContrastSettings(Settings):
+    """A term that draws the two sides of a parallel sample together (`mix.parallel`); see `lvlm.train.contrast`."""
+
+    weight: Annotated[float, Field(ge=0)] = 0.0
+    """What it is multiplied by before it is added to the loss; 0 is off."""
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    layer: Annotated[int, Field(ge=0)] | None = None
+    """The LLM's block whose output is compared: 0 are the embeddings, the number of blocks is the state before the
+    head; None is the middle one."""
+
+
 class OptimConfig(Settings):
     """AdamW and its schedule. Learning rates and weight decays of adapter and tower default to `lr` and
     `weight_decay`; biases and norms do not decay."""
@@ -274,6 +285,7 @@ class StageConfig(Settings):
     """What becomes of a LoRA that an earlier stage trained: the same one learns on, or it is merged into the weights
     and a new one is drawn, whose settings may differ."""
     optim: OptimConfig = OptimConfig()
+    contrast: ContrastSettings = ContrastSettings()
     batch_samples: Annotated[int, Field(ge=1)] = 16
     """Samples of one optimizer step, whatever the memory settings."""
     epochs: Annotated[float, Field(gt=0)] | None = None
@@ -305,6 +317,28 @@ class StageConfig(Settings):
         if self.lora != LoraSettings() and "lora" not in (self.train.llm, self.train.tower):
             raise ValueError("lora is set but no part is trained with it; leave it out, or set train.llm=lora")
         return self
+
+    @model_validator(mode="after")
+    def _contrast_has_its_pairs(self) -> Self:
+        if not self.contrast.weight and self.contrast != ContrastSettings():
+            raise ValueError("contrast.temperature or layer is set, but contrast.weight is 0; leave them out")
+        if self.contrast.weight and not self.mix.parallel:
+            raise ValueError(
+                f"contrast.weight is {self.contrast.weight:g}, but mix.parallel is 0, so that there are no pairs; "
+                "raise it, or leave contrast out"
+            )
+        if self.contrast.weight and self.lora.dropout:
+            raise ValueError(
+                "contrast.weight and lora.dropout are both above 0, and states that are dropped from cannot be "
+                "compared over a step; set lora.dropout to 0"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _an_unused_contrast_is_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A config without it keeps the fingerprint that it had before it existed.
+        usual = ContrastSettings().model_dump()
+        return {name: value for name, value in dump(self).items() if name != "contrast" or value != usual}
 
 
 class EvaluateConfig(Settings):

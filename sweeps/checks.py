@@ -10,6 +10,7 @@ from typing import Any
 
 from ablations.studies import FOLDER
 from lvlm.check import open_corpora
+from lvlm.config import STAGES
 from lvlm.errors import InputError
 from lvlm.records import TRAINER_VERSION, RunRecord
 from lvlm.train.identity import config_diff
@@ -129,7 +130,7 @@ def check_making(plan: Plan, place: Place) -> None:
     for cell in plan.cells:
         recorded = RunRecord.load(place.cell(cell.id)) if place.is_recorded(cell.id) else None
         config = cell.run_config()
-        data = json.dumps([cell.config[part] for part in ("pretrain", "instruct", "evaluate")], sort_keys=True)
+        data = json.dumps([cell.config.get(part) for part in (*STAGES, "evaluate")], sort_keys=True)
         try:
             if data not in opened:
                 opened[data] = {path: corpus.stamp() for path, corpus in open_corpora(config).items()}

@@ -5,10 +5,11 @@
 
 Cost: under a minute a run on one core, so about an hour on 2; the pretrain stage is trained once per seed.
 
-Captions are in the pivot, English, with the LLM frozen; then the LLM learns with LoRA from 3,200 dialogues in every arm.
-k of them are translated into one target language, the same ones and more where k is larger, and the others stay in the
-pivot: "all" leaves none there. The targets are one language of each tier. Every arm is asked in all of them, so that the
-four without pairs tell whether what is learned is "answer in the language of the question" or that language alone.
+Captions are in the pivot, English, with the LLM frozen; then the LLM learns with LoRA from 3,200 dialogues in every
+arm. k of them are translated into one target language, the same ones and more where k is larger, and the others stay
+in the pivot: "all" leaves none there. The targets are one language of each tier. Every arm is asked in all of them, so
+that the four without pairs tell whether what is learned is "answer in the language of the question" or that language
+alone.
 
 Expected: with pivot data alone the questions are understood and many answers come in the pivot, most in low tiers; a
 small number of pairs repairs fidelity while the score in any language moves little; the pivot suffers only where it has

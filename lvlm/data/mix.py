@@ -254,7 +254,9 @@ def pair_codes(ids: Sequence[str], *, languages: Sequence[str], pivot: str, pair
     return codes
 
 
-def in_parallel(codes: Numbers, order: Numbers, *, pivot: int, others: Sequence[int], share: float) -> tuple[Numbers, Numbers]:
+def in_parallel(
+    codes: Numbers, order: Numbers, *, pivot: int, others: Sequence[int], share: float
+) -> tuple[Numbers, Numbers]:
     """(ids, codes) of as many samples as there are ids, of which a `share` come two by two.
 
     `codes` are the languages of all ids, `order` the ids in the order in which they come in pairs; the last of it give

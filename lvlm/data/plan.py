@@ -319,9 +319,7 @@ def draw_order(pool: int, samples: int, seed: int) -> npt.NDArray[np.int64]:
     return np.concatenate(epochs)[:samples].astype(np.int64)
 
 
-def draw_pairs(
-    alike: npt.NDArray[np.bool_], samples: int, seed: int, *, batch_samples: int
-) -> npt.NDArray[np.int64]:
+def draw_pairs(alike: npt.NDArray[np.bool_], samples: int, seed: int, *, batch_samples: int) -> npt.NDArray[np.int64]:
     """`draw_order` for a pool in which some samples and the next are two sides of a pair (`alike`, as `Pool.alike`
     gives it): both are in the same optimizer step of `batch_samples`.
 

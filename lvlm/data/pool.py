@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +62,7 @@ class Pool:
         names = [(part.corpus.name, part.use.split) for part in self.parts]
         owners = zip(self.part.tolist(), self.row.tolist(), strict=True)
         keys = [(names[part], self.parts[part].rows.ids[row]) for part, row in owners]
-        return np.array([one == other for one, other in zip(keys, keys[1:], strict=False)], dtype=bool)
+        return np.array([one == other for one, other in pairwise(keys)], dtype=bool)
 
     def by_part(self, numbers: Numbers) -> Iterator[tuple[Part, Numbers]]:
         """`numbers` divided among the parts that have any of them, in their order."""

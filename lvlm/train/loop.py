@@ -21,6 +21,7 @@ from lvlm.records import CURVE_FILE
 from lvlm.settings import StageConfig
 from lvlm.train.batches import BatchStream, StepBatches
 from lvlm.train.budgets import TokenBudgets
+from lvlm.train.contrast import StepContrast, step_contrast
 from lvlm.train.optim import lr_factor
 from lvlm.train.progress import Reporter
 from lvlm.train.resume import CheckpointTimer, load_checkpoint, save_checkpoint, seed_step
@@ -169,14 +170,23 @@ class StageLoop:
             seed_step(self.seed, self.stage, step, self.accelerator.process_index)
             loss, trouble = torch.zeros((), device=self.accelerator.device), ""
             try:
+                contrast = self._contrast(step)
                 for batch, images in stream.step(step):
-                    loss += self.strategy.backward(batch, images)
+                    loss += self.strategy.backward(contrast.pull(batch) if contrast else batch, images)
+                if contrast and self.accelerator.is_main_process:
+                    loss += contrast.value
             except torch.OutOfMemoryError as error:
                 trouble = str(error)
                 self._leave_lockstep(step, trouble)
             if not self._anywhere(bool(trouble)):
                 return loss, stream
             stream = self._smaller(step, trouble)
+
+    def _contrast(self, step: int) -> StepContrast | None:
+        """The contrastive term of a step; None where there is none."""
+        if not self.config.contrast.weight:
+            return None
+        return step_contrast(self.model, self.batches, step, self.config, self.compute)
 
     def _probe(self, stream: BatchStream) -> BatchStream:
         """Forward and backward of the longest micro-batch without an update: a lack of memory shows now, not in the
