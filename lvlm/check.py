@@ -24,6 +24,7 @@ def open_corpora(config: RunConfig, *, home: Path | None = None) -> dict[str, Co
     ]
     uses += [("evaluate.corpora", use, "report") for use in config.evaluate.corpora]
     uses += [("evaluate.tune_corpora", use, "tune") for use in config.evaluate.tune_corpora]
+    uses += [("evaluate.alignment", use, "report") for use in config.evaluate.alignment]
     _check_there([(field, use) for field, use, _ in uses])
     corpora = open_used((use for _, use, _ in uses), home=home)
     for _, use, permission in uses:

@@ -15,6 +15,7 @@ from lvlm.errors import InputError
 from lvlm.processes import process_count
 from lvlm.provenance import Phases, git_commit, machine, versions
 from lvlm.records import (
+    ALIGNMENT_FILE,
     CONFIG_FILE,
     CURVE_FILE,
     PLAN_FILE,
@@ -167,6 +168,7 @@ class _Run:
         self.corpora: dict[str, Corpus] = {}
         self.stages: dict[str, Stage] = {}
         self.results: dict[str, dict[str, Any]] = {}
+        self.alignment: pd.DataFrame | None = None
 
     def run(self, notes: list[str]) -> RunRecord:
         """All phases; returns the record, which the caller writes last."""
@@ -182,7 +184,10 @@ class _Run:
         if self.main:  # from here on the folder belongs to this configuration
             write_text(self.folder / CONFIG_FILE, to_yaml(self.config))
         for name in self.config.stages():
+            if name != "align":
+                self._measure_alignment()
             self._train(name)
+        self._measure_alignment()
         with self.phases("evaluate"):
             from lvlm.evaluate.kept import KeptAnswers
 
@@ -324,6 +329,22 @@ class _Run:
         corpus = self.corpora[use.path]
         return corpus.digest(use.split, corpus.languages_of(use.split))
 
+    def _measure_alignment(self) -> None:
+        """How well the LLM in memory aligns its languages, where that is asked for; once, before it sees images."""
+        if self.alignment is not None or not self.config.evaluate.alignment:
+            return
+        from lvlm.evaluate.alignment import checked_pivot, measure_alignment, parallel_sentences
+
+        sentences = parallel_sentences(self.config.evaluate.alignment, self.corpora)
+        self.model.to(self.compute.device).eval()
+        with self.phases("evaluate"), self.compute.autocast():
+            self.alignment = measure_alignment(
+                self.model.language_model,
+                self.processor.tokenizer,
+                sentences,
+                pivot=checked_pivot(self.config.evaluate.pivot),
+            )
+
     def _validate(self, features: ImageFeatures) -> dict[str, float]:
         """Score and fidelity on the tune splits, as numbers for the curve."""
         from lvlm.evaluate.tiers import summarise
@@ -387,8 +408,13 @@ class _Run:
             write_json(self.folder / PLAN_FILE, {name: plan.summary() for name, plan in plans.items()})
             curve = "".join(stage.curve.read_text(encoding="utf-8") for stage in self.stages.values())
             write_text(self.folder / CURVE_FILE, curve)
-            for frame, name in ((scores, SCORES_FILE), (predictions, PREDICTIONS_FILE)):
-                write_table(self.folder / name, frame)
+            for frame, name in (
+                (self._with_alignment(scores), SCORES_FILE),
+                (predictions, PREDICTIONS_FILE),
+                (self.alignment, ALIGNMENT_FILE),
+            ):
+                if frame is not None:
+                    write_table(self.folder / name, frame)
         notes = [*notes, *setting_notes(self.config), *refusal_notes(self.config, self.corpora)]
         hashes = {name: plan.hash for name, plan in plans.items()}
         seconds = self.phases.summary()
@@ -419,6 +445,15 @@ class _Run:
             notes=[*notes, *scores.attrs.get("notes", []), *left_out(scores)],
             tags=list(self.config.tags),
         )
+
+    def _with_alignment(self, scores: pd.DataFrame) -> pd.DataFrame:
+        if self.alignment is None:
+            return scores
+        import pandas as pd
+
+        from lvlm.evaluate.alignment import score_rows
+
+        return pd.concat([scores, score_rows(self.alignment)], ignore_index=True)
 
     def _budget(self, seconds: float) -> dict[str, float]:
         """What the model cost: sums over its stages, whoever trained them, and each stage apart. `seconds` is the wall

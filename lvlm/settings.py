@@ -359,10 +359,33 @@ class EvaluateConfig(Settings):
     GlotLID's. `auto` takes `corpus` for corpora of a closed vocabulary (those that a built-in world wrote, and those
     that name their attributes) and `packaged` for all others. The notes of the scores name what was used."""
 
+    name_language: bool = False
+    """Whether every question ends with a line that names its language in English: "Answer in Swahili."; questions whose
+    answers are in no language stay."""
+    forced_tokens: Annotated[int, Field(ge=0)] = 0
+    """So many first tokens of an answer are chosen among those with which gold answers of the task in the asked
+    language begin (any item's), so that a model that would answer in another language is led into this one."""
+    alignment: tuple[CorpusUse, ...] = ()
+    """Parallel sentences on which the alignment of the languages is measured, in the LLM that the first stage with
+    images begins with; splits with permission `report`, of which `samples` is the number of ids."""
+    pivot: Annotated[str, BeforeValidator(_norwegian)] = "en"
+    """The language that `alignment` compares the others with."""
+
     @model_serializer(mode="wrap")
-    def _the_usual_detector_is_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _usual_settings_are_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A config that has none keeps the fingerprint that it had before there was a choice.
-        return {name: value for name, value in dump(self).items() if (name, value) != ("detector", "auto")}
+        usual = {"detector": "auto", "name_language": False, "forced_tokens": 0, "alignment": [], "pivot": "en"}
+        return {
+            name: value
+            for name, value in dump(self).items()
+            if name not in usual or (list(value) if isinstance(value, tuple) else value) != usual[name]
+        }
+
+    @model_validator(mode="after")
+    def _a_pivot_is_for_alignment(self) -> Self:
+        if self.pivot != "en" and not self.alignment:
+            raise ValueError(f"pivot is {self.pivot}, but alignment names no sentences; leave it out, or name some")
+        return self
 
     @model_validator(mode="after")
     def _samples_count_per_language_here(self) -> Self:

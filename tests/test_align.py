@@ -15,6 +15,7 @@ from lvlm.config import RunConfig, fingerprint, make_config
 from lvlm.data.corpus import open_corpus
 from lvlm.data.plan import build_plan, draw_pairs
 from lvlm.errors import InputError
+from lvlm.model.states import text_states
 from lvlm.run import run
 from lvlm.train.batches import SampleEncoder, StepBatches
 from lvlm.train.compute import compute
@@ -138,7 +139,7 @@ def test_the_gradient_is_that_of_the_formula(text: Path) -> None:
     means = {}
     for entry in plan.step_entries(0):
         ids = encoder(plan.sample(entry)).ids[None]
-        means[entry.number] = model.all_states({"input_ids": ids})[1].mean(dim=1)[0]
+        means[entry.number] = text_states(model.language_model, {"input_ids": ids})[1].mean(dim=1)[0]
     pairs = pairs_of(plan.step_entries(0), "en")
     assert len(pairs) >= 2
     sides = [torch.stack([means[pair[side]] for pair in pairs]) for side in (0, 1)]

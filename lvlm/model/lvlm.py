@@ -196,20 +196,6 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         hidden: Tensor = outputs[0]
         return hidden
 
-    def all_states(self, batch: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """Hidden states (batch, tokens, hidden) of a text: the embeddings, what every block puts out, the last one
-        before the head. From the inputs of `forward` but images."""
-        ids, mask = batch["input_ids"], batch.get("attention_mask")
-        positions = batch.get("position_ids")
-        outputs = self.language_model.base_model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=_positions(mask, ids) if positions is None else positions,
-            use_cache=False,
-            output_hidden_states=True,
-        )
-        return (*outputs.hidden_states[:-1], outputs[0])
-
     def logits(self, hidden: Tensor) -> Tensor:
         """The head, with the scaling and capping of the LLM families that have them: (..., hidden) -> (...,
         vocabulary)."""

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from lvlm.errors import InputError
 from lvlm.languages import language
+from lvlm.model.states import text_states
 from lvlm.settings import ContrastSettings, StageConfig
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def step_contrast(model: Lvlm, batches: StepBatches, step: int, config: StageCon
             sides = [(place, number) for place, number in enumerate(batch.numbers) if number in rows]
             if sides:
                 batch = batch.to(compute.device)
-                found = mean_states(model.all_states(batch.inputs)[layer], batch)
+                found = mean_states(text_states(model.language_model, batch.inputs)[layer], batch)
                 for place, number in sides:
                     states[rows[number]] += found[place] / times[number]
     if compute.accelerator.num_processes > 1:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lvlm.errors import InputError
 from lvlm.model.lora import sum_lora
+from lvlm.model.states import text_states
 from lvlm.model.weights import quantised_layers
 from lvlm.settings import ContrastSettings, StageConfig
 from lvlm.train.batches import MicroBatch
@@ -84,7 +85,7 @@ class StepLoss(nn.Module):
         (model,) = self._of
         with self._autocast():
             if batch.pull is not None:
-                states = model.all_states(batch.inputs)
+                states = text_states(model.language_model, batch.inputs)
                 pulled = (mean_states(states[self._layer], batch) * batch.pull).sum()
                 # Its gradient; the value of the term is that of the whole step.
                 return self._supervised(states[-1], batch) + (pulled - pulled.detach())

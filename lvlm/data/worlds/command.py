@@ -30,8 +30,8 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         "name",
         choices=TAKES,
         help="shapes: captions and dialogues about scenes; reading: words in scenes; plots: bar and pie plots (SMPQA); "
-        "pages: text on backgrounds (after Synthdog); emoji: pictures and their names; sentences: parallel text without "
-        "images; origins: dialogues in the pivot, translated and native, with and without noise",
+        "pages: text on backgrounds (after Synthdog); emoji: pictures and their names; sentences: parallel text "
+        "without images; origins: dialogues in the pivot, translated and native, with and without noise",
     )
     sub.add_argument("folder", type=Path)
     sub.add_argument("--seed", type=int, default=0)

@@ -1,5 +1,5 @@
-"""Writes the corpora that studies of a pivot language ask for: `sentences`, parallel text without images, and `origins`,
-where what is said in another language is translated or native, with noise of a known rate. Called by
+"""Writes the corpora that studies of a pivot language ask for: `sentences`, parallel text without images, and
+`origins`, where what is said in another language is translated or native, with noise of a known rate. Called by
 `python -m lvlm data` and by tests."""
 
 from __future__ import annotations
