@@ -64,13 +64,13 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _stages_fit_together(self) -> Self:
-        check_lineage(self)
         for name, stage in self.stages().items():
             if stage.contrast.weight and name != "align":
                 raise ValueError(
                     f"{name}.contrast.weight is {stage.contrast.weight:g}, but states are compared on text alone, in the "
                     "stage align; leave it out"
                 )
+        check_lineage(self)
         if self.align and (
             idle := [part for part in ("tower", "adapter") if getattr(self.align.train, part) != "frozen"]
         ):

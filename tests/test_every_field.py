@@ -160,6 +160,8 @@ def of_align() -> dict[str, tuple[str, Changes]]:
     parts = ("train.tower", "train.adapter", *(f"optim.{part}_{of}" for part in ("tower", "adapter") for of in OWN))
     changes |= {f"align.{field}": ("refused", {f"align.{field}": 0.1}) for field in parts}
     changes |= {f"align.train.{part}": ("refused", {f"align.train.{part}": "full"}) for part in ("tower", "adapter")}
+    whole = {"lora.r": 16, "lora.alpha": 32.0, "lora.dropout": 0.0}  # as where there is none
+    changes["align.train.llm"] = ("weights", {f"align.{k}": v for k, v in {"train.llm": "full", **whole}.items()})
     for field, value in {"weight": 1.0, "temperature": 1.0, "layer": 2}.items():
         changes[f"align.contrast.{field}"] = ("weights", IN_PAIRS | {f"align.contrast.{field}": value})
     return changes
@@ -422,7 +424,8 @@ def test_another_value_changes_something(
     assert field in FIELDS, f"{field} is new: say in FIELDS what another value changes"
     kind, table = FIELDS[field]
     if kind == "refused":
-        with pytest.raises(InputError, match=field.partition(".")[2].rpartition(".")[2] if "align" in field else field):
+        told = "contrast" if "contrast" in field else field.rpartition(".")[2]
+        with pytest.raises(InputError, match=told):
             base(corpus, table)
         return
     config = base(corpus, concrete(table, corpus, tmp_path))

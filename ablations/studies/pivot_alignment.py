@@ -12,8 +12,8 @@ languages, half of them English, with all its weights. Of these 0, 1, 10 or 50 %
 shipped model. Then captions and dialogues are in the pivot, English, alone. Retrieval and CKA of parallel sentences are
 measured in the model that vision begins with, before it does.
 
-What a model saw is not how well it is aligned, so the measured alignment is what transfer is held against (notebook 05).
-The control, 0 %, reads as much text: arms may be compared as far as their scores in the pivot agree.
+What a model saw is not how well it is aligned, so transfer is held against the measured alignment (notebook 05). The
+control, 0 %, reads as much text: arms may be compared as far as their scores in the pivot agree.
 
 Expected: parallel text alone moves alignment little, the contrastive term much; the score in any language outside the
 pivot rises with measured alignment; fidelity need not.
@@ -65,7 +65,7 @@ study = Study(
             path="align.mix.parallel",
             levels=("none", *STRENGTHS),
             labels={"none": "no text"}
-            | {name: f"{name} parallel" if weight == 0 else f"50% parallel, {name}" for name, (_, weight) in STRENGTHS.items()},
+            | {name: f"50% parallel, {name}" if weight else f"{name} parallel" for name, (_, weight) in STRENGTHS.items()},
             settings={"none": {"align": None}} | {name: reading(*strength) for name, strength in STRENGTHS.items()},
         ),
     ),

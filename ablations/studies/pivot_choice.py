@@ -3,7 +3,8 @@
     python -m sweeps launch pivot_choice        # 8 arms x 5 seeds
     python -m ablations report pivot_choice
 
-Cost: a minute and a quarter a run on one core, so about half an hour on 2: captions are trained once per seed and pivot.
+Cost: a minute and a quarter a run on one core, so about half an hour on 2; captions are trained once per seed and
+pivot.
 
 Captions and dialogues are all in one language, one of each tier beside English and a second of T5 that is written from
 right to left; or half English, half German. All 16 languages are asked. The arms are one half of a matrix from pivot to
@@ -74,11 +75,11 @@ study = Study(
             metric="score_any_language", group="fr", than_group="he", arm=pivot("de"), direction="higher",
         ),
         Expectation(
-            claim="Arabic carries further to Hebrew, whose noun comes first too, than to Georgian, held against English",
+            claim="Arabic carries further to Hebrew (noun first, too) than to Georgian, held against English",
             metric="score_any_language", group="he", than_group="ka", arm=pivot("ar"), direction="higher",
         ),
         Expectation(
-            claim="A pivot is answered in as well as English is, in the lowest tier: Javanese by more than from English",
+            claim="As its own pivot Javanese is answered better than from English",
             metric="score", group="jv", arm=pivot("jv"), direction="higher",
         ),
     ),

@@ -7,9 +7,10 @@
 
 Cost: about a minute a run on one core, so about 12 minutes on 2; the pretrain stage is trained once per seed.
 
-Every arm sees 3,200 samples. In one all are dialogues about pictures in the pivot, English. In the others 320 give way:
-to texts without a picture in the five target languages, 64 each (a scene told in words, asked about and answered); to as
-many such texts in the pivot, which tells text from language; or to dialogues about pictures in the target languages.
+Every arm sees 3,200 samples. In one all are dialogues about pictures in the pivot, English. In the others 320 give
+way: to texts without a picture in the five target languages, 64 each (a scene told in words, asked about and answered);
+to as many such texts in the pivot, which tells text from language; or to dialogues about pictures in the target
+languages.
 
 Expected: texts in the target languages repair fidelity nearly as well as dialogues about pictures do, and cost nothing
 of what is right in any language; texts in the pivot repair nothing.
