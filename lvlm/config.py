@@ -67,8 +67,8 @@ class RunConfig(Settings):
         for name, stage in self.stages().items():
             if stage.contrast.weight and name != "align":
                 raise ValueError(
-                    f"{name}.contrast.weight is {stage.contrast.weight:g}, but states are compared on text alone, in the "
-                    "stage align; leave it out"
+                    f"{name}.contrast.weight is {stage.contrast.weight:g}, but states are compared on text alone, in "
+                    "the stage align; leave it out"
                 )
         check_lineage(self)
         if self.align and (

@@ -13,7 +13,7 @@ from lvlm.check import check_evaluation, check_learns, open_corpora, refusal_not
 from lvlm.config import RunConfig, fingerprint, to_yaml
 from lvlm.errors import InputError
 from lvlm.processes import process_count
-from lvlm.provenance import Phases, git_commit, machine, versions
+from lvlm.provenance import Phases, git_commit, machine, spent_on, versions
 from lvlm.records import (
     ALIGNMENT_FILE,
     CONFIG_FILE,
@@ -331,19 +331,12 @@ class _Run:
 
     def _measure_alignment(self) -> None:
         """How well the LLM in memory aligns its languages, where that is asked for; once, before it sees images."""
-        if self.alignment is not None or not self.config.evaluate.alignment:
-            return
-        from lvlm.evaluate.alignment import checked_pivot, measure_alignment, parallel_sentences
+        if self.alignment is None and self.config.evaluate.alignment:
+            from lvlm.evaluate.alignment import alignment_of
 
-        sentences = parallel_sentences(self.config.evaluate.alignment, self.corpora)
-        self.model.to(self.compute.device).eval()
-        with self.phases("evaluate"), self.compute.autocast():
-            self.alignment = measure_alignment(
-                self.model.language_model,
-                self.processor.tokenizer,
-                sentences,
-                pivot=checked_pivot(self.config.evaluate.pivot),
-            )
+            with self.phases("evaluate"), self.compute.autocast():
+                model = self.model.to(self.compute.device)
+                self.alignment = alignment_of(model, self.processor, self.config.evaluate, self.corpora)
 
     def _validate(self, features: ImageFeatures) -> dict[str, float]:
         """Score and fidelity on the tune splits, as numbers for the curve."""
@@ -408,13 +401,13 @@ class _Run:
             write_json(self.folder / PLAN_FILE, {name: plan.summary() for name, plan in plans.items()})
             curve = "".join(stage.curve.read_text(encoding="utf-8") for stage in self.stages.values())
             write_text(self.folder / CURVE_FILE, curve)
-            for frame, name in (
-                (self._with_alignment(scores), SCORES_FILE),
-                (predictions, PREDICTIONS_FILE),
-                (self.alignment, ALIGNMENT_FILE),
-            ):
-                if frame is not None:
-                    write_table(self.folder / name, frame)
+            if self.alignment is not None:
+                from lvlm.evaluate.alignment import with_alignment
+
+                write_table(self.folder / ALIGNMENT_FILE, self.alignment)
+                scores = with_alignment(scores, self.alignment)
+            for frame, name in ((scores, SCORES_FILE), (predictions, PREDICTIONS_FILE)):
+                write_table(self.folder / name, frame)
         notes = [*notes, *setting_notes(self.config), *refusal_notes(self.config, self.corpora)]
         hashes = {name: plan.hash for name, plan in plans.items()}
         seconds = self.phases.summary()
@@ -425,7 +418,7 @@ class _Run:
             stage_keys={name: stage.key for name, stage in self.stages.items()},
             plan_hash=next(iter(hashes.values())) if len(hashes) == 1 else fingerprint(hashes),
             scores=summarise(scores),
-            budget=self._budget(seconds["total"]),
+            budget=spent_on(self.results, seconds["total"]),
             provenance={
                 "git_commit": self.commit,
                 "trainer": TRAINER_VERSION,
@@ -445,27 +438,3 @@ class _Run:
             notes=[*notes, *scores.attrs.get("notes", []), *left_out(scores)],
             tags=list(self.config.tags),
         )
-
-    def _with_alignment(self, scores: pd.DataFrame) -> pd.DataFrame:
-        if self.alignment is None:
-            return scores
-        import pandas as pd
-
-        from lvlm.evaluate.alignment import score_rows
-
-        return pd.concat([scores, score_rows(self.alignment)], ignore_index=True)
-
-    def _budget(self, seconds: float) -> dict[str, float]:
-        """What the model cost: sums over its stages, whoever trained them, and each stage apart. `seconds` is the wall
-        time of this run."""
-        budget: dict[str, float] = {"seconds": seconds}
-        for name, result in self.results.items():
-            for field in ("samples", "llm_tokens", "supervised_tokens", "images", "views", "flops"):
-                if all(field in other["spent"] for other in self.results.values()):  # older stages do not say all
-                    budget[field] = budget.get(field, 0) + result["spent"][field]
-                    budget[f"{name}/{field}"] = result["spent"][field]
-            budget["train_seconds"] = budget.get("train_seconds", 0.0) + result["spent"]["seconds"]
-            budget[f"{name}/train_seconds"] = result["spent"]["seconds"]
-            budget[f"{name}/trainable_parameters"] = result["spent"]["trainable_parameters"]
-            budget["trainable_parameters"] = result["spent"]["trainable_parameters"]
-        return budget

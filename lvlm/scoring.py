@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lvlm.config import RunConfig, make_settings
 from lvlm.errors import InputError
-from lvlm.languages import group_languages, in_table_order, is_group
+from lvlm.languages import group_languages, in_table_order, is_group, language
 from lvlm.processes import process_index
 from lvlm.ready import model_source, ready, recorded_config
 from lvlm.records import CONFIG_FILE, PREDICTIONS_FILE, SCORES_FILE, TASKS, write_table
@@ -141,7 +141,7 @@ def _keep(out: Path, model: dict[str, Any]) -> KeptAnswers:
 def alignment(options: argparse.Namespace) -> None:
     """Print how well a checkpoint or a language model aligns the languages of a parallel corpus."""
     from lvlm.check import open_used
-    from lvlm.evaluate.alignment import checked_pivot, measure_alignment, parallel_sentences, score_rows
+    from lvlm.evaluate.alignment import measure_alignment, parallel_sentences, score_rows
     from lvlm.settings import CorpusUse
 
     path, _, split = options.corpus.partition(":")
@@ -149,7 +149,7 @@ def alignment(options: argparse.Namespace) -> None:
     use = make_settings(CorpusUse, wanted, where="The corpus that was asked for")
     corpora = open_used([use])
     codes = _languages(options.languages, list(corpora[path].languages_of(use.split)))
-    pivot = checked_pivot(options.pivot)
+    pivot = language(options.pivot).code
     sentences = parallel_sentences([use], corpora, languages=[*codes, pivot])
     with _language_model(options) as (llm, tokenizer):
         found = measure_alignment(llm, tokenizer, sentences, pivot=pivot)

@@ -65,7 +65,7 @@ study = Study(
             path="align.mix.parallel",
             levels=("none", *STRENGTHS),
             labels={"none": "no text"}
-            | {name: f"50% parallel, {name}" if weight else f"{name} parallel" for name, (_, weight) in STRENGTHS.items()},
+            | {name: f"{name} parallel" if name[-1] == "%" else f"50% parallel, {name}" for name in STRENGTHS},
             settings={"none": {"align": None}} | {name: reading(*strength) for name, strength in STRENGTHS.items()},
         ),
     ),

@@ -1,6 +1,6 @@
 """How nearly a language model puts a sentence and its translation into one place: retrieval and similarity of its
-hidden states, layer by layer, and how many tokens its tokenizer makes of a word. Called by `lvlm.run` for the record and
-by `python -m lvlm alignment`.
+hidden states, layer by layer, and how many tokens its tokenizer makes of a word. Called by `lvlm.run` for the record
+and by `python -m lvlm alignment`.
 
 A sentence is encoded alone, without a chat template, and stands for itself as the mean of its tokens' states in a
 layer, centred by the mean over the sentences of its language. These are what transfer from the pivot is held against.
@@ -23,15 +23,24 @@ from lvlm.errors import InputError
 from lvlm.languages import in_table_order, language
 from lvlm.model.states import text_states
 from lvlm.records import SCORE_COLUMNS
-from lvlm.settings import CorpusUse
+from lvlm.settings import CorpusUse, EvaluateConfig
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from lvlm.model.lvlm import Lvlm
 
 TASK = "alignment"
 """What stands for a task in the rows of a run's scores."""
 TOGETHER = 64
 """Sentences of one pass."""
+
+
+def alignment_of(model: Lvlm, processor: Any, config: EvaluateConfig, corpora: Mapping[str, Corpus]) -> pd.DataFrame:
+    """`measure_alignment` of the LLM of a model, on the sentences that an evaluation names."""
+    sentences = parallel_sentences(config.alignment, corpora)
+    model.eval()
+    return measure_alignment(model.language_model, processor.tokenizer, sentences, pivot=language(config.pivot).code)
 
 
 def measure_alignment(llm: Any, tokenizer: Any, sentences: Mapping[str, Sequence[str]], *, pivot: str) -> pd.DataFrame:
@@ -80,6 +89,15 @@ def score_rows(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(SCORE_COLUMNS))
 
 
+def with_alignment(scores: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    """A run's scores with the rows of its alignment; what is noted of the scores stays with them."""
+    import pandas as pd
+
+    together = pd.concat([scores, score_rows(found)], ignore_index=True)
+    together.attrs.update(scores.attrs)
+    return together
+
+
 def retrieval(one: Tensor, other: Tensor) -> float:
     """Percent of the rows of `one` (sentences, width) whose nearest row of `other` has the same number."""
     here, there = (F.normalize(side - side.mean(dim=0), dim=1) for side in (one, other))
@@ -88,7 +106,7 @@ def retrieval(one: Tensor, other: Tensor) -> float:
 
 
 def linear_cka(one: Tensor, other: Tensor) -> float:
-    """Percent: |X'Y|^2 / (|X'X| |Y'Y|) of centred X and Y (sentences, width), in Frobenius norms; NaN for a constant."""
+    """Percent: |X'Y|^2 / (|X'X| |Y'Y|) of centred X, Y (sentences, width), in Frobenius norms; NaN for a constant."""
     x, y = ((side - side.mean(dim=0)).double() for side in (one, other))
     norms = torch.linalg.norm(x.T @ x) * torch.linalg.norm(y.T @ y)
     return 100.0 * float(torch.linalg.norm(x.T @ y) ** 2 / norms) if norms > 0 else float("nan")
@@ -158,8 +176,3 @@ def _means(llm: Any, tokenizer: Any, texts: Sequence[str]) -> list[Tensor]:
         found.append([(layer.float() * real).sum(dim=1) / lengths[:, None] for layer in states])
     back = torch.argsort(torch.tensor(order))
     return [torch.cat(layer)[back.to(device)] for layer in zip(*found, strict=True)]
-
-
-def checked_pivot(code: str) -> str:
-    """A pivot's code as the table has it."""
-    return language(code).code
