@@ -124,7 +124,7 @@ def _by_seed(table: pd.DataFrame, metric: str, column: str) -> dict[float, list[
     """Level of a column -> the values of its runs, each the mean over tasks."""
     own = table[(table["metric"] == metric) & table["value"].notna()]
     means = own.groupby([column, "run"])["value"].mean()
-    return {level: list(some) for level, some in means.groupby(level=0)}
+    return {float(at): list(means.loc[at]) for at in means.index.unique(level=0)}
 
 
 def _runs(results: Results, arm: str, metric: str) -> pd.DataFrame:

@@ -56,8 +56,8 @@ class Settings(BaseModel):
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
-ADAPTER_SETTINGS = {"pool": "window-pool", "shuffle": "window-shuffle", "queries": "resampler"}
-"""Settings that one adapter alone has."""
+ADAPTER_SETTINGS = {"pool": ("window-pool",), "shuffle": ("window-shuffle",), "queries": ("resampler", "query-mlp")}
+"""Settings that some adapters alone have."""
 
 
 class ModelConfig(Settings):
@@ -70,9 +70,9 @@ class ModelConfig(Settings):
     llm: str = "tiny-lm"
     """`tiny-lm`, `tiny-lm/3`, `tiny-lm-clean` (never answers in another language), a local folder, a
     folder of draws named 0, 1, ..., or a hub name."""
-    adapter: Literal["mlp", "multiscale-pool", "window-pool", "window-shuffle", "multiscale-shuffle", "resampler"] = (
-        "multiscale-pool"
-    )
+    adapter: Literal[
+        "mlp", "multiscale-pool", "window-pool", "window-shuffle", "multiscale-shuffle", "resampler", "query-mlp"
+    ] = "multiscale-pool"
     """What maps vision features to LLM tokens, each described in `lvlm/model/adapters.py`. `multiscale-pool` with one
     tile is the `mlp` adapter exactly; `mlp` takes one tile only."""
     pool: Annotated[int, Field(ge=1)] | None = None
@@ -80,7 +80,7 @@ class ModelConfig(Settings):
     shuffle: Annotated[int, Field(ge=1)] | None = None
     """For `window-shuffle`: shuffle x shuffle tokens become one; None is 2."""
     queries: Annotated[int, Field(ge=1)] | None = None
-    """For `resampler`: how many tokens an image becomes; None is 64."""
+    """For `resampler` and `query-mlp`: how many tokens an image becomes; None is 64."""
     tiles: Annotated[int, Field(ge=1, le=8)] = 1
     """n: a global view plus n x n tiles at n times the resolution; 1 means no tiling."""
     image_size: Annotated[int, Field(ge=8)] | None = None
@@ -123,8 +123,9 @@ class ModelConfig(Settings):
         if self.adapter == "mlp" and self.tiles != 1:
             raise ValueError(f"adapter 'mlp' takes tiles=1, not {self.tiles}; use adapter 'multiscale-pool' for tiles")
         for name in self.adapter_args:
-            if self.adapter != ADAPTER_SETTINGS[name]:
-                raise ValueError(f"{name} is a setting of adapter '{ADAPTER_SETTINGS[name]}', not of '{self.adapter}'")
+            if self.adapter not in ADAPTER_SETTINGS[name]:
+                having = "' or '".join(ADAPTER_SETTINGS[name])
+                raise ValueError(f"{name} is a setting of adapter '{having}', not of '{self.adapter}'")
         return self
 
 

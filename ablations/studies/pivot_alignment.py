@@ -64,9 +64,11 @@ study = Study(
             name="text",
             path="align.mix.parallel",
             levels=("none", *STRENGTHS),
-            labels={"none": "no text"}
-            | {name: f"{name} parallel" if name[-1] == "%" else f"50% parallel, {name}" for name in STRENGTHS},
-            settings={"none": {"align": None}} | {name: reading(*strength) for name, strength in STRENGTHS.items()},
+            labels={
+                "none": "no text",
+                **{name: f"{name} parallel" if name[-1] == "%" else f"50% parallel, {name}" for name in STRENGTHS},
+            },
+            settings={"none": {"align": None}, **{name: reading(*strength) for name, strength in STRENGTHS.items()}},
         ),
     ),
     baseline={"text": "0%"},

@@ -20,7 +20,7 @@ looked for. More of the pivot changes little.
 from typing import Any
 
 from ablations.designs import FullGrid
-from ablations.factors import Factor
+from ablations.factors import Factor, Level
 from ablations.studies import Expectation, Study
 
 LANGUAGES = ["en", "de", "ru", "el", "sw", "jv"]
@@ -29,11 +29,8 @@ SPLITS = {
     "translated": "instruct", "errors 10%": "errors_10", "errors 25%": "errors_25", "errors 50%": "errors_50",
     "native": "native", "noise 25%": "native_25", "noise 50%": "native_50", "noise 75%": "native_75",
 }  # fmt: skip
-LABELS = {"pivot": "pivot only", "translated": "translated", "native": "native"} | {
-    name: f"translated, {name}" if name.startswith("errors") else f"native, {name}"
-    for name in SPLITS
-    if name[-1] == "%"
-}
+LABELS: dict[Level, str] = {"pivot": "pivot only"}
+LABELS |= {name: f"{'translated' if 'errors' in name else 'native'}, {name}" for name in SPLITS if name[-1] == "%"}
 
 
 def corpora(split: str | None) -> list[dict[str, Any]]:
@@ -60,8 +57,10 @@ study = Study(
             path="instruct.mix.corpora",
             levels=("pivot", *SPLITS),
             labels=LABELS,
-            settings={"pivot": {"instruct.mix.corpora": corpora(None)}}
-            | {name: {"instruct.mix.corpora": corpora(split)} for name, split in SPLITS.items()},
+            settings={
+                "pivot": {"instruct.mix.corpora": corpora(None)},
+                **{name: {"instruct.mix.corpora": corpora(split)} for name, split in SPLITS.items()},
+            },
         ),
     ),
     baseline={"kind": "pivot"},

@@ -17,12 +17,14 @@ learned from instructions does; there the control says something of it.)
 """
 
 from ablations.designs import FullGrid
-from ablations.factors import Factor
+from ablations.factors import Factor, Level
 from ablations.studies import Expectation, Study
 
 LANGUAGES = ["en", "de", "ru", "el", "sw", "jv"]
 CONTROLS = {"none": (False, 0), "named": (True, 0), "first token": (False, 1), "both": (True, 1)}
-TOKEN, NAMED, PAIRS = {"control": "first token"}, {"control": "named"}, {"pairs": 8}
+TOKEN: dict[str, Level] = {"control": "first token"}
+NAMED: dict[str, Level] = {"control": "named"}
+PAIRS: dict[str, Level] = {"pairs": 8}
 
 study = Study(
     name="pivot_output",

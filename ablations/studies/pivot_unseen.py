@@ -30,9 +30,11 @@ study = Study(
             name="languages",
             path="instruct.mix.languages",
             levels=("none", *GROUPS),
-            labels={"none": "pivot only"} | {group: f"pairs in {group}" for group in GROUPS} | {"all": "pairs in all"},
-            settings={"none": {"instruct.mix.languages": "en", "instruct.mix.english_share": None}}
-            | {group: {"instruct.mix.languages": group, "instruct.mix.english_share": 0.85} for group in GROUPS},
+            labels={"none": "pivot only", **{group: f"pairs in {group}" for group in GROUPS}},
+            settings={
+                "none": {"instruct.mix.languages": "en", "instruct.mix.english_share": None},
+                **{group: {"instruct.mix.languages": group, "instruct.mix.english_share": 0.85} for group in GROUPS},
+            },
         ),
     ),
     baseline=NONE,

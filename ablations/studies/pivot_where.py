@@ -50,8 +50,7 @@ study = Study(
             name="where",
             path="instruct.mix.pairs",
             levels=tuple(WHERE),
-            labels={"nowhere": "no pairs", "both": "pairs in both"}
-            | {name: f"pairs in {name}" for name in ("pre-training", "instruction tuning")},
+            labels={name: "no pairs" if name == "nowhere" else f"pairs in {name}" for name in WHERE},
             settings={name: pairs("pretrain", one) | pairs("instruct", two) for name, (one, two) in WHERE.items()},
         ),
         Factor(

@@ -126,6 +126,7 @@ def _allocation(config: MixConfig, others: Sequence[str], corpus: str) -> Alloca
                 "Raise it, or leave these languages out."
             )
         return {code: weights[code] for code in others}
+    assert config.allocation != "pairs"
     return config.allocation
 
 

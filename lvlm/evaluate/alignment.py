@@ -79,7 +79,8 @@ def score_rows(found: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     rows: list[tuple[str, str, str, float, int]] = []
-    for code, own in found.groupby("language", sort=False):
+    for code in dict.fromkeys(found["language"]):
+        own = found[found["language"] == code]
         blocks = own[own["layer"] > 0]
         if len(blocks):
             rows += [
