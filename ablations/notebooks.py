@@ -21,7 +21,10 @@ from traitlets.config import Config
 from lvlm.errors import InputError
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
-NOTEBOOKS = {"languages": "01_number_of_languages", "english_share": "02_english_share", "tiles": "04_tiling"}
+NOTEBOOKS = {
+    "languages": "01_number_of_languages", "english_share": "02_english_share", "tiles": "04_tiling",
+    "pairs": "05_pivot", "text": "05_pivot",
+}  # fmt: skip
 """Factor -> the notebook that reads its margin."""
 
 FOLDED = """{%- extends 'basic/index.html.j2' -%}

@@ -3,7 +3,9 @@ other: planned, cached, resumed, continued by the stages after it."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from lvlm.run import run
 from lvlm.train.batches import SampleEncoder, StepBatches
 from lvlm.train.compute import compute
 from lvlm.train.contrast import StepContrast, info_nce, pairs_of, step_contrast
-from lvlm.train.strategies import WholeCopies
+from lvlm.train.strategies import WholeCopies, sum_over_processes
 from tests.corpora import make_corpus, train_row, write_rows
+from tests.processes import together
 from tests.tiny import tiny_world
 
 LANGUAGES = ("en", "de", "sw")
@@ -102,20 +105,27 @@ def test_pairs_never_straddle_a_step_while_single_samples_are_left() -> None:
         draw_pairs(np.array([True, False] * 4 + [True]), 10, 0, batch_samples=5)
 
 
-def gradients(found: RunConfig, text: Path, *, token_budget: int, packing: bool = False) -> tuple[torch.Tensor, float]:
-    """(the gradient of the first step over all weights, the contrastive term)."""
+def gradients(
+    found: RunConfig, text: Path, *, token_budget: int, packing: bool = False, processes: int = 1
+) -> tuple[torch.Tensor, float]:
+    """(the gradient of the first step over all weights and processes, the contrastive term)."""
     assert found.align is not None
     model, processor = tiny_world().assemble()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("language_model."))
     encoder = SampleEncoder(processor)
     plan = planned(found, text, measure=encoder.measure)
-    batches = StepBatches(plan, encoder, "token", token_budget=token_budget, packing=packing)
     with compute(found.compute) as machinery:
+        rank = machinery.accelerator.process_index
+        assert machinery.accelerator.num_processes == processes
+        batches = StepBatches(
+            plan, encoder, "token", token_budget=token_budget, packing=packing, rank=rank, processes=processes
+        )
         strategy = WholeCopies(model, found.align, machinery.accelerator, machinery.autocast)
         term = step_contrast(model, batches, 0, found.align, machinery) if found.align.contrast.weight else None
         for batch in batches(0):
             strategy.backward(term.pull(batch) if term else batch, {})
+        sum_over_processes(machinery.accelerator, strategy.learning)
     return torch.cat([p.grad.flatten() for p in strategy.learning if p.grad is not None]), term.value if term else 0.0
 
 
@@ -125,6 +135,22 @@ def test_the_contrastive_objective_does_not_depend_on_the_micro_batches(text: Pa
     split, same = gradients(config(text, mix__parallel=1.0), text, token_budget=budget, packing=packing)
     assert value > 0 and same == pytest.approx(value, rel=1e-6)
     assert torch.linalg.norm(split - whole) < 1e-5 * torch.linalg.norm(whole)
+
+
+def test_two_processes_have_the_gradient_of_one(text: Path, tmp_path: Path) -> None:
+    found = config(text, mix__parallel=1.0)
+    tiny_world()
+
+    def work(processes: int) -> None:
+        total, value = gradients(found, text, token_budget=128, processes=processes)
+        if os.environ.get("RANK", "0") == "0":
+            torch.save((total, value), tmp_path / f"{processes}.pt")
+
+    for processes in (1, 2):
+        assert together(partial(work, processes), processes) == [0] * processes
+    (one, alone), (both, shared) = (torch.load(tmp_path / f"{processes}.pt") for processes in (1, 2))
+    assert shared == pytest.approx(alone, rel=1e-6) and alone > 0
+    assert torch.linalg.norm(both - one) < 1e-5 * torch.linalg.norm(one)
 
 
 def test_the_gradient_is_that_of_the_formula(text: Path) -> None:
@@ -208,3 +234,36 @@ def test_align_refuses_images_and_a_layer_that_the_llm_has_not(text: Path, tmp_p
         run(config(pictures), tmp_path / "run", home=tmp_path)
     with pytest.raises(InputError, match=r"contrast\.layer is 9, but the LLM has 2 blocks"):
         gradients(config(text, contrast__layer=9), text, token_budget=4096)
+
+
+@pytest.mark.parametrize("pivot", ["en", "sw"])
+def test_pairs_are_exact_in_every_language_but_the_pivot_and_nested(text: Path, pivot: str) -> None:
+    def languages(pairs: int) -> dict[str, str]:
+        mix = {"allocation": "pairs", "pairs": pairs, "pivot": pivot, "parallel": 0.0}
+        found = config(text, steps=None, contrast={}, **{f"mix__{name}": value for name, value in mix.items()})
+        return {entry.id: entry.language for entry in planned(found, text).order}
+
+    before: dict[str, str] = {}
+    for pairs in (0, 1, 4, 12):
+        chosen = languages(pairs)
+        others = [code for code in LANGUAGES if code != pivot]
+        counts = Counter(chosen.values())
+        assert {code: counts[code] for code in others} == dict.fromkeys(others, pairs)
+        assert counts[pivot] == 24 - 2 * pairs
+        assert all(chosen[name] == code for name, code in before.items() if code != pivot)
+        before = chosen
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mix__pairs": 13}, "pairs=13 in each of 2 languages, 26 samples together, but draws only 24"),
+        ({"mix__pivot": "fr"}, r"'pivot' is fr, which its 'languages' lack"),
+        ({"mix__languages": ["en"]}, r"'pairs' is 4, but en, the pivot, is its only language"),
+        ({"mix__english_share": 0.5}, "counts samples, so that english_share would change nothing"),
+    ],
+)  # fmt: skip
+def test_pairs_that_cannot_be_are_errors(text: Path, changes: dict[str, Any], message: str) -> None:
+    settings = {"mix__allocation": "pairs", "mix__pairs": 4, "mix__parallel": 0.0, "contrast": {}, **changes}
+    with pytest.raises(InputError, match=message):
+        planned(config(text, **settings), text)

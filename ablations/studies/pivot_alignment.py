@@ -12,6 +12,9 @@ languages, half of them English, with all its weights. Of these 0, 1, 10 or 50 %
 shipped model. Then captions and dialogues are in the pivot, English, alone. Retrieval and CKA of parallel sentences are
 measured in the model that vision begins with, before it does.
 
+Texts are answered in the language that they ask in, so that reading them also ends the shipped models' habit of
+answering in English: fidelity of the arm without text is no measure for the others.
+
 What a model saw is not how well it is aligned, so transfer is held against the measured alignment (notebook 05). The
 control, 0 %, reads as much text: arms may be compared as far as their scores in the pivot agree.
 
@@ -101,7 +104,7 @@ study = Study(
             metric="score", group="en", arm=STRONG, direction="little", margin=3.0,
         ),
         Expectation(
-            claim="Aligned states do not raise fidelity (less than 5 points either way)",
+            claim="Beside the control aligned states do little for fidelity (less than 5 points either way)",
             metric="fidelity", group="multilingual", arm=STRONG, direction="little", margin=5.0,
         ),
     ),

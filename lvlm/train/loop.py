@@ -72,6 +72,8 @@ class StageLoop:
     validate: Callable[[], Mapping[str, float]] | None = None
     spent: Spent = field(default_factory=Spent)
     strategy: Strategy = field(init=False)
+    contrast: dict[str, float] = field(default_factory=dict)
+    """For the curve: the contrastive term of the last step, where there is one; `loss` has it in its sum."""
     budgets: TokenBudgets = field(init=False)
 
     def __post_init__(self) -> None:
@@ -91,7 +93,7 @@ class StageLoop:
                 loss_value = float(self.accelerator.reduce(loss, "sum"))
                 self._check_finite(step, loss_value, norm)
                 self._count(step, started)
-                stop = self._tell(curve, {"loss": loss_value, "lr": lr, "grad_norm": norm})
+                stop = self._tell(curve, {"loss": loss_value, "lr": lr, "grad_norm": norm, **self.contrast})
                 if validates := self._validates_after(step, steps):
                     curve.append(self._validation())
                 # The clock of one decides for all: under ZeRO a state is gathered from every process.
@@ -186,7 +188,9 @@ class StageLoop:
         """The contrastive term of a step; None where there is none."""
         if not self.config.contrast.weight:
             return None
-        return step_contrast(self.model, self.batches, step, self.config, self.compute)
+        found = step_contrast(self.model, self.batches, step, self.config, self.compute)
+        self.contrast = {"contrast": found.value}
+        return found
 
     def _probe(self, stream: BatchStream) -> BatchStream:
         """Forward and backward of the longest micro-batch without an update: a lack of memory shows now, not in the

@@ -71,14 +71,14 @@ class Strategy(Protocol):
 class StepLoss(nn.Module):
     """A micro-batch's share of the step's loss, as a module of the parts that take part in it, under their names."""
 
-    def __init__(self, model: Lvlm, autocast: Autocast, contrast: ContrastSettings) -> None:
+    def __init__(self, model: Lvlm, autocast: Autocast, contrast: ContrastSettings | None = None) -> None:
         super().__init__()
         for name, part in model.named_children():
             if part is not model.vision_tower or any(parameter.requires_grad for parameter in part.parameters()):
                 self.add_module(name, part)  # a frozen tower works apart, ahead of the step
         self._of = (model,)  # in a tuple, so that it is no child
         self._autocast = autocast
-        self._layer = layer_of(model, contrast) if contrast.weight else 0
+        self._layer = layer_of(model, contrast) if contrast and contrast.weight else 0
 
     def forward(self, batch: MicroBatch, images: Mapping[str, Tensor]) -> Tensor:
         """Logits exist at supervised positions only, some at a time."""
