@@ -7,7 +7,8 @@ it in the pivot has a high score in any language and a low fidelity, and one num
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from ablations.intervals import Interval, over_seeds
 from ablations.table import Results
 from lvlm.errors import InputError
 from lvlm.languages import language
+from lvlm.records import PREDICTIONS_FILE
 
 METRICS = ("fidelity", "score", "score_any_language")
 
@@ -79,6 +81,41 @@ def transfer(
     return pd.DataFrame(rows, columns=names)
 
 
+def distances(ratios: pd.DataFrame, results: Results, *, noun_first: Collection[str] = ()) -> pd.DataFrame:
+    """`transfer` with what each pivot and target have in common: `same script`, `same family` (both by the language
+    table), `same order` of noun and colour (`noun_first` names the languages where the noun comes first), and `shared
+    words`, percent of the words of both languages' gold answers that are in both; NaN where no predictions are kept."""
+    words = _words(results)
+
+    def shared(one: str, other: str) -> float:
+        both = words.get(one, set()) | words.get(other, set())
+        return 100 * len(words.get(one, set()) & words.get(other, set())) / len(both) if both else float("nan")
+
+    pairs = [(language(one), language(other)) for one, other in zip(ratios["pivot"], ratios["language"], strict=True)]
+    return ratios.assign(**{
+        "same script": [one.script == other.script for one, other in pairs],
+        "same family": [one.family == other.family for one, other in pairs],
+        "same order": [(one.code in noun_first) == (other.code in noun_first) for one, other in pairs],
+        "shared words": [shared(one.code, other.code) for one, other in pairs],
+    })  # fmt: skip
+
+
+def by_distance(found: pd.DataFrame) -> pd.DataFrame:
+    """The mean transfer ratio of pivot and target that have something in common, and of those that do not, and the mean
+    over pivots of the difference within a pivot, so that a good pivot is no part of it. For shared words: above the
+    pivot's median or not. It describes these pairs: they share languages, so that no interval holds."""
+    above = found["shared words"] > found.groupby("pivot")["shared words"].transform("median")
+    marked = found.assign(**{"more shared words": above.where(found["shared words"].notna())})
+    rows = []
+    for name in ("same script", "same family", "same order", "more shared words"):
+        known = marked[marked[name].notna()].astype({name: bool})
+        means = [float(known.loc[known[name] == there, "ratio"].mean()) for there in (True, False)]
+        own = known.groupby(["pivot", name])["ratio"].mean().unstack()
+        within = float((own[True] - own[False]).mean()) if {True, False} <= set(own.columns) else float("nan")
+        rows.append((name, *means, within, len(known)))
+    return pd.DataFrame(rows, columns=["in common", "mean with", "mean without", "difference within a pivot", "pairs"])
+
+
 def against_alignment(
     results: Results, *, measure: str = "retrieval", metric: str = "score_any_language", pivot: str = "en"
 ) -> pd.DataFrame:
@@ -118,6 +155,18 @@ def correlation(points: pd.DataFrame) -> Interval:
     z = over_seeds(found)
     back = [float(np.tanh(end)) for end in (z.estimate, z.low, z.high)]
     return Interval(back[0], back[1], back[2], z.df, z.n_seeds, 0, "t over seeds of Fisher's z", z.reason)
+
+
+def _words(results: Results) -> dict[str, set[str]]:
+    """Language -> the words of its gold answers, from the predictions beside the results."""
+    path = results.folder / PREDICTIONS_FILE
+    if not path.exists():
+        return {}
+    golds = pd.read_parquet(path, columns=["language", "answer"]).drop_duplicates()
+    found: dict[str, set[str]] = {}
+    for code, answer in zip(golds["language"], golds["answer"], strict=True):
+        found.setdefault(str(code), set()).update(re.findall(r"\w+", str(answer).casefold()))
+    return found
 
 
 def _by_seed(table: pd.DataFrame, metric: str, column: str) -> dict[float, list[float]]:

@@ -16,10 +16,18 @@ from ablations.notebooks import read_notebook
 from ablations.studies import Study, list_studies, load_study
 from ablations.studies.pivot_choice import NOUN_FIRST
 from ablations.table import Results, load_results, tidy, write_results
-from ablations.transfer import against_alignment, correlation, curves, pairs_needed, transfer
+from ablations.transfer import (
+    against_alignment,
+    by_distance,
+    correlation,
+    curves,
+    distances,
+    pairs_needed,
+    transfer,
+)
 from lvlm.data.worlds.lexicon import lexicon_codes, load_lexicon
 from lvlm.errors import InputError
-from lvlm.records import SCORE_COLUMNS
+from lvlm.records import PREDICTIONS_FILE, SCORE_COLUMNS
 
 BASE = {"de": 96.0, "ru": 90.0, "el": 60.0, "sw": 55.0, "jv": 40.0}
 PIVOT_STUDIES = [name for name in list_studies() if name.startswith("pivot_")]
@@ -78,6 +86,22 @@ def test_transfer_is_a_ratio_to_the_pivot_of_the_same_run_and_follows_planted_al
     assert np.isnan(correlation(points[points["arm"] == "no text"]).estimate)
 
 
+def test_what_pivot_and_target_have_in_common_is_told_apart_from_how_good_a_pivot_is(tmp_path: Path) -> None:
+    results = planted(load_study("pivot_choice"), tmp_path)
+    rows = [{"language": code, "answer": text} for code, text in (("en", "a red moon"), ("de", "a blue moon"))]
+    pd.DataFrame(rows).to_parquet(results.folder / PREDICTIONS_FILE)
+    ratios = pd.DataFrame({
+        "pivot": ["en", "en", "de", "de"], "language": ["de", "ru", "en", "ru"], "ratio": [0.8, 0.6, 0.5, 0.3],
+    })  # fmt: skip
+    found = distances(ratios, results, noun_first=NOUN_FIRST)
+    assert list(found["same script"]) == [True, False, True, False] and found["same order"].all()
+    assert found["shared words"].round().tolist() == [50, 0, 50, 0]
+    table = by_distance(found).set_index("in common")
+    assert table.loc["same script", "difference within a pivot"] == pytest.approx(0.2)
+    assert table.loc["same script", "mean with"] == pytest.approx(0.65)
+    assert np.isnan(table.loc["same order", "difference within a pivot"])
+
+
 def test_what_a_study_does_not_have_is_an_error(tmp_path: Path) -> None:
     results = planted(load_study("pivot_unseen"), tmp_path)
     with pytest.raises(InputError, match="no factor pairs and no factor target"):
@@ -109,7 +133,7 @@ def _noun_first(code: str) -> bool:
     return order.index("shape") < order.index("colour")
 
 
-@pytest.mark.parametrize("study", ["pivot_pairs", "pivot_alignment"])
+@pytest.mark.parametrize("study", ["pivot_pairs", "pivot_alignment", "pivot_choice"])
 def test_the_notebook_reads_either_study(tmp_path: Path, study: str) -> None:
     planted(load_study(study), tmp_path)
     names: dict[str, object] = {}
