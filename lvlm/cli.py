@@ -198,7 +198,7 @@ def _making(command: AddCommand) -> None:
         "--out",
         type=Path,
         help="default: the package's own folder; with --corpus HOME/backbones/emoji, with --answer-mix "
-        "HOME/backbones/answer_mix"
+        "HOME/backbones/answer_mix",
     )
     backbones.add_argument("--draws", type=int, nargs="+", help="default: 0 1 2 3 4; with --corpus 0")
     backbones.add_argument(

@@ -40,7 +40,7 @@ def planted(study: Study, home: Path, *, noise: float = 0.5) -> Results:
     for cell in study.cells():
         rng = np.random.default_rng([cell.seed, *cell.arm.label.encode()])
         levels, rows = cell.arm.levels, []
-        strength = {"contrast 1": 60.0, "contrast 0.1": 30.0}.get(str(levels.get("text")), 0.0)
+        strength = {"contrast 1": 60.0, "contrast 0.1": 30.0}.get(str(levels.get("alignment")), 0.0)
         for code in codes:
             fidelity = BASE.get(code, 100.0)
             if levels.get("target") == code:
@@ -48,7 +48,7 @@ def planted(study: Study, home: Path, *, noise: float = 0.5) -> Results:
             right = 80.0 if code == "en" else 40.0 + strength / 3
             values = {"fidelity": fidelity, "score": right * fidelity / 100, "score_any_language": right}
             rows += [("vqa", code, name, value + rng.normal(0, noise), 100) for name, value in values.items()]
-            if "text" in levels and code != "en":
+            if "alignment" in levels and code != "en":
                 rows.append(("alignment", code, "retrieval", 30 + strength + rng.normal(0, noise), 200))
                 rows.append(("alignment", code, "cka", 50 + strength / 2 + rng.normal(0, noise), 200))
         done.append((cell, pd.DataFrame(rows, columns=list(SCORE_COLUMNS))))

@@ -34,7 +34,7 @@ STRENGTHS = {
     "contrast 0.1": (0.50, 0.1), "contrast 1": (0.50, 1.0),
 }  # fmt: skip
 """Level -> (share of parallel samples, weight of the contrastive term)."""
-STRONG = {"text": "contrast 1"}
+STRONG = {"alignment": "contrast 1"}
 
 
 def reading(parallel: float, weight: float) -> dict[str, Any]:
@@ -64,7 +64,7 @@ study = Study(
     },
     factors=(
         Factor(
-            name="text",
+            name="alignment",
             path="align.mix.parallel",
             levels=("none", *STRENGTHS),
             labels={
@@ -74,7 +74,7 @@ study = Study(
             settings={"none": {"align": None}, **{name: reading(*strength) for name, strength in STRENGTHS.items()}},
         ),
     ),
-    baseline={"text": "0%"},
+    baseline={"alignment": "0%"},
     design=FullGrid(),
     seeds=(0, 1, 2, 3, 4),
     primary="score_any_language/multilingual",
@@ -85,7 +85,7 @@ study = Study(
         ),
         Expectation(
             claim="Parallel text without it moves retrieval little (less than 5 points either way)",
-            metric="retrieval", group="multilingual", arm={"text": "50%"}, direction="little", margin=5.0,
+            metric="retrieval", group="multilingual", arm={"alignment": "50%"}, direction="little", margin=5.0,
         ),
         Expectation(
             claim="The better aligned model transfers better: more is right in any language",
