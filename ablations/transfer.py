@@ -1,5 +1,6 @@
 """What the pivot studies ask of a table of results: curves over the number of translated pairs, and how much of the
-pivot's own score arrives in another language. Computed here, drawn by `ablations.plots.transfers`; notebook 05 reads both.
+pivot's own score arrives in another language. Computed here, drawn by `ablations.plots.transfers`; notebook 05 reads
+both.
 
 The score in any language, the score and fidelity stay apart throughout: a model that understands a question and answers
 it in the pivot has a high score in any language and a low fidelity, and one number of both could not show it.
