@@ -10,10 +10,11 @@ from typing import Any
 
 from ablations.studies import FOLDER
 from lvlm.check import open_corpora
+from lvlm.config import STAGES
 from lvlm.errors import InputError
 from lvlm.records import TRAINER_VERSION, RunRecord
 from lvlm.train.identity import config_diff
-from sweeps.plan import STAGES, Place, Plan, PlannedCell
+from sweeps.plan import Place, Plan, PlannedCell
 
 MOST_LINES = 12
 """Differences of a study that are told one by one."""
@@ -135,7 +136,7 @@ def check_making(plan: Plan, place: Place) -> None:
     for cell in plan.cells:
         recorded = RunRecord.load(place.cell(cell.id)) if place.is_recorded(cell.id) else None
         config = cell.run_config()
-        data = json.dumps([cell.config[part] for part in (*STAGES, "evaluate")], sort_keys=True)
+        data = json.dumps([cell.config.get(part) for part in (*STAGES, "evaluate")], sort_keys=True)
         try:
             if data not in opened:
                 opened[data] = {path: corpus.stamp() for path, corpus in open_corpora(config).items()}

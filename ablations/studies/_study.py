@@ -17,14 +17,14 @@ from typing import Any, Literal, get_args
 from ablations.designs import Design, Levels, Search, resolve
 from ablations.factors import Factor, Level, with_values
 from ablations.outcomes import check_group, check_metric, check_primary
-from lvlm.config import FREE_COMPUTE, LABELS, RunConfig, fingerprint, load_config, make_config, override
+from lvlm.config import FREE_COMPUTE, LABELS, STAGES, RunConfig, fingerprint, load_config, make_config, override
 from lvlm.errors import InputError
 
 Budget = Literal["default", "full"]
 Direction = Literal["higher", "lower", "little"]
 Amount = Literal["samples", "llm_tokens", "images", "flops"]
 """What a stage sees or costs."""
-LENGTHS = tuple(f"{stage}.{name}" for stage in ("pretrain", "instruct") for name in ("epochs", "samples", "steps"))
+LENGTHS = tuple(f"{stage}.{name}" for stage in STAGES for name in ("epochs", "samples", "steps"))
 """Fields that say how long a stage is."""
 
 
