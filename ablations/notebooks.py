@@ -28,6 +28,8 @@ NOTEBOOKS = {
     "text": "03_text_in_image",
     "tower": "03_text_in_image",
     "tiles": "04_tiling",
+    "pairs": "05_pivot",
+    "alignment": "05_pivot",
 }
 """Factor -> the notebook that reads its margin."""
 ALL_NOTEBOOKS = (
@@ -35,6 +37,7 @@ ALL_NOTEBOOKS = (
     "02_english_share",
     "03_text_in_image",
     "04_tiling",
+    "05_pivot",
     "06_drivers",
     "08_errors",
 )

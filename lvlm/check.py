@@ -24,6 +24,7 @@ def open_corpora(config: RunConfig, *, home: Path | None = None) -> dict[str, Co
     ]
     uses += [("evaluate.corpora", use, "report") for use in config.evaluate.corpora]
     uses += [("evaluate.tune_corpora", use, "tune") for use in config.evaluate.tune_corpora]
+    uses += [("evaluate.alignment", use, "report") for use in config.evaluate.alignment]
     _check_there([(field, use) for field, use, _ in uses])
     corpora = open_used((use for _, use, _ in uses), home=home)
     for _, use, permission in uses:
@@ -45,7 +46,9 @@ def _check_there(uses: Iterable[tuple[str, CorpusUse]]) -> None:
         return
     faults = "; ".join(f"{field}: {use.path} does not exist" for field, use in absent)
     field, use = absent[0]
-    built_in = next((use.path for _, use in absent if Path(use.path).name in ("shapes", "reading")), None)
+    built_in = next(
+        (use.path for _, use in absent if Path(use.path).name in ("shapes", "reading", "sentences", "origins")), None
+    )
     hint = f" `python -m lvlm data {Path(built_in).name} {built_in}` writes a built-in one." if built_in else ""
     raise InputError(
         f"{faults} (looked for from {Path.cwd()}). A corpus is a folder with a corpus.yaml, or a JSON file. Put it "
@@ -71,7 +74,13 @@ def open_used(uses: Iterable[CorpusUse], *, home: Path | None = None) -> dict[st
 
 
 def check_learns(config: StageConfig, plan: Plan) -> None:
-    """Raise if no step of a stage could change anything: tower and adapter learn from pictures alone."""
+    """Raise if no step of a stage could change anything: tower and adapter learn from pictures alone. The stage `align`
+    reads none."""
+    if plan.stage == "align" and plan.counts["images"]:
+        raise InputError(
+            f"{plan.counts['images']} images belong to the samples of stage align, which reads text alone. Name a "
+            "corpus without images in align.mix.corpora, or learn from this one in pretrain or instruct."
+        )
     if config.train.llm == "frozen" and plan.counts["images"] == 0:
         raise InputError(
             f"No sample of stage {plan.stage} has an image, and {plan.stage}.train.llm is frozen: tower and adapter "

@@ -13,8 +13,9 @@ from lvlm.check import check_evaluation, check_learns, open_corpora, refusal_not
 from lvlm.config import RunConfig, fingerprint, to_yaml
 from lvlm.errors import InputError
 from lvlm.processes import process_count
-from lvlm.provenance import Phases, git_commit, machine, versions
+from lvlm.provenance import Phases, git_commit, machine, spent_on, versions
 from lvlm.records import (
+    ALIGNMENT_FILE,
     CONFIG_FILE,
     CURVE_FILE,
     PLAN_FILE,
@@ -167,6 +168,7 @@ class _Run:
         self.corpora: dict[str, Corpus] = {}
         self.stages: dict[str, Stage] = {}
         self.results: dict[str, dict[str, Any]] = {}
+        self.alignment: pd.DataFrame | None = None
 
     def run(self, notes: list[str]) -> RunRecord:
         """All phases; returns the record, which the caller writes last."""
@@ -182,7 +184,10 @@ class _Run:
         if self.main:  # from here on the folder belongs to this configuration
             write_text(self.folder / CONFIG_FILE, to_yaml(self.config))
         for name in self.config.stages():
+            if name != "align":
+                self._measure_alignment()
             self._train(name)
+        self._measure_alignment()
         with self.phases("evaluate"):
             from lvlm.evaluate.kept import KeptAnswers
 
@@ -324,6 +329,15 @@ class _Run:
         corpus = self.corpora[use.path]
         return corpus.digest(use.split, corpus.languages_of(use.split))
 
+    def _measure_alignment(self) -> None:
+        """How well the LLM in memory aligns its languages, where that is asked for; once, before it sees images."""
+        if self.alignment is None and self.config.evaluate.alignment:
+            from lvlm.evaluate.alignment import alignment_of
+
+            with self.phases("evaluate"), self.compute.autocast():
+                model = self.model.to(self.compute.device)
+                self.alignment = alignment_of(model, self.processor, self.config.evaluate, self.corpora)
+
     def _validate(self, features: ImageFeatures) -> dict[str, float]:
         """Score and fidelity on the tune splits, as numbers for the curve."""
         from lvlm.evaluate.tiers import summarise
@@ -387,6 +401,11 @@ class _Run:
             write_json(self.folder / PLAN_FILE, {name: plan.summary() for name, plan in plans.items()})
             curve = "".join(stage.curve.read_text(encoding="utf-8") for stage in self.stages.values())
             write_text(self.folder / CURVE_FILE, curve)
+            if self.alignment is not None:
+                from lvlm.evaluate.alignment import with_alignment
+
+                write_table(self.folder / ALIGNMENT_FILE, self.alignment)
+                scores = with_alignment(scores, self.alignment)
             for frame, name in ((scores, SCORES_FILE), (predictions, PREDICTIONS_FILE)):
                 write_table(self.folder / name, frame)
         notes = [*notes, *setting_notes(self.config), *refusal_notes(self.config, self.corpora)]
@@ -399,7 +418,7 @@ class _Run:
             stage_keys={name: stage.key for name, stage in self.stages.items()},
             plan_hash=next(iter(hashes.values())) if len(hashes) == 1 else fingerprint(hashes),
             scores=summarise(scores),
-            budget=self._budget(seconds["total"]),
+            budget=spent_on(self.results, seconds["total"]),
             provenance={
                 "git_commit": self.commit,
                 "trainer": TRAINER_VERSION,
@@ -419,18 +438,3 @@ class _Run:
             notes=[*notes, *scores.attrs.get("notes", []), *left_out(scores)],
             tags=list(self.config.tags),
         )
-
-    def _budget(self, seconds: float) -> dict[str, float]:
-        """What the model cost: sums over its stages, whoever trained them, and each stage apart. `seconds` is the wall
-        time of this run."""
-        budget: dict[str, float] = {"seconds": seconds}
-        for name, result in self.results.items():
-            for field in ("samples", "llm_tokens", "supervised_tokens", "images", "views", "flops"):
-                if all(field in other["spent"] for other in self.results.values()):  # older stages do not say all
-                    budget[field] = budget.get(field, 0) + result["spent"][field]
-                    budget[f"{name}/{field}"] = result["spent"][field]
-            budget["train_seconds"] = budget.get("train_seconds", 0.0) + result["spent"]["seconds"]
-            budget[f"{name}/train_seconds"] = result["spent"]["seconds"]
-            budget[f"{name}/trainable_parameters"] = result["spent"]["trainable_parameters"]
-            budget["trainable_parameters"] = result["spent"]["trainable_parameters"]
-        return budget

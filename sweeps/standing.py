@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from lvlm.config import STAGES
 from lvlm.errors import InputError
 from lvlm.records import RunRecord
-from sweeps.plan import STAGES, TRACEBACK_FILE, Place, Plan, PlannedCell
+from sweeps.plan import TRACEBACK_FILE, Place, Plan, PlannedCell
 from sweeps.progress import Progress, read_progress
 from sweeps.queue import CellState, Queue, State, count
 from sweeps.storage import StorageDown
