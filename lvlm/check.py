@@ -20,7 +20,9 @@ def open_corpora(config: RunConfig, *, home: Path | None = None) -> dict[str, Co
     """Path -> corpus, for all that the stages, the evaluation and the validation name; each split may be used so.
     Rows found sound are remembered under `home`."""
     uses: list[tuple[str, CorpusUse, Permission]] = [
-        (f"{name}.mix.corpora", use, "train") for name, stage in config.stages().items() for use in stage.mix.corpora
+        (f"{name}.mix.corpora", use, "train")
+        for name, stage in config.every_stage().items()
+        for use in stage.mix.corpora
     ]
     uses += [("evaluate.corpora", use, "report") for use in config.evaluate.corpora]
     uses += [("evaluate.tune_corpora", use, "tune") for use in config.evaluate.tune_corpora]
@@ -45,7 +47,7 @@ def _check_there(uses: Iterable[tuple[str, CorpusUse]]) -> None:
         return
     faults = "; ".join(f"{field}: {use.path} does not exist" for field, use in absent)
     field, use = absent[0]
-    built_in = next((use.path for _, use in absent if Path(use.path).name in ("shapes", "reading")), None)
+    built_in = next((use.path for _, use in absent if Path(use.path).name in ("shapes", "reading", "paint")), None)
     hint = f" `python -m lvlm data {Path(built_in).name} {built_in}` writes a built-in one." if built_in else ""
     raise InputError(
         f"{faults} (looked for from {Path.cwd()}). A corpus is a folder with a corpus.yaml, or a JSON file. Put it "
@@ -83,20 +85,26 @@ def check_learns(config: StageConfig, plan: Plan) -> None:
 def check_evaluation(config: RunConfig, corpora: Mapping[str, Corpus], *, home: Path) -> list[Path]:
     """Raise for whatever is wrong with the items of the evaluation and of the validation, their pictures included;
     returns the images of the evaluation, once each. Pictures found sound are remembered under `home`."""
+    paints = config.paint is not None
     if config.evaluate.tune_corpora:
-        check_items(tuning(config.evaluate), corpora, permission="tune", home=home)
-    return check_items(config.evaluate, corpora, permission="report", home=home)
+        check_items(tuning(config.evaluate), corpora, permission="tune", home=home, paints=paints)
+    return check_items(config.evaluate, corpora, permission="report", home=home, paints=paints)
 
 
 def check_items(
-    config: EvaluateConfig, corpora: Mapping[str, Corpus], *, permission: Permission, home: Path
+    config: EvaluateConfig, corpora: Mapping[str, Corpus], *, permission: Permission, home: Path, paints: bool = False
 ) -> list[Path]:
-    """`check_evaluation` for the corpora of one evaluation."""
+    """`check_evaluation` for the corpora of one evaluation; `paints` says that a denoiser is there for prompts."""
     from lvlm.evaluate import detectors
     from lvlm.evaluate.items import asked_items
     from lvlm.evaluate.tasks import scorer_of
 
     asked = asked_items(config, corpora, permission=permission)
+    if not paints and (entry := next((one for one in asked if one.item.task == "paint"), None)) is not None:
+        raise InputError(
+            f"The evaluation asks for pictures (task paint, corpus {entry.corpus.name}/{entry.split}), but the run has "
+            "no stage paint. Give it one, or leave the task out (evaluate.tasks)."
+        )
     detectors(config, corpora)  # that of closed corpora reads more than what is asked; kept for then
     ids: dict[tuple[Corpus, str, str], set[str]] = {}
     for entry in asked:
@@ -133,7 +141,7 @@ def setting_notes(config: RunConfig) -> list[str]:
 def refusal_notes(config: RunConfig, corpora: Mapping[str, Corpus]) -> list[str]:
     """How many samples of each stage lack a translation into some languages, and so stay in another."""
     notes = []
-    for name, stage in config.stages().items():
+    for name, stage in config.every_stage().items():
         for use in stage.mix.corpora:
             corpus = corpora[use.path]
             refused = {code: len(corpus.refused(use.split, code)) for code in corpus.languages_of(use.split)}
@@ -146,4 +154,4 @@ def refusal_notes(config: RunConfig, corpora: Mapping[str, Corpus]) -> list[str]
 
 
 def _validates(config: RunConfig) -> bool:
-    return any(stage.validate_every for stage in config.stages().values())
+    return any(stage.validate_every for stage in config.every_stage().values())

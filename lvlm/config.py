@@ -13,10 +13,11 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Self, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from lvlm.errors import InputError, nearest
 from lvlm.lineage import check_lineage
+from lvlm.paint_settings import PaintConfig
 from lvlm.settings import AnySettings, ComputeConfig, EvaluateConfig, Label, ModelConfig, Settings, StageConfig
 
 FREE_COMPUTE = (
@@ -42,12 +43,22 @@ class RunConfig(Settings):
     model: ModelConfig = ModelConfig()
     pretrain: StageConfig | None = None
     instruct: StageConfig | None = None
+    paint: PaintConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
     compute: ComputeConfig = ComputeConfig()
 
     def stages(self) -> dict[str, StageConfig]:
-        """The stages that run, in order."""
+        """The stages that train parts of the vision-language model, in order."""
         return {name: stage for name in ("pretrain", "instruct") if (stage := getattr(self, name)) is not None}
+
+    def every_stage(self) -> dict[str, StageConfig | PaintConfig]:
+        """`stages`, and after them the one that trains a denoiser and leaves the LLM as it is."""
+        return {**self.stages(), **({} if self.paint is None else {"paint": self.paint})}
+
+    @model_serializer(mode="wrap")
+    def _no_paint_is_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A config without it keeps the fingerprint that it had before it existed.
+        return {name: value for name, value in dump(self).items() if (name, value) != ("paint", None)}
 
     @model_validator(mode="after")
     def _stages_fit_together(self) -> Self:

@@ -24,6 +24,7 @@ TRAINER_VERSION = 5
 """Raised when a change to the trainer changes its numbers, so that old stages and cells are not taken for new ones."""
 STAGES_FILE = "stages.json"  # stage -> key of the trained stage that the run takes, as soon as it is known
 STAGE_FILE = "stage.json"  # in the folder of a stage, written last: its presence says that the stage is trained
+RENDERINGS_FILE = "renderings.json"  # in a corpus: its clean pictures, and the attributes that each shows
 RECORD_FILE = "record.json"  # written last: its presence says that the run is finished
 
 SCORE_COLUMNS = ("task", "language", "metric", "value", "n")
@@ -35,7 +36,14 @@ PREDICTION_COLUMNS = (
     "task", "language", "item", "source", "prompt", "answer", "prediction",
     "score", "score_any_language", "answer_language", *NAMED_METRICS,
 )  # fmt: skip
-METRICS = ("score", "score_any_language", "fidelity", "undetermined", "majority", "random", "together", *NAMED_METRICS)
+PAINT_METRICS = (
+    "colour", "shape", "place", "ceiling", "empty", "gap", "transfer", "frechet", "agreement",
+)  # fmt: skip
+"""Of the task `paint` alone, beside `score` and `random`; `lvlm.paint.scores` says what they are."""
+METRICS = (
+    "score", "score_any_language", "fidelity", "undetermined", "majority", "random", "together", *NAMED_METRICS,
+    *PAINT_METRICS,
+)  # fmt: skip
 """`score`, `score_any_language`, `fidelity`, `undetermined` (share of answers whose language cannot be told),
 `majority` (the score of the most frequent gold answer), `random` (the expected score of a choice at random, where
 there are choices) and `together` (share of the pictures of MME whose questions are all right, its acc+, and of the
@@ -44,7 +52,7 @@ are not translated. A task has those that say something of it.
 """
 TASKS = (
     "caption", "vqa", "reading", "naming", "choice", "pair", "xm3600", "maxm", "xgqa", "xvnli", "marvl", "vgr", "vlod",
-    "mtvqa", "smpqa_ground", "smpqa_read", "m3exam", "m3exam_cyclic", "xmmmu", "bin_mc", "cvqa", "mme", "mmmu",
+    "mtvqa", "smpqa_ground", "smpqa_read", "m3exam", "m3exam_cyclic", "xmmmu", "bin_mc", "cvqa", "mme", "mmmu", "paint",
 )  # fmt: skip
 """What can be scored, in the order of every table: the tasks of the worlds, then those of the benchmarks."""
 

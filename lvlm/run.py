@@ -36,12 +36,17 @@ if TYPE_CHECKING:
 
     from lvlm.data.corpus import Corpus, Permission
     from lvlm.evaluate.kept import KeptAnswers
+    from lvlm.paint.stage import Painting
     from lvlm.settings import CorpusUse, EvaluateConfig
     from lvlm.train.batches import StepBatches
     from lvlm.train.compute import Compute
     from lvlm.train.features import ImageFeatures
     from lvlm.train.progress import Reporter
     from lvlm.train.stages import Stage
+
+
+PAINTING = ("denoiser", "vae", "safety_checker")
+"""What a run starts from beside its vision-language model, where it paints."""
 
 
 def default_home() -> Path:
@@ -127,10 +132,10 @@ def _finished(folder: Path, config: RunConfig, *, silent: bool = False) -> RunRe
 
 def check_same_data(folder: Path, config: RunConfig, record: RunRecord) -> None:
     """Raise if the backbones or corpora of a finished run are no longer those that its record names."""
-    from lvlm.model.backbones import backbone_digests
+    from lvlm.model.backbones import run_digests
 
     now = {
-        "backbones": backbone_digests(config.model, seed=config.seed),
+        "backbones": run_digests(config),
         "corpora": {path: corpus.stamp() for path, corpus in open_corpora(config).items()},
     }
     if lines := config_diff({name: record.provenance.get(name, now[name]) for name in now}, now):
@@ -167,6 +172,7 @@ class _Run:
         self.corpora: dict[str, Corpus] = {}
         self.stages: dict[str, Stage] = {}
         self.results: dict[str, dict[str, Any]] = {}
+        self.painting: Painting | None = None
 
     def run(self, notes: list[str]) -> RunRecord:
         """All phases; returns the record, which the caller writes last."""
@@ -181,7 +187,7 @@ class _Run:
         self.reporter.say(f"{self.config.name}: {self.compute.line()}")
         if self.main:  # from here on the folder belongs to this configuration
             write_text(self.folder / CONFIG_FILE, to_yaml(self.config))
-        for name in self.config.stages():
+        for name in self.config.every_stage():
             self._train(name)
         with self.phases("evaluate"):
             from lvlm.evaluate.kept import KeptAnswers
@@ -198,7 +204,7 @@ class _Run:
         """The data, planned, checked and tokenised, and the model."""
         with self.phases("start-up"):
             from lvlm.model.assembly import assemble
-            from lvlm.model.backbones import backbone_digests
+            from lvlm.model.backbones import run_digests
             from lvlm.train.batches import SampleEncoder
             from lvlm.train.train import StageTraining
 
@@ -208,7 +214,7 @@ class _Run:
             self.corpora = ahead.corpora if ahead else open_corpora(self.config, home=self.home)
             self.stamps = {path: corpus.stamp() for path, corpus in self.corpora.items()}
         with self.phases("start-up"):
-            self.backbones = backbone_digests(self.config.model, seed=self.config.seed)
+            self.backbones = run_digests(self.config)
             self.model, self.processor = assemble(
                 self.config.model, seed=self.config.seed, precision=self.compute.precision
             )
@@ -216,8 +222,12 @@ class _Run:
             self.training = StageTraining(
                 self.config, self.home, self.compute, self.reporter, self.phases, self.spare_stages
             )
+            if self.config.paint is not None:
+                from lvlm.paint.stage import Painting
+
+                self.painting = Painting(self.config, self.compute, self.reporter, self.phases)
         with self.phases("data"):
-            self.batches = {name: self._batches(name) for name in self.config.stages()}
+            self.batches = {name: self._batches(name) for name in self.config.every_stage()}
             self.reporter.samples = {name: len(batches.plan.order) for name, batches in self.batches.items()}
             self.evaluation_images = (
                 ahead.evaluation_images if ahead else check_evaluation(self.config, self.corpora, home=self.home)
@@ -228,6 +238,9 @@ class _Run:
         from lvlm.data.plan import build_plan
         from lvlm.train.batches import StepBatches
 
+        if name == "paint":
+            assert self.painting is not None
+            return self.painting.prepare(self.model, self.processor, self.corpora, self.home)
         config, accelerator = self.config.stages()[name], self.compute.accelerator
         plan = build_plan(
             name,
@@ -262,8 +275,18 @@ class _Run:
         def train() -> Mapping[str, Any]:
             nonlocal trained_here
             trained_here = True
-            later = list(self.evaluation_images) if name == list(self.config.stages())[-1] else []
             validate = self._validate if stage.config.validate_every else None
+            if name == "paint":
+                assert self.painting is not None
+                earlier = [one.model_folder for one in self.stages.values() if one is not stage]
+                return self.painting.train(
+                    stage,
+                    self.batches[name],
+                    self.model,
+                    parent=earlier[-1] if earlier else None,
+                    validate=None if validate is None else lambda: self._validate(self._features()),
+                )
+            later = list(self.evaluation_images) if name == list(self.config.stages())[-1] else []
             return self.training(
                 stage,
                 batches=self.batches[name],
@@ -280,7 +303,10 @@ class _Run:
             )
             if not trained_here:
                 self.reporter.say(f"{name}: taken from {stage.folder}")
-            if not trained_here or self.compute.zero_stage:  # a model that was divided is read back whole
+            if name == "paint":
+                assert self.painting is not None
+                self.painting.take(self.model, None if trained_here else stage.model_folder)
+            elif not trained_here or self.compute.zero_stage:  # a model that was divided is read back whole
                 self.model, self.processor = load(
                     stage.model_folder,
                     attn=self.config.model.attn,
@@ -298,14 +324,16 @@ class _Run:
         batches = self.batches[name]
         with self.phases("data"):
             data = {"images": content_digest(batches.images(), self.home)}
-            if self.config.stages()[name].validate_every:
+            if name == "paint":  # what stands around the LLM decides nothing before
+                data |= {part: digest for part, digest in self.backbones.items() if part in PAINTING}
+            if self.config.every_stage()[name].validate_every:
                 data |= {f"tune {use.path}:{use.split}": self._digest(use) for use in self.config.evaluate.tune_corpora}
         return make_stage(
             self.home,
             self.config,
             name,
             parent=next((stage.key for stage in reversed(self.stages.values())), None),
-            backbones=self.backbones,
+            backbones={part: digest for part, digest in self.backbones.items() if part not in PAINTING},
             plan_hash=batches.plan.hash,
             data=data,
             compute=self.compute.identity(),
@@ -343,7 +371,7 @@ class _Run:
         )
         shared = all(stage.train.tower == "frozen" for stage in self.config.stages().values())
         wanted = self.config.compute.feature_cache
-        used = any(result["features"] == "stored" for result in self.results.values())
+        used = any(self.results[name]["features"] == "stored" for name in self.config.stages() if name in self.results)
         if not shared or wanted == "off" or (wanted == "auto" and not used):
             return tower
         return self.training.store(tower)
@@ -351,20 +379,34 @@ class _Run:
     def _evaluate(
         self, features: ImageFeatures, config: EvaluateConfig, permission: Permission, keep: KeptAnswers | None = None
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """(scores, predictions) of the model in memory."""
+        """(scores, predictions) of the model in memory, and of the pictures that it has painted."""
         from lvlm.evaluate import evaluate
 
         self.model.to(self.compute.device)
         with self.compute.autocast(), self.reporter.evaluation() as progress:
-            return evaluate(
-                self.model,
-                self.processor,
+
+            def answered(config: EvaluateConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
+                return evaluate(
+                    self.model,
+                    self.processor,
+                    config,
+                    self.corpora,
+                    permission=permission,
+                    features=features,
+                    batch_size=self.config.compute.evaluate_batch,
+                    keep=keep,
+                    on_progress=progress,
+                )
+
+            if self.painting is None:
+                return answered(config)
+            return self.painting.evaluate(
+                answered,
                 config,
                 self.corpora,
                 permission=permission,
-                features=features,
-                batch_size=self.config.compute.evaluate_batch,
-                keep=keep,
+                folder=self.folder,
+                key=self.stages["paint"].key,
                 on_progress=progress,
             )
 
@@ -408,7 +450,8 @@ class _Run:
                 **self.compute.describe(),
                 "backbones": self.backbones,
                 "corpora": self.stamps,
-                "model": str(list(self.stages.values())[-1].model_folder) if self.stages else None,
+                "model": next((str(self.stages[name].model_folder) for name in [*self.config.stages()][::-1]), None),
+                **({"painter": str(self.stages["paint"].model_folder)} if self.painting else {}),
                 "plan_hashes": hashes,
                 "seconds": seconds,
                 "stages_trained_here": [name for name, result in self.results.items() if result["trained_here"]],

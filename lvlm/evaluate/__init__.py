@@ -231,7 +231,7 @@ def _score_rows(asked: Sequence[Asked], rows: Sequence[Mapping[str, Any]]) -> li
             absent.add("random")
         if not MEASURES[task].together:
             absent.add("together")
-        result += [(task, language, metric, *values[metric]) for metric in METRICS if metric not in absent]
+        result += [(task, language, metric, *values[metric]) for metric in METRICS if metric in values.keys() - absent]
     return result
 
 

@@ -92,6 +92,11 @@ class MicroBatch:
     last: bool = False
     """Whether this process has no other micro-batch in its optimizer step."""
 
+    @property
+    def told(self) -> str:
+        """Its size, for a reader."""
+        return f"{len(self.lengths)} samples, {self.input_ids.numel()} tokens with padding"
+
     def to(self, device: torch.device) -> MicroBatch:
         """The same with its tensors on `device`."""
         if device.type == "cpu":
