@@ -6,13 +6,16 @@ import platform
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("lvlm", "torch", "transformers", "timm", "peft", "accelerate", "deepspeed", "tokenizers", "pillow", "numpy")
+PACKAGES = (
+    "lvlm", "torch", "transformers", "timm", "peft", "accelerate", "deepspeed", "diffusers", "tokenizers", "pillow",
+    "numpy",
+)  # fmt: skip
 
 
 class Phases:
@@ -76,3 +79,19 @@ def _git(folder: Path, *arguments: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout.strip() if result.returncode == 0 else ""
+
+
+def total_spent(results: Mapping[str, Mapping[str, Any]], seconds: float) -> dict[str, float]:
+    """What a model cost, from the results of its stages: sums over them, whoever trained them, and each stage apart.
+    `seconds` is the wall time of the run."""
+    budget: dict[str, float] = {"seconds": seconds}
+    for name, result in results.items():
+        for field in ("samples", "llm_tokens", "supervised_tokens", "images", "views", "flops"):
+            if all(field in other["spent"] for other in results.values()):  # older stages do not say all
+                budget[field] = budget.get(field, 0) + result["spent"][field]
+                budget[f"{name}/{field}"] = result["spent"][field]
+        budget["train_seconds"] = budget.get("train_seconds", 0.0) + result["spent"]["seconds"]
+        budget[f"{name}/train_seconds"] = result["spent"]["seconds"]
+        budget[f"{name}/trainable_parameters"] = result["spent"]["trainable_parameters"]
+        budget["trainable_parameters"] = result["spent"]["trainable_parameters"]
+    return budget

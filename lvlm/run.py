@@ -4,8 +4,8 @@ by notebooks."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from lvlm.check import check_evaluation, check_learns, open_corpora, refusal_not
 from lvlm.config import RunConfig, fingerprint, to_yaml
 from lvlm.errors import InputError
 from lvlm.processes import process_count
-from lvlm.provenance import Phases, git_commit, machine, versions
+from lvlm.provenance import Phases, git_commit, machine, total_spent, versions
 from lvlm.records import (
     CONFIG_FILE,
     CURVE_FILE,
@@ -28,7 +28,7 @@ from lvlm.records import (
     write_table,
     write_text,
 )
-from lvlm.startup import DataAhead, no_collection
+from lvlm.startup import DataAhead, no_collection, quiet_transformers
 from lvlm.train.identity import check_same_config, config_diff
 
 if TYPE_CHECKING:
@@ -104,20 +104,6 @@ def run(
                     record.save(folder)
                 machinery.accelerator.wait_for_everyone()
     return RunRecord.load(folder)
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without transformers' progress bars over the files of a model, which would tear the run's own."""
-    from transformers.utils import logging
-
-    was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_on:
-            logging.enable_progress_bar()
 
 
 def _finished(folder: Path, config: RunConfig, *, silent: bool = False) -> RunRecord:
@@ -279,13 +265,8 @@ class _Run:
             if name == "paint":
                 assert self.painting is not None
                 earlier = [one.model_folder for one in self.stages.values() if one is not stage]
-                return self.painting.train(
-                    stage,
-                    self.batches[name],
-                    self.model,
-                    parent=earlier[-1] if earlier else None,
-                    validate=None if validate is None else lambda: self._validate(self._features()),
-                )
+                scored = (lambda: self._validate(self._features())) if validate else None
+                return self.painting.train(stage, self.model, parent=next(reversed(earlier), None), validate=scored)
             later = list(self.evaluation_images) if name == list(self.config.stages())[-1] else []
             return self.training(
                 stage,
@@ -441,7 +422,7 @@ class _Run:
             stage_keys={name: stage.key for name, stage in self.stages.items()},
             plan_hash=next(iter(hashes.values())) if len(hashes) == 1 else fingerprint(hashes),
             scores=summarise(scores),
-            budget=self._budget(seconds["total"]),
+            budget=total_spent(self.results, seconds["total"]),
             provenance={
                 "git_commit": self.commit,
                 "trainer": TRAINER_VERSION,
@@ -462,18 +443,3 @@ class _Run:
             notes=[*notes, *scores.attrs.get("notes", []), *left_out(scores)],
             tags=list(self.config.tags),
         )
-
-    def _budget(self, seconds: float) -> dict[str, float]:
-        """What the model cost: sums over its stages, whoever trained them, and each stage apart. `seconds` is the wall
-        time of this run."""
-        budget: dict[str, float] = {"seconds": seconds}
-        for name, result in self.results.items():
-            for field in ("samples", "llm_tokens", "supervised_tokens", "images", "views", "flops"):
-                if all(field in other["spent"] for other in self.results.values()):  # older stages do not say all
-                    budget[field] = budget.get(field, 0) + result["spent"][field]
-                    budget[f"{name}/{field}"] = result["spent"][field]
-            budget["train_seconds"] = budget.get("train_seconds", 0.0) + result["spent"]["seconds"]
-            budget[f"{name}/train_seconds"] = result["spent"]["seconds"]
-            budget[f"{name}/trainable_parameters"] = result["spent"]["trainable_parameters"]
-            budget["trainable_parameters"] = result["spent"]["trainable_parameters"]
-        return budget

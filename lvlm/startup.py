@@ -49,6 +49,20 @@ def no_collection() -> Iterator[None]:
         gc.enable()
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' progress bars over the files of a model, which would tear the run's own."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
+
+
 @dataclass(frozen=True)
 class CheckedData:
     """The corpora of a run with the rows that it uses, all of them sound, and the images of its evaluation."""

@@ -13,7 +13,7 @@ from lvlm.check import open_corpora
 from lvlm.errors import InputError
 from lvlm.records import TRAINER_VERSION, RunRecord
 from lvlm.train.identity import config_diff
-from sweeps.plan import Place, Plan, PlannedCell
+from sweeps.plan import STAGES, Place, Plan, PlannedCell
 
 MOST_LINES = 12
 """Differences of a study that are told one by one."""
@@ -120,7 +120,7 @@ def check_making(plan: Plan, place: Place) -> None:
 
     Once for the whole plan, before any worker starts.
     """
-    from lvlm.model.backbones import backbone_digests
+    from lvlm.model.backbones import run_digests
 
     opened: dict[str, dict[str, str]] = {}
     digests: dict[str, dict[str, str]] = {}
@@ -129,7 +129,7 @@ def check_making(plan: Plan, place: Place) -> None:
     for cell in plan.cells:
         recorded = RunRecord.load(place.cell(cell.id)) if place.is_recorded(cell.id) else None
         config = cell.run_config()
-        data = json.dumps([cell.config[part] for part in ("pretrain", "instruct", "evaluate")], sort_keys=True)
+        data = json.dumps([cell.config.get(part) for part in (*STAGES, "evaluate")], sort_keys=True)
         try:
             if data not in opened:
                 opened[data] = {path: corpus.stamp() for path, corpus in open_corpora(config).items()}
@@ -137,9 +137,9 @@ def check_making(plan: Plan, place: Place) -> None:
             if recorded is None:
                 raise
             continue  # nothing is left to train on it: its results stand for themselves
-        model = f"{config.model.tower} {config.model.llm} {config.seed}"
+        model = f"{config.model.tower} {config.model.llm} {config.paint and config.paint.denoiser} {config.seed}"
         if model not in digests:
-            digests[model] = backbone_digests(config.model, seed=config.seed)
+            digests[model] = run_digests(config)
         if recorded is None:
             continue
         now = {"backbones": digests[model], "corpora": opened[data], "trainer": TRAINER_VERSION}

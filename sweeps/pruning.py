@@ -14,7 +14,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, SuccessiveHalvingPruner
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lvlm.records import CURVE_FILE, write_text
-from sweeps.plan import Plan
+from sweeps.plan import STAGES, Plan
 from sweeps.queue import Claim, Queue
 from sweeps.space import rungs_of
 
@@ -31,7 +31,7 @@ class Pruning:
 
     def __init__(self, plan: Plan, queue: Queue, claim: Claim, folder: Path) -> None:
         self._plan, self._queue, self._claim, self._folder = plan, queue, claim, folder
-        self._stage = [name for name in ("pretrain", "instruct") if claim.cell.config.get(name) is not None][-1]
+        self._stage = [name for name in STAGES if claim.cell.config.get(name) is not None][-1]
         self._rows: list[dict[str, Any]] = []
 
     def __call__(self, event: Mapping[str, Any]) -> None:

@@ -24,7 +24,9 @@ Budget = Literal["default", "full"]
 Direction = Literal["higher", "lower", "little"]
 Amount = Literal["samples", "llm_tokens", "images", "flops"]
 """What a stage sees or costs."""
-LENGTHS = tuple(f"{stage}.{name}" for stage in ("pretrain", "instruct") for name in ("epochs", "samples", "steps"))
+LENGTHS = tuple(
+    f"{stage}.{name}" for stage in ("pretrain", "instruct", "paint") for name in ("epochs", "samples", "steps")
+)
 """Fields that say how long a stage is."""
 
 
@@ -168,7 +170,10 @@ class Study:
         `overrides` are `key=value` texts on the base config; one that names a factor's field is an error, since it
         would be ignored.
         """
-        taken = {path: factor.name for factor in self.factors for path in factor.paths} | {"seed": "seed", "name": "name"}
+        taken = {path: factor.name for factor in self.factors for path in factor.paths} | {
+            "seed": "seed",
+            "name": "name",
+        }
         for text in overrides:
             if (key := text.partition("=")[0].strip()) in taken:
                 raise InputError(
@@ -275,7 +280,7 @@ class Study:
 
     def _check_validates(self, prune: str) -> None:
         config = make_config(self.base_data, where="base")
-        name, stage = next(reversed(config.stages().items()), (None, None))
+        name, stage = next(reversed(config.every_stage().items()), (None, None))
         if stage is None or stage.validate_every is None or not config.evaluate.tune_corpora:
             raise InputError(
                 f"prune='{prune}' compares scores that are taken while training: set {name or 'a stage'}.validate_every"

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,6 @@ from lvlm.train.images import load_pixels
 
 if TYPE_CHECKING:
     from lvlm.data.plan import Plan
-    from lvlm.data.readers import Conversation
 
 SAID_FIRST = 0x7A17
 """Tells the random streams of this stage from those of others."""
@@ -77,17 +76,6 @@ class PaintBatch:
         return PaintBatch(self.captions, self.images, noise, vae_noise, timesteps, weights, self.size, self.last)
 
 
-class CaptionCounter:
-    """Counts the tokens that the language model reads of a sample's caption: its last answer."""
-
-    def __init__(self, painter: Painter) -> None:
-        self.painter = painter
-
-    def measure(self, conversations: Sequence[Conversation]) -> list[tuple[int, int]]:
-        """(tokens, 1) of each conversation."""
-        return [(len(self.painter.states.ids(turns[-1][1])), 1) for turns, _ in conversations]
-
-
 class PaintBatches(StepBatches):
     """The micro-batches of any optimizer step: a pure function of (plan, seed, step). Noise, timestep and whether a
     caption is dropped belong to the place of a sample in its step, so that no memory setting can move them."""
@@ -95,14 +83,8 @@ class PaintBatches(StepBatches):
     def __init__(
         self, plan: Plan, painter: Painter, *, seed: int, token_budget: int, rank: int = 0, processes: int = 1
     ) -> None:
-        super().__init__(
-            plan,
-            None,
-            "sample",
-            token_budget=token_budget,
-            rank=rank,
-            processes=processes,  # type: ignore[arg-type]
-        )
+        no_texts: Any = None  # captions are read as states
+        super().__init__(plan, no_texts, "sample", token_budget=token_budget, rank=rank, processes=processes)
         self.painter, self.seed = painter, seed
         self._captions: dict[int, str] = {}
 

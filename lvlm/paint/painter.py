@@ -69,7 +69,8 @@ class Painter(nn.Module):
     @property
     def states(self) -> CaptionStates:
         """What the language model makes of captions."""
-        return self._around[0]
+        found: CaptionStates = self._around[0]
+        return found
 
     @property
     def vae(self) -> Any:
@@ -113,7 +114,7 @@ class Painter(nn.Module):
         """Pictures (batch, 3, height, width) -> what the denoiser sees; a VAE's draw is moved by `noise`."""
         if self.vae is None:
             return pixels
-        found = self.vae.encode(pixels.to(self.device)).latent_dist
+        found: Any = self.vae.encode(pixels.to(self.device)).latent_dist
         drawn: Tensor = found.mean if noise is None else found.mean + found.std * noise.to(self.device)
         return drawn.float() * self.vae.config.scaling_factor
 

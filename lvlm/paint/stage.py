@@ -17,7 +17,8 @@ from lvlm.errors import InputError
 from lvlm.languages import in_table_order
 from lvlm.model.backbones import resolve
 from lvlm.model.parts import describe
-from lvlm.paint.batches import CaptionCounter, PaintBatch, PaintBatches, PaintStream
+from lvlm.paint.batches import PaintBatch, PaintBatches, PaintStream
+from lvlm.paint.captions import caption_measure
 from lvlm.paint.denoisers import PROJECTION, set_learning
 from lvlm.paint.diffusion import errors, target
 from lvlm.paint.painter import LlmSource, Painter, llm_digest, make_painter, read_painter
@@ -62,13 +63,15 @@ class PaintLoss(nn.Module):
 
 @dataclass
 class Painting:
-    """The stage of one run. Settings here, data and models in the calls; `painter` is there after `prepare`."""
+    """The stage of one run. Settings here, data and models in the calls; `painter` and `batches` are there after
+    `prepare`."""
 
     config: RunConfig
     compute: Compute
     reporter: Reporter
     phases: Phase
     painter: Painter = field(init=False)
+    batches: PaintBatches = field(init=False)
 
     @property
     def settings(self) -> PaintConfig:
@@ -85,11 +88,15 @@ class Painting:
             )
         self.painter = self._painter(model, processor, corpora)
         plan = build_plan(
-            NAME, self.settings, seed=self.config.seed, corpora=corpora, measure=CaptionCounter(self.painter).measure,
+            NAME,
+            self.settings,
+            seed=self.config.seed,
+            corpora=corpora,
+            measure=caption_measure(processor.chat, self.settings.prompt),
             home=home,
-        )  # fmt: skip
+        )
         accelerator = self.compute.accelerator
-        batches = PaintBatches(
+        self.batches = PaintBatches(
             plan,
             self.painter,
             seed=self.config.seed,
@@ -97,8 +104,8 @@ class Painting:
             rank=accelerator.process_index,
             processes=accelerator.num_processes,
         )
-        batches.caption(plan.order[0])  # a split of dialogues shows now
-        return batches
+        self.batches.caption(plan.order[0])  # a split of dialogues shows now
+        return self.batches
 
     def _painter(self, model: Lvlm, processor: Any, corpora: Mapping[str, Corpus]) -> Painter:
         settings, seed = self.settings, self.config.seed
@@ -115,14 +122,13 @@ class Painting:
     def train(
         self,
         stage: Stage,
-        batches: PaintBatches,
         model: Lvlm,
         *,
         parent: Path | None,
         validate: Callable[[], Mapping[str, float]] | None,
     ) -> dict[str, Any]:
         """Train the denoiser and publish it in the stage's folder; returns what was spent."""
-        painter, accelerator = self.painter, self.compute.accelerator
+        painter, batches, accelerator = self.painter, self.batches, self.compute.accelerator
         counts = set_learning(painter.denoiser, self.settings.train)
         painter.languages = in_table_order({entry.language for entry in batches.plan.order})
         self.reporter.say(f"{stage.name}: what learns\n" + "\n".join(describe(counts)))

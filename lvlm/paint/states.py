@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lvlm.errors import InputError
+from lvlm.paint.captions import caption_ids
 from lvlm.paint_settings import PaintConfig
 
 TOGETHER = 64
@@ -60,10 +61,7 @@ class CaptionStates:
 
     def ids(self, caption: str) -> list[int]:
         """The tokens that the LLM reads; of an empty caption those around it."""
-        if self.prompt == "chat":
-            found: list[int] = self.chat.encode_prompt([], caption)
-            return found
-        return list(self.chat.encode_text(caption))
+        return caption_ids(self.chat, self.prompt, caption)
 
     def keep(self, captions: Iterable[str]) -> bool:
         """Compute the states of these captions once, those of equal length in order of their text, so that they do not

@@ -22,7 +22,7 @@ from lvlm.data.worlds.lexicon import load_lexicon
 from lvlm.data.worlds.scenes import Scene
 from lvlm.evaluate.metrics import words
 from lvlm.paint.diffusion import Diffusion, errors, target
-from lvlm.paint.reader import AttributeReader
+from lvlm.paint.reader import AttributeReader, Attributes
 from lvlm.records import write_json
 
 PIVOT = "en"
@@ -92,7 +92,8 @@ def train_tiny(
         lambda step: min((step + 1) / recipe.warmup_steps, 0.02 + 0.98 * (1 - step / recipe.steps)),
     )
     mean = torch.optim.swa_utils.AveragedModel(
-        both, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.averaged)
+        both,
+        multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.averaged),  # type: ignore[no-untyped-call]
     )
     rng = np.random.default_rng(stream(seed, "denoiser pictures"))
     ids = {scene: row for scene, row in zip(SCENES, table.ids([lexicon.caption(s) for s in SCENES]), strict=True)}
@@ -104,7 +105,7 @@ def train_tiny(
         told[torch.from_numpy(rng.random(recipe.batch) < recipe.caption_dropout)] = 0
         noise, when = torch.randn_like(clean), torch.randint(diffusion.timesteps, (recipe.batch,))
         predicted = model(scheduler.add_noise(clean, noise, when), when, table(told)).sample
-        loss = errors(predicted, target(scheduler, diffusion.prediction, clean, noise, when)).mean()
+        loss: Any = errors(predicted, target(scheduler, diffusion.prediction, clean, noise, when)).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimizer.step()
@@ -138,7 +139,7 @@ def measure_tiny(model: Any, table: WordTable, *, guidance: float = 3.0, steps: 
     return score_tiny(reader.read(pictures), SCENES)
 
 
-def score_tiny(read: Sequence[dict[str, str]], scenes: Sequence[Scene]) -> dict[str, float]:
+def score_tiny(read: Sequence[Attributes], scenes: Sequence[Scene]) -> dict[str, float]:
     """Percent right, of all attributes at once and of each."""
     wanted = [attributes(scene) for scene in scenes]
     right = {kind: [own[kind] == gold[kind] for own, gold in zip(read, wanted, strict=True)] for kind in wanted[0]}
@@ -152,8 +153,8 @@ def build_denoiser(folder: Path, *, draws: Sequence[int], say: Say = print, scal
     recipe = dataclasses.replace(recipe, steps=max(1, int(recipe.steps * scale)))
     for draw_number in draws:
         folder_of = folder / f"tiny-unet-{draw_number}"
-        making = {"seed": draw_number, "language": PIVOT, "recipe": dataclasses.asdict(recipe)}
-        making["recipe"]["channels"] = list(recipe.channels)
+        settings = dataclasses.asdict(recipe) | {"channels": list(recipe.channels)}
+        making: dict[str, Any] = {"seed": draw_number, "language": PIVOT, "recipe": settings}
         if is_made(folder_of, making):
             say(f"{folder_of.name}: already there")
             continue

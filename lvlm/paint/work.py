@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 if TYPE_CHECKING:
+    from lvlm.config import RunConfig
     from lvlm.paint.batches import PaintBatches
     from lvlm.paint.painter import Painter
-    from lvlm.paint_settings import Learning
+    from lvlm.paint_settings import Learning, PaintConfig
 
 
 def painting_flops(painter: Painter, train: Learning, batches: PaintBatches) -> float:
@@ -27,6 +29,24 @@ def painting_flops(painter: Painter, train: Learning, batches: PaintBatches) -> 
             of_size[size] = sample_flops(config, painter.signal_shape(size), tokens, width, train)
         total += of_size[size] * len(batches.plan.step_entries(step))
     return total
+
+
+def planned_flops(config: RunConfig, stage: PaintConfig, *, tokens: int) -> float:
+    """Of one sample of a stage that is not there yet, at the size in which its pictures end up."""
+    from transformers import AutoConfig
+
+    from lvlm.model.backbones import resolve
+    from lvlm.paint.denoisers import read_shape
+
+    shape = read_shape(Path(resolve(stage.denoiser, seed=config.seed)), "UNet2DConditionModel")
+    side = int(shape["sample_size"])
+    if (pixels := stage.later_image_size or stage.image_size) is not None:
+        blocks = [] if stage.vae is None else read_shape(Path(stage.vae), "AutoencoderKL")["block_out_channels"]
+        side = pixels // 2 ** max(0, len(blocks) - 1)
+    source = config.model.checkpoint or resolve(config.model.llm, seed=config.seed)
+    llm = AutoConfig.from_pretrained(source)
+    width = int(llm.get_text_config().hidden_size)
+    return sample_flops(shape, (int(shape["in_channels"]), side, side), tokens, width, stage.train)
 
 
 def sample_flops(

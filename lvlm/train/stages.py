@@ -51,6 +51,12 @@ class Stage:
     def curve(self) -> Path:
         return self.folder / CURVE_FILE
 
+    @property
+    def of_language(self) -> StageConfig:
+        """`config`, where the stage trains parts of the vision-language model."""
+        assert isinstance(self.config, StageConfig)
+        return self.config
+
     @cached_property
     def shelf(self) -> Shelf:
         """All stages of the work folder."""

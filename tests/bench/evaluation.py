@@ -26,7 +26,7 @@ from lvlm.evaluate.generate import Prompt, generate_answers
 from lvlm.model.checkpoints import load as load_checkpoint
 from lvlm.model.lvlm import Lvlm
 from lvlm.model.tiling import open_image, pixels
-from lvlm.run import quiet_transformers
+from lvlm.startup import quiet_transformers
 from lvlm.settings import ModelConfig
 
 HELD_EQUAL = """\

@@ -61,9 +61,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         help="emoji: a colour font with bitmaps, or a folder of PNG files named by code points such as 1f436.png "
         "(default: where Debian's fonts-noto-color-emoji puts it)",
     )
-    sub.add_argument(
-        "--native", action="store_true", default=None, help="paint: each language has pictures of its own"
-    )
+    sub.add_argument("--native", action="store_true", default=None, help="paint: each language has pictures of its own")
     sub.add_argument(
         "--mismatch", type=float, metavar="SHARE", help="paint --native: captions that tell of another picture"
     )
