@@ -29,6 +29,10 @@ cell's identity, and an unfinished run may be resumed with other values of them.
 MASKS_DEPEND_ON = ("micro_batch_tokens", "packing", "strategy")
 """Those among them that decide what a micro-batch is, and with it the masks of LoRA's dropout. Where there is dropout
 they are part of the stage's key, and `lvlm.run` refuses to resume with other values."""
+STAGES = ("pretrain", "instruct", "paint")
+"""In the order in which they run; a run has any of them."""
+NEW_STAGES = ("paint",)
+"""Those that a config without them does not name: its fingerprint is that of before they existed."""
 LABELS = ("name", "tags")
 """Settings that say what a run is called: no part of what it is."""
 
@@ -49,21 +53,20 @@ class RunConfig(Settings):
 
     def stages(self) -> dict[str, StageConfig]:
         """The stages that train parts of the vision-language model, in order."""
-        return {name: stage for name in ("pretrain", "instruct") if (stage := getattr(self, name)) is not None}
+        return {name: stage for name in STAGES if name != "paint" and (stage := getattr(self, name)) is not None}
 
     def every_stage(self) -> dict[str, StageConfig | PaintConfig]:
         """`stages`, and after them the one that trains a denoiser and leaves the LLM as it is."""
         return {**self.stages(), **({} if self.paint is None else {"paint": self.paint})}
 
-    @model_serializer(mode="wrap")
-    def _no_paint_is_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A config without it keeps the fingerprint that it had before it existed.
-        return {name: value for name, value in dump(self).items() if (name, value) != ("paint", None)}
-
     @model_validator(mode="after")
     def _stages_fit_together(self) -> Self:
         check_lineage(self)
         return self
+
+    @model_serializer(mode="wrap")
+    def _absent_stages_are_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if name not in NEW_STAGES or value is not None}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -10,10 +10,11 @@ from typing import Any
 
 from ablations.studies import FOLDER
 from lvlm.check import open_corpora
+from lvlm.config import STAGES
 from lvlm.errors import InputError
 from lvlm.records import TRAINER_VERSION, RunRecord
 from lvlm.train.identity import config_diff
-from sweeps.plan import STAGES, Place, Plan, PlannedCell
+from sweeps.plan import Place, Plan, PlannedCell
 
 MOST_LINES = 12
 """Differences of a study that are told one by one."""

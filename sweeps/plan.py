@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 DEFAULT_RUNNER = "lvlm.run:run"
 """What runs one cell: `module:function`."""
-STAGES = ("pretrain", "instruct", "paint")
-"""In the order in which they run."""
 TRACEBACK_FILE = "traceback.txt"
 """In the run folder of a cell that failed."""
 

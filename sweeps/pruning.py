@@ -13,8 +13,9 @@ import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, SuccessiveHalvingPruner
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from lvlm.config import STAGES
 from lvlm.records import CURVE_FILE, write_text
-from sweeps.plan import STAGES, Plan
+from sweeps.plan import Plan
 from sweeps.queue import Claim, Queue
 from sweeps.space import rungs_of
 

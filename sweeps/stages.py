@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from lvlm.config import fingerprint
-from sweeps.plan import STAGES, PlannedCell
+from lvlm.config import STAGES, fingerprint
+from sweeps.plan import PlannedCell
 
 BITS = ("device", "precision", "threads")
 """Compute settings that can change a model's last bits, so that stages which differ in them are not shared."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lvlm.errors import InputError
 from lvlm.records import RunRecord
-from sweeps.plan import STAGES, TRACEBACK_FILE, Place, Plan, PlannedCell
+from sweeps.plan import TRACEBACK_FILE, Place, Plan, PlannedCell
 from sweeps.progress import Progress, read_progress
 from sweeps.queue import CellState, Queue, State, count
 from sweeps.storage import StorageDown
