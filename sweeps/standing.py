@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from lvlm.config import STAGES
 from lvlm.errors import InputError
 from lvlm.records import RunRecord
 from sweeps.plan import TRACEBACK_FILE, Place, Plan, PlannedCell

@@ -7,22 +7,14 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lvlm.config import RunConfig, load_config
 from lvlm.errors import InputError
 from lvlm.languages import group_languages, in_table_order, is_group
 from lvlm.records import CONFIG_FILE, RECORD_FILE, RunRecord
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from lvlm.paint.sample import Pictures
-
 TEXT = "Paint a prompt with a checkpoint of the stage paint."
 EXAMPLE = 'paint runs/runs/my-run "on the left: a large red cross" --languages en de sw --out cross.png'
-SHOWN_PIXELS = 128
-"""Smaller pictures are shown enlarged by a whole number until a side has so many pixels."""
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
@@ -80,6 +72,8 @@ def run(options: argparse.Namespace) -> None:
                 batch_size=settings.evaluate_batch,
                 on_progress=lambda done, total: reporter.advance(done, "steps", total=total),
             )
+    from lvlm.paint.sheet import grid
+
     sheet = grid(pictures, [code for code, _ in prompts] if options.languages else None, columns=options.images)
     temporary = options.out.with_name(f".{options.out.name}.{os.getpid()}.tmp")
     sheet.save(temporary, format="PNG")
@@ -144,27 +138,6 @@ def translations(prompt: str, recorded: RunConfig | None) -> dict[str, str]:
             name = min(same)
             return {code: item.prompt for code, own in items.items() for item in own if item.id == name}
     return {}
-
-
-def grid(pictures: Pictures, labels: Sequence[str] | None, *, columns: int) -> Image.Image:
-    """The pictures in rows of `columns`, each row behind its label."""
-    from PIL import Image, ImageDraw
-
-    from lvlm.data.worlds.fonts import font
-
-    side = pictures.shape[1]
-    side *= max(1, SHOWN_PIXELS // side)
-    gap, margin = side // 16, 0 if labels is None else side // 2
-    rows = len(pictures) // columns
-    sheet = Image.new("RGB", (margin + columns * (side + gap) - gap, rows * (side + gap) - gap), "white")
-    draw = ImageDraw.Draw(sheet)
-    for place, picture in enumerate(pictures):
-        row, column = divmod(place, columns)
-        shown = Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)
-        sheet.paste(shown, (margin + column * (side + gap), row * (side + gap)))
-        if labels is not None and column == 0:
-            draw.text((margin // 2, row * (side + gap) + side // 2), labels[row], "black", font(side // 6), anchor="mm")
-    return sheet
 
 
 def _check(options: argparse.Namespace) -> None:
