@@ -304,6 +304,17 @@ def test_the_command_writes_a_grid_whole_or_not_at_all(
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
 
 
+def test_evaluating_a_run_again_paints_the_same(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(done), "--out", str(tmp_path / "again")]) == 0
+    assert "paint/multilingual" in capsys.readouterr().out
+    for name in ("scores.parquet", "predictions.parquet"):
+        first, second = (pd.read_parquet(folder / name) for folder in (done, tmp_path / "again"))
+        pd.testing.assert_frame_equal(
+            first.drop(columns="image", errors="ignore"), second.drop(columns="image", errors="ignore")
+        )
+    assert len(list((tmp_path / "again/pictures").rglob("*.png"))) == 4 * 6
+
+
 def test_later_pictures_are_larger(tmp_path: Path) -> None:
     config = paint_config(paint__later_image_size=16, paint__later_from=2)
     painting, _ = prepared(config, tmp_path)

@@ -194,3 +194,20 @@ def test_a_perfect_denoiser_gives_the_picture_back(prediction: str) -> None:
         said = target(scheduler, prediction, clean, noise, when[None])
         signal = sampler.step(said, when, signal).prev_sample
     assert torch.allclose(signal, clean, atol=1e-3)
+
+
+def test_the_shipped_denoiser_paints_what_english_captions_say() -> None:
+    from safetensors.torch import load_file
+
+    from lvlm.data.worlds.lexicon import load_lexicon
+    from lvlm.paint.denoisers import load_denoiser
+    from lvlm.paint.tiny import WORDS_FILE, DenoiserRecipe, WordTable, measure_tiny
+
+    folder, lexicon = assets() / "tiny-unet-0", load_lexicon("en")
+    assert sum(path.stat().st_size for path in assets().glob("tiny-unet-*/*")) < 3e6
+    table = WordTable([lexicon.caption(scene) for scene in SCENES], DenoiserRecipe().width)
+    table.table.weight.data = load_file(folder / WORDS_FILE)["table"].float()
+    model = load_denoiser(folder, width=48, seed=0)
+    model.encoder_hid_proj.weight.data, model.encoder_hid_proj.bias.data = torch.eye(48), torch.zeros(48)
+    found = measure_tiny(model, table, steps=8)
+    assert min(found.values()) > 90
