@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ablations.factors import Factor, Level
 from ablations.intervals import Interval, over_seeds, two_way
-from ablations.outcomes import DERIVED, GROUP_ORDER
+from ablations.outcomes import DERIVED, GROUP_ORDER, SUMMARISED
 from ablations.studies import Expectation
 from lvlm.errors import InputError
 from lvlm.languages import table
@@ -190,6 +190,10 @@ def values(results: Results, metric: str) -> pd.DataFrame:
         whole, part = DERIVED[metric]
         return results.wide.setdefault(metric, values(results, whole) - values(results, part))
     rows = results.table[results.table["metric"] == metric]
+    if rows.empty and metric in SUMMARISED and not results.table.empty:  # no task of the study has it
+        score = results.table[results.table["metric"] == "score"]
+        nothing = score.pivot(index=["arm", "seed"], columns=PAIR, values="value").astype(float)
+        return results.wide.setdefault(metric, nothing * float("nan"))
     if rows.empty:
         known = sorted({*results.table["metric"], *DERIVED})
         raise InputError(f"There is no metric '{metric}' in {results.folder}; metrics: {', '.join(known)}.")
