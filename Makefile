@@ -21,7 +21,8 @@ study: setup
 	@$(BIN)/python -m lvlm data shapes runs/data/shapes
 	@test $(STUDY) != tiling || $(BIN)/python -m lvlm data reading runs/data/reading
 	@test $(STUDY) != text_in_image || test -e runs/data/text_in_image || \
-		$(BIN)/python -m lvlm data reading runs/data/text_in_image --train 2000 --english 8000 --languages en de fi sw ru el ka
+		$(BIN)/python -m lvlm data reading runs/data/text_in_image --train 3280 --english 9000 \
+			--test 200 --languages en de sw ru el
 	@test $(STUDY) != answer_mix || { $(BIN)/python -m lvlm backbones --answer-mix 0 0.5 1 1.5 --draws 0 1 2 & \
 		$(BIN)/python -m lvlm backbones --answer-mix 0 0.5 1 1.5 --draws 3 4 && wait $$!; }
 	@test $(STUDY) != hundred_languages || { $(BIN)/python -m lvlm data emoji runs/data/emoji && { \

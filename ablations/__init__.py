@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ablations.contrasts import Effect, effects, interaction, main_effect
+    from ablations.contrasts import Effect, adjust, effects, equivalence, interaction, main_effect
     from ablations.designs import (
         FractionalFactorial,
         FullGrid,
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         SpaceFilling,
     )
     from ablations.factors import Factor
+    from ablations.resampling import item_bootstrap
     from ablations.studies import Arm, Cell, Expectation, Study, list_studies, load_study
     from ablations.table import Results, load_results
 
@@ -38,8 +39,11 @@ __all__ = [
     "Search",
     "SpaceFilling",
     "Study",
+    "adjust",
     "effects",
+    "equivalence",
     "interaction",
+    "item_bootstrap",
     "list_studies",
     "load_results",
     "load_study",
@@ -52,8 +56,9 @@ _HOME = {
     **dict.fromkeys(("KeepInteraction", "OneAtATime", "Search", "SpaceFilling"), "designs"),
     **dict.fromkeys(("Arm", "Cell", "Expectation", "Study", "list_studies", "load_study"), "studies"),
     **dict.fromkeys(("Results", "load_results"), "table"),
-    **dict.fromkeys(("Effect", "effects", "interaction", "main_effect"), "contrasts"),
+    **dict.fromkeys(("Effect", "adjust", "effects", "equivalence", "interaction", "main_effect"), "contrasts"),
     "Factor": "factors",
+    "item_bootstrap": "resampling",
 }
 
 

@@ -1,4 +1,4 @@
-"""The commands `report` and `list`. Called by `python -m ablations`.
+"""The commands `report`, `findings`, `power` and `list`. Called by `python -m ablations`.
 
 Nothing heavy is imported before a command needs it.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from lvlm.commands import HOME_HELP, CommandLine, add_overrides
+from lvlm.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,10 +31,57 @@ def _command_line() -> CommandLine:
         "report drivers",
     )
     report.add_argument(
-        "study", metavar="STUDY", help="a study's name or file, or the folder that holds its results.parquet"
+        "study",
+        metavar="STUDY",
+        help="a study's name or file, the folder that holds its results.parquet, or examples/NAME",
+    )
+    report.add_argument(
+        "--pdf", action="store_true", help="also print it as report.pdf (needs Chromium or Chrome on the PATH)"
     )
     add_overrides(report, "the settings that the study was launched with, where there were any")
     report.add_argument("--home", metavar="DIR", help=HOME_HELP)
+    findings = line.add(
+        "findings",
+        _findings,
+        "The verdict on every published claim: supported, contradicted or within noise, with effect, interval and the "
+        "published figure.",
+        "findings number_of_languages english_share",
+    )
+    findings.add_argument(
+        "studies",
+        metavar="STUDY",
+        nargs="*",
+        help="as for report, or examples/NAME (default: every claim once, on your own results or the example records)",
+    )
+    findings.add_argument("--home", metavar="DIR", help=HOME_HELP)
+    findings.add_argument("--csv", type=Path, metavar="FILE", help="also write them as a table")
+    findings.add_argument(
+        "--these-languages",
+        action="store_true",
+        help="verdicts about the study's own languages alone, with intervals over seeds (default: languages like them)",
+    )
+    findings.add_argument(
+        "--published",
+        action="store_true",
+        help="what the published tables themselves can support, with one run per arm",
+    )
+    power = line.add(
+        "power",
+        _power,
+        "From the noise of a study: how many seeds, languages and items show a difference of so many points.",
+        "power drivers --difference 1.0",
+    )
+    power.add_argument("study", metavar="STUDY", help="as for report: a study that has run with two seeds at least")
+    add_overrides(power, "the settings that the study was launched with, where there were any")
+    power.add_argument("--difference", type=float, required=True, metavar="POINTS", help="the difference to be seen")
+    power.add_argument("--metric", default="score", help="what is compared (default: score)")
+    power.add_argument(
+        "--group", default="multilingual", help="a tier, language, script:NAME or TASK/GROUP (default: multilingual)"
+    )
+    power.add_argument(
+        "--power", type=float, default=0.8, metavar="SHARE", help="of repetitions that see it (default: 0.8)"
+    )
+    power.add_argument("--home", metavar="DIR", help=HOME_HELP)
     line.add(
         "list",
         _list,
@@ -52,14 +101,52 @@ def _list(_: argparse.Namespace) -> None:
     print("\nRun one:  python -m sweeps launch drivers")
 
 
+def _findings(options: argparse.Namespace) -> None:
+    from ablations import evidence, findings
+    from ablations.places import list_examples, list_results
+    from ablations.table import load_results
+    from lvlm.records import write_text
+
+    names = options.studies or [*list_results(options.home), *list_examples()]
+    results = [load_results(name, home=options.home) for name in names]
+    if options.published:
+        found = evidence.evidence(results)
+        table, lines = evidence.table(found), evidence.lines(found)
+    else:
+        judge = findings.verdicts if options.studies else findings.one_each
+        judged = judge(results, scope="these languages" if options.these_languages else "languages like these")
+        if not judged:
+            raise InputError(f"No published claim compares levels that {' or '.join(map(str, names))} varies.")
+        table, lines = findings.table(judged), [*findings.lines(judged), "", findings.METHOD]
+    print("\n".join(lines))
+    if options.csv:
+        write_text(options.csv, table.to_csv(index=False))
+        print(f"Table: {options.csv}")
+
+
+def _power(options: argparse.Namespace) -> None:
+    from ablations.power import plan
+    from ablations.table import load_results
+
+    results = load_results(options.study, home=options.home, overrides=options.overrides)
+    found = plan(
+        results, difference=options.difference, metric=options.metric, group=options.group, power=options.power
+    )
+    print(f"{results.summary()}\n{found.text()}")
+
+
 def _report(options: argparse.Namespace) -> None:
     from ablations.report import headlines, write_report
     from ablations.table import load_results
 
     results = load_results(options.study, home=options.home, overrides=options.overrides)
     print("writing tables, figures and notebooks ...", flush=True)
-    path = write_report(results)
+    path = write_report(results, home=options.home)
     print(f"Report: {path}")
+    if options.pdf:
+        from ablations.report.printing import write_pdf
+
+        print(f"Report as PDF: {write_pdf(path)}")
     for line in headlines(results):
         print(f"  {line}")
     if results.missing:

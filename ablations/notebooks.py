@@ -21,8 +21,29 @@ from traitlets.config import Config
 from lvlm.errors import InputError
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
-NOTEBOOKS = {"languages": "01_number_of_languages", "english_share": "02_english_share", "tiles": "04_tiling"}
+NOTEBOOKS = {
+    "languages": "01_number_of_languages",
+    "english_share": "02_english_share",
+    "captions": "02_english_share",
+    "text": "03_text_in_image",
+    "tower": "03_text_in_image",
+    "tiles": "04_tiling",
+    "learns": "07_paint",
+}
 """Factor -> the notebook that reads its margin."""
+ALL_NOTEBOOKS = (
+    "01_number_of_languages",
+    "02_english_share",
+    "03_text_in_image",
+    "04_tiling",
+    "06_drivers",
+    "07_paint",
+    "08_errors",
+)
+"""Every notebook that reads results."""
+
+BESIDE = "pretraining"
+"""A parameter that names a second study: set to None, so that nobody sees example records beside their own."""
 
 FOLDED = """{%- extends 'basic/index.html.j2' -%}
 {%- block input_group -%}<details><summary>code</summary>{{ super() }}</details>{%- endblock input_group -%}
@@ -61,7 +82,8 @@ def run_notebooks(
             raise InputError(
                 f"The notebook {stem}.ipynb needs exactly one cell tagged 'parameters'; it has {len(tagged)}."
             )
-        tagged[0].source = f"home = {str(Path(home).resolve()) if home else None!r}\nstudy = {str(place)!r}"
+        values = {"home": str(Path(home).resolve()) if home else None, "study": str(place), BESIDE: None}
+        tagged[0].source += "".join(f"\n{name} = {value!r}" for name, value in values.items())
     together = nbformat.v4.new_notebook(metadata=notebooks[0].metadata)
     together.cells = [cell for notebook in notebooks for cell in notebook.cells]
     search = os.pathsep.join(filter(None, [str(FOLDER.parent), os.environ.get("PYTHONPATH")]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,16 +14,25 @@ import pandas as pd
 from ablations.factors import Factor, Level
 from ablations.origin import Origin as Origin  # for `sweeps`, which sees no other module than this one
 from ablations.origin import declared
-from ablations.studies import Cell, Expectation, Study, list_studies, load_study, results_name
+from ablations.places import EXAMPLES, PLANNED_FILE, RESULTS_FILE, home_folder, locate, others, planned
+from ablations.places import study_folder as study_folder
+from ablations.studies import Cell, Expectation, Study
 from lvlm.config import one_line
 from lvlm.errors import InputError, nearest
 from lvlm.languages import language
 from lvlm.records import METRICS, SCORE_COLUMNS, write_table, write_text
 
 if TYPE_CHECKING:
+    from ablations.answers import Disagreement
     from ablations.contrasts import Change, Effect
+    from ablations.layout import Layout
+    from ablations.mixed import Mixed
+    from ablations.pareto import Cheapest
+    from ablations.plots.namespace import Plots
+    from ablations.power import Power
+    from ablations.response import Response
+    from ablations.significance import Equivalence
 
-RESULTS_FILE = "results.parquet"
 BUDGET_FILE = "budget.csv"  # what every finished run was spent on: run, arm, seed and `BUDGET_COLUMNS`
 BUDGET_COLUMNS = (
     "samples", "llm_tokens", "images", "views", "flops", "trainable_parameters", "train_seconds", "seconds",
@@ -32,7 +40,8 @@ BUDGET_COLUMNS = (
 REPORT_FILES = ("report.html", "effects.csv", "verdicts.csv")
 """What the report of a study writes beside its table: the page, all effects, the verdicts."""
 PICTURE_FILE = "by_{}.png"  # and one picture for each factor
-PLANNED_FILE = "planned.json"  # the cells of the sweep, finished or not: run, arm, seed, and why it failed if it did
+THUMBNAILS_FILE = "thumbnails.parquet"
+"""Small pictures of some test items: task, source, item, image (the bytes of an image file)."""
 LEADING = ("study", "arm", "seed")
 TRAILING = ("run", "task", "language", "tier", "metric", "value", "n")
 
@@ -167,9 +176,25 @@ class Results:
         return bool(self.study and self.study.is_searched) or bool(self.origin and self.origin.search)
 
     @property
+    def is_example(self) -> bool:
+        """Whether these are records that come with the toolkit, and not the user's own."""
+        return self.folder.resolve().is_relative_to(EXAMPLES.resolve())
+
+    @property
+    def source(self) -> str:
+        """Which records these are, in a sentence."""
+        if not self.is_example:
+            return f"Your own records: {'/'.join(self.folder.resolve().parts[-2:])}."
+        commits = ", ".join(commit[:8] for commit in self.origin.git_commits) if self.origin else ""
+        made = f", made by code {commits}" if commits else ""
+        return f"Example records of the study {self.name} that come with the toolkit{made}: not your own runs."
+
+    @property
     def home_option(self) -> str:
         """What a command to paste needs to find these results' home: ` --home DIR`, or nothing for the default."""
-        home, default = self.folder.resolve().parent.parent, _home(None).resolve()
+        if self.is_example:
+            return ""
+        home, default = self.folder.resolve().parent.parent, home_folder(None).resolve()
         return "" if home == default else f" --home {shlex.quote(str(home))}"
 
     def arms(self) -> pd.DataFrame:
@@ -235,16 +260,28 @@ class Results:
         return " · ".join(f.label(own[f.name]) for f in differing) or "baseline"
 
     def effects(self, **options: Any) -> pd.DataFrame:
-        """Effects as a table: see `ablations.contrasts.effects` for the options."""
-        from ablations.contrasts import as_table, effects
+        """Effects as a table, p adjusted by Benjamini-Hochberg: see `ablations.contrasts.effects` for the options."""
+        from ablations.contrasts import adjust, as_table, effects
 
-        return as_table(effects(self, **options))
+        return as_table(adjust(effects(self, **options), "bh"))
 
     def matrix(self, **options: Any) -> pd.DataFrame:
         """Effects for reading, a row per arm and a column per group; options of `ablations.contrasts.effects`."""
         from ablations.contrasts import as_matrix, effects
 
         return as_matrix(effects(self, **options), self)
+
+    def power(self, difference: float, *, metric: str = "score", group: str = "multilingual", **options: Any) -> Power:
+        """Seeds, languages and items that show a difference: see `ablations.power.plan` for the options."""
+        from ablations.power import plan
+
+        return plan(self, difference=difference, metric=metric, group=group, **options)
+
+    def equivalence(self, arm: str | Mapping[str, Level] | None, *, margin: float, **options: Any) -> Equivalence:
+        """Whether an arm changes a group by less than a margin: see `ablations.contrasts.equivalence`."""
+        from ablations.contrasts import equivalence
+
+        return equivalence(self, arm, margin=margin, **options)
 
     def main_effect(self, factor: str, level: Level, against: Level, *, metric: str = "score", group: str) -> Effect:
         """One level against another, averaged over the other factors: see `ablations.contrasts.main_effect`."""
@@ -258,11 +295,80 @@ class Results:
 
         return interaction(self, first, second, metric=metric, group=group)
 
+    def response(self, factor: str, *, metric: str = "score", group: str = "multilingual") -> Response:
+        """The curve of a metric along a factor of numbers, and its optimum: see `ablations.response.response`."""
+        from ablations.response import response
+
+        return response(self, factor, metric=metric, group=group)
+
+    def importance(self, **options: Any) -> pd.DataFrame:
+        """How much each factor and pair explains: see `ablations.importance.importance` for the options."""
+        from ablations.importance import importance
+
+        return importance(self, **options)
+
+    def pareto(self, **options: Any) -> pd.DataFrame:
+        """All arms by two outcomes, and which are on the front: see `ablations.pareto.pareto` for the options."""
+        from ablations.pareto import pareto
+
+        return pareto(self, **options)
+
+    def cheapest(self, **options: Any) -> Cheapest:
+        """The cheapest arm within noise of the best: see `ablations.pareto.cheapest_within_noise` for the options."""
+        from ablations.pareto import cheapest_within_noise
+
+        return cheapest_within_noise(self, **options)
+
+    def mixed(self, **options: Any) -> Mixed:
+        """All effects at once where runs are missing: see `ablations.mixed.mixed_effects` for the options."""
+        from ablations.mixed import mixed_effects
+
+        return mixed_effects(self, **options)
+
     def verdicts(self, *, factor: str | None = None) -> list[tuple[Expectation, Effect]]:
         """Every expectation of the study (about one factor) with the effect that decides it and its verdict."""
         from ablations.contrasts import verdicts
 
         return [pair for pair in verdicts(self) if factor is None or factor in {*pair[0].arm, *pair[0].against}]
+
+    def findings(self) -> pd.DataFrame:
+        """The verdict on every published claim that these results can test: see `ablations.findings`."""
+        from ablations.findings import table, verdicts
+
+        return table(verdicts(self))
+
+    @property
+    def plot(self) -> Plots:
+        """Every figure: `results.plot.by_tier("languages")`."""
+        from ablations.plots.namespace import Plots
+
+        return Plots(self)
+
+    def layout(self, **options: Any) -> Layout:
+        """Arms x tiers with intervals, as LaTeX, Markdown or HTML: see `ablations.layout.layout`."""
+        from ablations.layout import layout
+
+        return layout(self, **options)
+
+    def to_latex(self, *, intervals: bool = True, **options: Any) -> str:
+        """The same as LaTeX (booktabs)."""
+        return self.layout(**options).to_latex(intervals=intervals)
+
+    def to_markdown(self, *, intervals: bool = True, **options: Any) -> str:
+        """The same as Markdown."""
+        return self.layout(**options).to_markdown(intervals=intervals)
+
+    def confusion(self, **options: Any) -> pd.DataFrame:
+        """In which language questions were answered: see `ablations.answers.confusion`."""
+        from ablations.answers import confusion
+
+        return confusion(self, **options)
+
+    def disagreements(self, **options: Any) -> Disagreement:
+        """Items about which arms disagree, with their images: see `ablations.answers.disagreements`."""
+        from ablations.answers import disagreements
+
+        return disagreements(self, **options)
 
     def verdict_table(self, *, factor: str | None = None) -> pd.DataFrame:
         """The verdicts as a table for reading."""
@@ -271,7 +377,7 @@ class Results:
         return verdict_table(self.verdicts(factor=factor))
 
     def __repr__(self) -> str:
-        return self.summary()
+        return f"{self.summary()}\n{self.source}"
 
     def summary(self) -> str:
         """One line: how many runs there are, and how many are missing."""
@@ -289,36 +395,26 @@ class Results:
         return f"{line}; {len(self.missing)} of {len(self.planned)} planned runs are missing{failed}"
 
     def _repr_html_(self) -> str:
-        return f"<p>{self.summary()}</p>{self.arms().reset_index().to_html(index=False, na_rep='–', border=0)}"
+        from ablations.markup import results_html
 
-
-def study_folder(study: str, home: str | Path | None = None, overrides: Sequence[str] = ()) -> Path:
-    """Where a study's results lie.
-
-    HOME/studies/NAME (NAME@HASH with overrides), with HOME from the argument, the environment variable LVLM_HOME, or
-    ./runs.
-    """
-    return _home(home) / "studies" / results_name(study, overrides)
-
-
-def _home(home: str | Path | None) -> Path:
-    return Path(home or os.environ.get("LVLM_HOME") or "runs").expanduser()
+        return results_html(self)
 
 
 def load_results(
     study: str | Path | Study, *, home: str | Path | None = None, overrides: Sequence[str] = ()
 ) -> Results:
-    """Results of a study, given by name, by its file, as a `Study`, or by the folder or file of its table.
+    """Results of a study, given by name, by its file, as a `Study`, or by the folder or file of its table;
+    `examples/drivers` (`ablations.places.list_examples`) are records that come with the toolkit.
 
     A study that was launched with `overrides` (`key=value`) is found with the same ones.
     """
-    given, path = _locate(study, home, overrides)
+    given, path = locate(study, home, overrides)
     name = " ".join([str(given.name if isinstance(study, Study) and given else study), *overrides])
     name += f" --home {shlex.quote(str(home))}" if home else ""
     if not path.exists():
         raise InputError(
             f"There are no results at {path}. Run the study first: python -m sweeps launch {name}; "
-            f"or, if it has runs, write their table: python -m sweeps export {name}.{_others(path.parent)}"
+            f"or, if it has runs, write their table: python -m sweeps export {name}.{others(path.parent)}"
         )
     try:
         table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
@@ -341,57 +437,12 @@ def load_results(
             f"{path}, row {row}: a second value for {dict(table.loc[row, key])}. "
             "One run per arm and seed belongs in a table."
         )
-    planned, failed, pruned = _planned(path.parent)
+    cells, failed, pruned = planned(path.parent)
     origin = Origin.load(path.parent)
     found = Results(
-        table=table, folder=path.parent, study=None, planned=planned, failed=failed, pruned=pruned, origin=origin
+        table=table, folder=path.parent, study=None, planned=cells, failed=failed, pruned=pruned, origin=origin
     )
     try:
         return replace(found, study=declared(found.name, found.factors, origin, given=given))
     except InputError as error:  # the table can be read without it
         return replace(found, unknown=str(error))
-
-
-def _locate(study: str | Path | Study, home: str | Path | None, overrides: Sequence[str]) -> tuple[Study | None, Path]:
-    if isinstance(study, Study):
-        return study, study_folder(study.name, home, overrides) / RESULTS_FILE
-    path = Path(study)
-    in_place = path.suffix in (".parquet", ".csv") or (path / RESULTS_FILE).exists()
-    if in_place and overrides:
-        raise InputError(f"{path} holds the results of one launch: give it without {' '.join(overrides)}.")
-    if path.suffix in (".parquet", ".csv"):
-        return None, path
-    if path.suffix != ".py" and str(study) not in list_studies():
-        # A study of the user's own, by the name of its results folder.
-        named = study_folder(str(study), home, overrides) / RESULTS_FILE
-        if named.exists() or path.is_dir():
-            return None, named if named.exists() else path / RESULTS_FILE
-    found = load_study(study)
-    return found, study_folder(found.name, home, overrides) / RESULTS_FILE
-
-
-def _others(folder: Path) -> str:
-    """Where results of the same study with other overrides lie, in a sentence."""
-    name = folder.name.partition("@")[0]
-    found = [path.parent for path in sorted(folder.parent.glob(f"{name}*/{RESULTS_FILE}"))]
-    others = [path.name for path in found if path.name.partition("@")[0] == name]
-    return f" Results of this study with other overrides are there: {', '.join(others)}." if others else ""
-
-
-def _planned(
-    folder: Path,
-) -> tuple[tuple[tuple[str, int], ...], dict[tuple[str, int], str], tuple[tuple[str, int], ...]]:
-    """The planned cells by arm and seed, why some of them failed, and those that were pruned."""
-    path = folder / PLANNED_FILE
-    if not path.exists():
-        return (), {}, ()
-    try:
-        cells = json.loads(path.read_text(encoding="utf-8"))
-        planned = tuple((cell["arm"], int(cell["seed"])) for cell in cells)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). Write it again: python -m sweeps export STUDY."
-        ) from error
-    beside = list(zip(planned, cells, strict=True))
-    errors = {one: cell["error"] for one, cell in beside if cell.get("error")}
-    return planned, errors, tuple(one for one, cell in beside if cell.get("pruned"))

@@ -143,6 +143,8 @@ def _export(options: argparse.Namespace) -> int:
     print(f"{written.runs} of {written.planned} runs in {written.results}")
     if written.predictions:
         print(f"their per-item predictions in {written.predictions}")
+    if written.unpictured:
+        print(f"without pictures of the items: {written.unpictured}")
     return 0
 
 

@@ -13,22 +13,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ablations.studies import Arm, Cell, Study, load_study
-from ablations.table import BUDGET_COLUMNS, Origin, tidy, write_results
+from ablations.table import BUDGET_COLUMNS, THUMBNAILS_FILE, Origin, tidy, write_results
+from lvlm.config import one_line
 from lvlm.errors import InputError
 from lvlm.records import PREDICTIONS_FILE, SCORES_FILE, RunRecord
 from sweeps.plan import Place, Plan, PlannedCell
 from sweeps.queue import CellState, Queue
+from sweeps.thumbnails import write_thumbnails
 
 
 @dataclass(frozen=True)
 class Export:
     """What was written: the table, the predictions (None where runs keep none), and how many of the planned runs are
-    in them."""
+    in them; `unpictured` says why no pictures of items lie beside them."""
 
     results: Path
     predictions: Path | None
     runs: int
     planned: int
+    unpictured: str = ""
 
 
 def export(place: Place, plan: Plan, *, study: Study | None = None) -> Export:
@@ -54,7 +57,9 @@ def export(place: Place, plan: Plan, *, study: Study | None = None) -> Export:
         budget=_budget(finished, records),
         origin=_origin(plan, records.values()),
     )
-    return Export(results, _write_predictions(place, finished), runs=len(finished), planned=plan.size)
+    predictions = _write_predictions(place, finished)
+    why = _write_thumbnails(place, finished) if predictions else ""
+    return Export(results, predictions, runs=len(finished), planned=plan.size, unpictured=why)
 
 
 def _cell(cell: PlannedCell) -> Cell:
@@ -131,6 +136,17 @@ def _write_predictions(place: Place, cells: list[PlannedCell]) -> Path | None:
         return None
     temporary.replace(path)
     return path
+
+
+def _write_thumbnails(place: Place, cells: list[PlannedCell]) -> str:
+    """Pictures of some items beside their answers; why there are none, as where the corpora were taken away since."""
+    try:
+        written = write_thumbnails(cells[0].run_config(), place.folder)
+    except (InputError, OSError) as error:
+        return (
+            "" if (place.folder / THUMBNAILS_FILE).exists() else one_line(error)
+        )  # of an earlier export: the same items
+    return "" if written else "no item has a picture"
 
 
 def _predictions(place: Place, cells: list[PlannedCell]) -> Iterator[pa.Table]:

@@ -1,24 +1,23 @@
 """MLflow's pages of a work folder in headless Chromium: for the tests of them, and for the picture in the README
-(`python tests/mlflow_pages.py HOME sweeps/pictures/mlflow_runs.png`)."""
+(`python -m tests.mlflow_pages HOME sweeps/pictures/mlflow_runs.png`)."""
 
 from __future__ import annotations
 
 import io
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-WAIT_MS = 60_000
+from tests import browser
+
 NO_ASSISTANT = "; ".join(  # its panel opens by itself on the first visit and takes a third of the page
     f"localStorage.setItem('mlflow.assistant.{key}', '{value}')"
     for key, value in (("fab.autoOpenedOnFirstLoad_v1", "true"), ("panelOpen_v1", "false"))
@@ -43,19 +42,9 @@ def served(home: Path) -> Iterator[str]:
         process.wait(timeout=60)
 
 
-@contextmanager
-def browser_page(*, width: int = 1500, height: int = 900) -> Iterator[Any]:
-    """A page of a fresh browser that reaches nothing outside this machine."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": width, "height": height})
-        page.set_default_timeout(WAIT_MS)
-        page.route(re.compile(r"^https?://(?!127\.0\.0\.1)"), lambda route: route.abort())
-        page.add_init_script(NO_ASSISTANT)
-        yield page
-        browser.close()
+def browser_page(*, width: int = 1500, height: int = 900) -> AbstractContextManager[Any]:
+    """A page of a fresh browser, without MLflow's assistant."""
+    return browser.browser_page(width=width, height=height, init_script=NO_ASSISTANT)
 
 
 def open_runs(page: Any, address: str) -> Any:

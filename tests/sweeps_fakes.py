@@ -166,7 +166,9 @@ def write_run(
     write_text(folder / CURVE_FILE, "".join(json.dumps(row) + "\n" for row in rows))
     rows_of_scores = [("vqa", code, metric, score, 20) for code in languages for metric in ("score", "fidelity")]
     pd.DataFrame(rows_of_scores, columns=["task", "language", "metric", "value", "n"]).to_parquet(folder / SCORES_FILE)
-    answers = [dict.fromkeys(PREDICTION_COLUMNS, "a") | {"language": code, "score": score} for code in languages]
+    same = {"task": "vqa", "score": score, "score_any_language": score}
+    blank = dict.fromkeys(PREDICTION_COLUMNS, "a") | same
+    answers = [blank | {"language": code, "answer_language": code} for code in languages]
     pd.DataFrame(answers).to_parquet(folder / PREDICTIONS_FILE)
     record = RunRecord(
         name=config.name,

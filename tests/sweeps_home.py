@@ -44,9 +44,11 @@ def _empty_database(session: Path) -> Path:
     return database(folder)
 
 
-def work_alone(home: Path, study: Any, *, overrides: Sequence[str] = (), retry_failed: bool = False) -> Outcome:
+def work_alone(
+    home: Path, study: Any, *, overrides: Sequence[str] = (), retry_failed: bool = False, runner: str = RUNNER
+) -> Outcome:
     """A launch whose cells are run in this process, so that no worker has to start."""
-    plan = make_plan(study, runner=RUNNER, overrides=overrides)
+    plan = make_plan(study, runner=runner, overrides=overrides)
     place = plan.place(home)
     plan.save(place)
     queue = Queue(plan, place.storage)
@@ -54,7 +56,7 @@ def work_alone(home: Path, study: Any, *, overrides: Sequence[str] = (), retry_f
     if retry_failed:
         queue.requeue_failed()
     Worker(plan, place).work()
-    return launch(study, workers=1, home=home, runner=RUNNER, overrides=overrides)
+    return launch(study, workers=1, home=home, runner=runner, overrides=overrides)
 
 
 def runs_of(home: Path, *, parents: bool = False) -> list[Any]:

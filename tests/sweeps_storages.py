@@ -54,6 +54,25 @@ def postgres_url() -> Iterator[str]:
 
 
 @contextlib.contextmanager
+def postgres_away(url: str) -> Iterator[None]:
+    """Inside, the database of `url` drops every connection and takes none."""
+    import psycopg
+
+    name = url.rpartition("/")[2]
+
+    def command(text: str) -> None:
+        with psycopg.connect(os.environ[POSTGRES], autocommit=True) as connection:
+            connection.execute(text)  # type: ignore[call-overload]  # a name of our own
+
+    command(f'ALTER DATABASE "{name}" WITH ALLOW_CONNECTIONS false')
+    command(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+    try:
+        yield
+    finally:
+        command(f'ALTER DATABASE "{name}" WITH ALLOW_CONNECTIONS true')
+
+
+@contextlib.contextmanager
 def storage_url(kind: str, folder: Path) -> Iterator[str | None]:
     """A URL of the kind; None for the file."""
     if kind == "postgresql":

@@ -5,18 +5,20 @@ Nothing is trained.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from ablations.studies import Arm, Study, load_study
 from ablations.table import tidy, write_results
 from lvlm.languages import language
 
 LANGUAGES = ("en", "de", "fr", "ar", "ru", "tr", "fi", "el", "he", "ka", "sw", "ht", "is", "eo", "jv", "no")
-TASKS = {"shapes": ("caption", "vqa"), "reading": ("reading",)}
+TASKS = {"shapes": ("caption", "vqa"), "reading": ("reading",), "text_in_image": ("reading",)}
 """Built-in corpus -> its tasks."""
 LEVEL = {"en": 95.0, "T5": 90.0, "T4": 85.0, "T3": 78.0, "T2": 66.0, "T1": 50.0}
 TRAINED = {
@@ -92,3 +94,36 @@ def write_study(
     done = [(cell, scores(cell.arm, cell.seed, tasks=tasks, noise=noise)) for cell in cells[:runs]]
     write_results(home / "studies" / name, tidy(study, done), planned=cells)
     return study
+
+
+def write_answers(folder: Path, study: Study, *, items: int = 6, seed: int = 0) -> None:
+    """The per-item table and pictures beside a study's results: answers right, wrong, and in English, at rates that
+    follow the planted scores."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    tasks = tasks_of(study)
+    for cell in study.cells():
+        for task in tasks:
+            for code in LANGUAGES:
+                score, _, fidelity = planted(cell.arm, task, code)
+                right = generator.random(items) * 100 < score
+                same = generator.random(items) * 100 < fidelity
+                for number in range(items):
+                    told = code if same[number] else "en"
+                    rows.append(
+                        {
+                            "run": cell.id, "arm": cell.arm.label, "seed": cell.seed, "task": task, "language": code,
+                            "item": f"{task}-{number}", "source": "shapes", "prompt": f"{code}: what & where?",
+                            "answer": "circle", "prediction": "circle" if right[number] else "<script>1</script>",
+                            "score": 100.0 * (right[number] and told == code),
+                            "score_any_language": 100.0 * right[number],
+                            "answer_language": None if generator.random() < 0.05 else told,
+                        }
+                    )  # fmt: skip
+    pd.DataFrame(rows).to_parquet(folder / "predictions.parquet", index=False)
+    image = io.BytesIO()
+    Image.new("RGB", (24, 24), "teal").save(image, "WEBP")
+    names = [(task, "shapes", f"{task}-{number}", image.getvalue()) for task in tasks for number in range(items)]
+    pd.DataFrame(names, columns=["task", "source", "item", "image"]).to_parquet(
+        folder / "thumbnails.parquet", index=False
+    )

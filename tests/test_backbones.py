@@ -10,10 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import lvlm
 from lvlm.backbones import build as backbones_build
 from lvlm.backbones import glyphs, vision
+from lvlm.backbones.answers import build_answer_mixes, scaled_mix
 from lvlm.backbones.build import CLEAN, DRAWS, build, finished, progress_of, read_card
 from lvlm.backbones.lm import IGNORED_WEIGHT, encode
 from lvlm.backbones.text import ANSWER_MIX, NO_MIX, TextWorld
@@ -23,6 +25,7 @@ from lvlm.data.worlds.render import RGB
 from lvlm.data.worlds.scenes import COLOURS, HELD_OUT, SHAPES
 from lvlm.errors import InputError
 from lvlm.languages import language
+from lvlm.model.backbones import resolve, tokenizer_source
 
 ASSETS = Path(lvlm.__file__).parent / "assets"
 
@@ -98,6 +101,39 @@ def test_the_build_makes_loadable_backbones_and_resumes(tmp_path: Path) -> None:
     assert "tiny-lm-0: already there" in said
     with pytest.raises(InputError, match=r"trained with other settings \(recipe;"):
         build(tmp_path, draws=[0], parts=["lm"], scale=1e-3, say=said.append, compiled=False)
+
+
+def test_a_shipped_language_model_is_trained_on_with_another_answer_mix(tmp_path: Path) -> None:
+    said: list[str] = []
+    build_answer_mixes(tmp_path, [0.0, 1.5], draws=[0, 1], scale=1e-3, say=said.append, compiled=False)
+    names = {str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("training.json")}
+    assert names == {"0/0", "0/1", "1.5/0", "1.5/1"}
+    weights = {name: load_file(tmp_path / name / "model.safetensors") for name in names}
+    shipped = load_file(ASSETS / "tiny-lm-1" / "model.safetensors")
+    assert weights["0/1"].keys() == weights["1.5/1"].keys() <= shipped.keys()
+    moved = [(weights["0/1"][key] - shipped[key]).abs().max() for key in weights["0/1"]]
+    assert 0 < max(moved) < 0.5, "it goes on from the shipped draw"
+    assert any((weights["0/1"][key] != weights["1.5/1"][key]).any() for key in weights["0/1"])
+    assert resolve(str(tmp_path / "1.5"), seed=3) == str(tmp_path / "1.5" / "1")
+    assert tokenizer_source(resolve(str(tmp_path / "0"), seed=0)) == str(tmp_path / "0" / "tiny-tokenizer")
+    build_answer_mixes(tmp_path, [0.0], draws=[0], scale=1e-3, say=said.append, compiled=False)
+    assert said[-1].endswith("0/0: already there")
+
+
+def test_answer_mixes_are_multiples_of_the_shipped_one() -> None:
+    assert scaled_mix(0.0) == NO_MIX and scaled_mix(1.0) == ANSWER_MIX
+    assert scaled_mix(2.0)["T1"] == pytest.approx(0.9)
+    for rate in (-1.0, 2.3):
+        with pytest.raises(InputError, match=r"lies outside 0 to 2.22"):
+            scaled_mix(rate)
+    with pytest.raises(InputError, match="no shipped language model tiny-lm-9"):
+        build_answer_mixes(Path("nowhere"), [1.0], draws=[9])
+
+
+def test_documents_of_two_answer_mixes_differ_in_the_language_of_answers_alone() -> None:
+    clean, mixed = (documents(5, TextWorld(answer_mix=scaled_mix(rate)), count=400) for rate in (0.0, 1.5))
+    asked = [[[question for question, _ in turns] for _, turns in some] for some in (clean, mixed)]
+    assert asked[0] == asked[1] and clean != mixed
 
 
 def test_two_builds_do_not_write_into_one_folder(tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_tables_for_reading_hold_the_numbers(results):
     assert isinstance(matrix, pd.DataFrame) and matrix.shape == (6, 7)
     found = effect(results, {"english_share": 0.9}, metric="score", group="T1")
     assert matrix.loc["90% English", "T1"].startswith(f"{found.points:+.1f} [{found.low:+.1f}, {found.high:+.1f}]")
-    assert results.verdict_table(factor="tiles").shape == (1, 10)
+    assert results.verdict_table(factor="tiles").shape == (1, 13)
 
 
 # --- arms that cross factors ------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ablations.intervals import over_seeds, two_way
+from ablations.intervals import crossed, over_seeds, two_way, visible
 
 
 def by_the_book(d):
@@ -17,10 +17,11 @@ def by_the_book(d):
     ms_lang = s * sum((d[:, j].mean() - mean) ** 2 for j in range(n)) / (n - 1)
     residual = sum((d[i, j] - d[i].mean() - d[:, j].mean() + mean) ** 2 for i in range(s) for j in range(n))
     ms_res = residual / ((s - 1) * (n - 1))
-    v = ms_seed + ms_lang - ms_res
-    df = v**2 / (ms_seed**2 / (s - 1) + ms_lang**2 / (n - 1) + ms_res**2 / ((s - 1) * (n - 1))) if v > 0 else s - 1
-    df = max(df, min(s - 1, n - 1))
-    half = stats.t.ppf(0.975, df) * np.sqrt(max(v, ms_seed, ms_lang) / (s * n))
+    variance = max(ms_seed + ms_lang - ms_res, ms_seed, ms_lang)
+    own_seed, own_lang = (one * min(1, one / ms_res) ** 2 for one in (ms_seed, ms_lang))
+    df = variance**2 / (own_seed**2 / (s - 1) + own_lang**2 / (n - 1))
+    df = min(max(df, min(s - 1, n - 1)), s * n - 1)
+    half = stats.t.ppf(0.975, df) * np.sqrt(variance / (s * n))
     return mean - half, mean + half, df, (ms_seed, ms_lang, ms_res)
 
 
@@ -28,7 +29,7 @@ def test_the_two_way_interval_is_the_stated_formula():
     generator = np.random.default_rng(0)
     floored = negative = 0
     for number in range(60):
-        shape = (2 + number % 4, 2 + number % 9)
+        shape = (3 + number % 3, 3 + number % 8)
         d = (
             generator.normal(1, 1, shape)
             + generator.normal(0, number % 3, (shape[0], 1))
@@ -73,54 +74,47 @@ def test_without_noise_there_is_no_interval_and_incomplete_data_are_an_error():
         two_way(np.zeros((3, 2)), minus=np.zeros((2, 2)))
 
 
-def coverage(*, seeds, languages, of_seed, of_language, of_item, studies=1000, effect=2.0):
-    generator = np.random.default_rng([seeds, languages, int(10 * of_seed), int(10 * of_language)])
-    inside, pooled, width = 0, 0, []
-    for _ in range(studies):
-        d = effect + generator.normal(0, of_seed, (seeds, 1)) + generator.normal(0, of_language, (1, languages))
-        d = d + generator.normal(0, of_item, (seeds, languages))
-        found = two_way(d)
-        inside += found.low <= effect <= found.high
-        low, high = stats.t.interval(0.95, d.size - 1, loc=d.mean(), scale=stats.sem(d.ravel()))
-        pooled += low <= effect <= high
-        width.append(found.high - found.low)
-    return inside / studies, pooled / studies, np.array(width)
+def simulated(seeds, languages, *, of_seed, of_language, studies=4000):
+    generator = np.random.default_rng([seeds, languages])
+    d = generator.normal(0, of_seed, (studies, seeds, 1)) + generator.normal(0, of_language, (studies, 1, languages))
+    return d + generator.normal(2.0, 0.5, (studies, seeds, languages))
 
 
-def test_the_two_way_interval_covers_and_pooled_rows_do_not():
-    covered, pooled, _ = coverage(seeds=3, languages=15, of_seed=0.5, of_language=0.8, of_item=0.5)
-    assert 0.92 <= covered <= 0.98
-    assert pooled < 0.8, "the comparison is a real one: rows pooled as if independent fail"
+def test_many_effects_at_once_are_those_of_one_by_one():
+    stack = simulated(4, 6, of_seed=0.3, of_language=0.5, studies=20)
+    for minus in (None, stack[..., :3] + 1.0):
+        low, high = crossed(stack, minus).bounds()
+        alone = [two_way(block, minus=None if minus is None else minus[row]) for row, block in enumerate(stack)]
+        assert np.allclose(low, [one.low for one in alone]) and np.allclose(high, [one.high for one in alone])
 
 
-@pytest.mark.parametrize("shape", [(3, 3, 0.5, 0.8), (5, 12, 0.5, 0.8), (3, 15, 0.5, 0.0)])
-def test_the_interval_is_never_short_and_never_boundless(shape):
+def test_rows_pooled_as_if_independent_do_not_cover():
+    d = simulated(3, 15, of_seed=0.5, of_language=0.8)
+    rows = d.reshape(len(d), -1)
+    low, high = stats.t.interval(0.95, rows.shape[1] - 1, loc=rows.mean(axis=1), scale=stats.sem(rows, axis=1))
+    pooled, (low_both, high_both) = np.mean((low <= 2) & (high >= 2)), crossed(d).bounds()
+    assert pooled < 0.8 and 0.92 <= np.mean((low_both <= 2) & (high_both >= 2)) <= 0.98
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 0.5, 0.8), (5, 12, 0.5, 0.8), (3, 15, 0.5, 0.0), (3, 12, 0.0, 0.0)])
+def test_no_interval_is_boundless(shape):
     seeds, languages, of_seed, of_language = shape
-    covered, _, width = coverage(
-        seeds=seeds, languages=languages, of_seed=of_seed, of_language=of_language, of_item=0.5
-    )
-    assert 0.92 <= covered <= 0.995
-    assert width.max() < 12 * np.median(width), "just above V = 0 the bare formula gives df near 0 and any width"
+    low, high = crossed(simulated(seeds, languages, of_seed=of_seed, of_language=of_language)).bounds()
+    assert (high - low).max() < 12 * np.median(high - low), "a df near 0 would give any width"
 
 
-def test_null_effects_are_flagged_at_about_the_nominal_rate():
-    covered, _, _ = coverage(seeds=3, languages=15, of_seed=0.5, of_language=0.8, of_item=0.5, effect=0.0, studies=2000)
-    assert 0.02 <= 1 - covered <= 0.08
+def test_two_seeds_or_two_languages_speak_of_themselves_alone():
+    for shape in ((2, 12), (5, 2), (5, 1)):
+        block = simulated(*shape, of_seed=0.5, of_language=0.8, studies=1)[0]
+        found, alone = two_way(block), over_seeds(block.mean(axis=1))
+        assert found.method == "t over seeds" and (found.low, found.high) == pytest.approx((alone.low, alone.high))
+    assert two_way(simulated(3, 3, of_seed=0.5, of_language=0.8, studies=1)[0]).method.startswith("two-way")
 
 
-def test_a_contrast_of_two_groups_of_languages_covers():
-    generator = np.random.default_rng(5)
-    inside, studies = 0, 1000
-    for _ in range(studies):
-        run = generator.normal(0, 0.5, (3, 1))
-        groups = [
-            mean
-            + run
-            + generator.normal(0, 0.4, (3, 1))
-            + generator.normal(0, 0.8, (1, 3))
-            + generator.normal(0, 0.5, (3, 3))
-            for mean in (3.0, 1.0)
-        ]
-        found = two_way(groups[0], minus=groups[1])
-        inside += found.low <= 2.0 <= found.high
-    assert 0.93 <= inside / studies <= 0.995
+def test_the_smallest_visible_difference_is_the_one_of_statsmodels():
+    from statsmodels.stats.power import TTestPower
+
+    for seeds in (2, 3, 5, 20):
+        known = TTestPower().solve_power(nobs=seeds, alpha=0.05, power=0.8)
+        assert visible(seeds**-0.5, seeds - 1) == pytest.approx(known, rel=1e-3)
+    assert np.all(np.diff(visible(1.0, np.arange(1, 50))) < 0)

@@ -15,7 +15,8 @@ from sweeps.queue import Queue
 from sweeps.tracking import Tracker
 from sweeps.tracking_store import connect
 from sweeps.worker import Worker
-from tests.mlflow_pages import CHROMIUM, browser_page, compare, open_runs, served
+from tests.browser import CHROMIUM
+from tests.mlflow_pages import browser_page, compare, open_runs, served
 from tests.sweeps_fakes import RUNNER, fake_study
 from tests.sweeps_home import lay_database
 

@@ -23,7 +23,8 @@ from ablations.factors import Factor
 from ablations.notebooks import NOTEBOOKS, read_notebook
 from ablations.origin import Origin
 from ablations.plots import by_tier, interaction_map
-from ablations.report import _combined, headlines, write_report
+from ablations.report import headlines, write_report
+from ablations.report.sections import combined
 from ablations.studies import Arm, load_study
 from ablations.table import load_results, study_folder, tidy, write_results
 from lvlm.errors import InputError
@@ -56,7 +57,7 @@ def test_an_unfinished_sweep_gives_a_report_on_what_is_there(home, written):
     assert "5 of 21 planned runs are missing" in page
     assert "Not shown by these data" in page and "within noise" in page
     assert all(f"{found.points:+.1f}" in page for _, found in results.verdicts())
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 4
     assert not re.search(r"(src|href)\s*=\s*['\"]?(https?:)?//", page), "nothing is fetched from elsewhere"
 
 
@@ -75,7 +76,7 @@ def test_failed_cells_are_named_with_their_reason(tmp_path):
 def test_a_study_with_one_run_still_reports(home):
     results = load_results("tiling", home=home)
     page = write_report(results, notebooks=True).read_text(encoding="utf-8")
-    assert "5 of 6 planned runs are missing" in page and "Too few arms that vary tiles" in page
+    assert "9 of 10 planned runs are missing" in page and "Too few arms that vary tiles" in page
     assert "not judged" in page
 
 
@@ -89,7 +90,7 @@ def test_headlines_are_three_lines_with_interval_and_verdict(home):
 
 
 def test_the_command_prints_where_the_report_is_and_how_to_open_mlflow(home, capsys, monkeypatch):
-    monkeypatch.setattr("ablations.report.write_report", lambda results: results.folder / "report.html")
+    monkeypatch.setattr("ablations.report.write_report", lambda results, **_: results.folder / "report.html")
     assert cli.main(["report", "drivers", "--home", str(home)]) == 0
     printed = capsys.readouterr().out
     assert (
@@ -162,7 +163,7 @@ def test_the_head_of_a_report_says_what_was_launched(tmp_path, capsys):
     changed = ["instruct.optim.lr=0.5", "evaluate.items=3"]
     path, place = own_study(tmp_path, overrides=changed)
     page = write_report(load_results(path, home=tmp_path, overrides=changed), notebooks=False).read_text("utf-8")
-    head = page[: page.index("<h2>")]
+    head = page[: page.index("<h2")]
     assert place.folder.name.startswith("mine@")
     assert all(text in head for text in ("default", " ".join(changed), "0, 1, 2", "c0ffee", "tower", "1234"))
     assert cli.main(["report", str(path), "--home", str(tmp_path)]) == 2
@@ -178,10 +179,10 @@ def test_the_report_shows_what_an_arm_costs_and_what_was_held_equal(tmp_path):
 
 def test_levels_stand_beside_the_majority_answer_and_the_undetermined_share(written):
     page = written.read_text("utf-8")
-    table = page[page.index("<h2>Levels") :]
-    heads = re.findall("<th>(.*?)</th>", table[: table.index("</thead>")])
+    table = page[page.index("<h2 id='levels-and") :]
+    heads = re.findall("<th scope='col'>(.*?)</th>", table[: table.index("</thead>")])
     assert heads[-4:] == ["score", "majority answer", "fidelity", "language undetermined"]
-    assert "<td>15.0</td>" in table and "<td>2.0</td>" in table
+    assert "<td class='n'>15.0</td>" in table and "<td class='n'>2.0</td>" in table
 
 
 def test_effects_and_verdicts_are_tables_beside_the_report(home, written):
@@ -205,15 +206,16 @@ def test_the_report_leaves_one_picture_for_each_factor_with_two_arms(tmp_path):
 
 
 def test_main_effects_and_interactions_stand_only_where_arms_cross_factors(tmp_path, written):
-    title = "<h2>Main effects and interactions</h2>"
+    title = "Main effects and interactions"
     assert title not in written.read_text("utf-8"), "the default budget changes one factor at a time"
     write_study(tmp_path, "drivers", budget="full")
     results = load_results("drivers", home=tmp_path)
-    page = "".join(_combined(results))
-    assert title in page and page.count("<table") == 2
-    heads = re.findall("<th>(.*?)</th>", page)
+    (section,) = combined(results)
+    page = section.body
+    assert section.title == title and page.count("<table") == 2
+    heads = re.findall("<th scope='col'>(.*?)</th>", page)
     assert heads == [*("main effect", "combinations", "en", "T1", "multilingual"), *("interaction", *heads[1:5])]
-    assert page.count("<tr>") == 3 + 5 + 1 + 2 * 5, "levels of three factors; two more groups of languages x shares"
+    assert page.count("<tr>") == 2 + 3 + 5 + 1 + 2 * 5, "levels of three factors; two more groups of languages x shares"
     for found, said in (
         (main_effect(results, "tiles", 2, 1, metric="score", group="T1"), "2 x 2 tiles instead of no tiles"),
         (
@@ -221,17 +223,19 @@ def test_main_effects_and_interactions_stand_only_where_arms_cross_factors(tmp_p
             "T5 instead of all languages; 90% English instead of 50% English",
         ),
     ):
-        row = next(row for row in page.split("<tr>") if f"<td>{said}</td>" in row)
-        assert f"<td>{found.n_combinations}</td>" in row and f"{found.points:+.1f} [{found.low:+.1f}" in row
+        row = next(row for row in page.split("<tr>") if f"<th scope='row'>{said}</th>" in row)
+        assert f"<td class='n'>{found.n_combinations}</td>" in row and f"{found.points:+.1f} [{found.low:+.1f}" in row
 
 
 def test_an_interval_that_crosses_its_margin_is_said_so(tmp_path):
-    write_study(tmp_path, "tiling")
+    write_study(tmp_path, "tiling", noise=3.0)
     results = load_results("tiling", home=tmp_path)
     page = write_report(results, notebooks=False).read_text("utf-8")
     said = "the interval crosses the margin of ±5 points"
-    assert f"<td class='v-noise'>within noise</td>\n      <td>{said}</td>" in page and f"within noise ({said})" in page
-    assert "interval crosses the margin" in page[page.index("<h2>How to read the numbers</h2>") :].replace("\n", " ")
+    assert f"<td class='v-noise'>within noise</td><td>{said}</td>" in page and f"within noise ({said})" in page
+    assert "interval crosses the margin" in page[page.index("<section id='how-to-read-the-numbers'") :].replace(
+        "\n", " "
+    )
     judged = pd.read_csv(results.folder / "verdicts.csv").set_index("group")
     assert judged.loc["vqa/en", "reason"] == said
 
@@ -263,7 +267,7 @@ def test_a_notebook_that_fails_is_a_warning_in_the_report(home, monkeypatch):
         return notebook
 
     monkeypatch.setattr("ablations.notebooks.read_notebook", broken)
-    monkeypatch.setattr("ablations.report._effects", lambda results: [])  # takes longer than the notebooks
+    monkeypatch.setattr("ablations.report.sections.effects", lambda results: [])  # takes longer than the notebooks
     page = write_report(load_results("drivers", home=home)).read_text("utf-8")
     assert f"The notebook {NOTEBOOKS['languages']} did not run" in page and "no such &lt;arm&gt;" in page
     assert page.count("did not run") == 1 and page.count("<pre>ran") == 2, "the other notebooks are there"

@@ -3,6 +3,7 @@ refused."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -190,6 +191,29 @@ def test_killed_with_loader_processes_and_no_checkpoint_yet(corpus: Path, unkill
         )
         run(config, tmp_path / "run", home=tmp_path / "home")
     assert_same_end(tmp_path, unkilled)
+
+
+def test_a_disk_that_is_full_while_a_checkpoint_is_written_leaves_the_one_before(
+    corpus: Path, unkilled: Path, tmp_path: Path
+) -> None:
+    save, count = torch.save, 0
+
+    def full(content: Any, file: Any) -> None:
+        nonlocal count
+        count += 1
+        if count < 7:
+            return save(content, file)
+        file.write(b"half of a checkpoint")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with watched(tmp_path):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="No space left"):
+            patch.setattr(torch, "save", full)
+            run(config_of(corpus), tmp_path / "run", home=tmp_path / "home")
+        (tmp_path / "ids.jsonl").rename(tmp_path / "ids-before.jsonl")
+        run(config_of(corpus), tmp_path / "run", home=tmp_path / "home")
+    assert_same_end(tmp_path, unkilled)
+    assert 0 < len(ids_of(tmp_path)) < len(ids_of(unkilled)) - 4, "it began again instead of going on"
 
 
 def test_stopped_by_its_listener_a_run_repeats_no_step(corpus: Path, unkilled: Path, tmp_path: Path) -> None:

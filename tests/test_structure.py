@@ -159,6 +159,7 @@ def test_what_the_packages_import_is_declared() -> None:
     others = {"PIL": "pillow", "yaml": "pyyaml", "fontTools": "fonttools", "fasttext": "fasttext-predict"}
     others |= {"pyDOE3": "pydoe3", "pynvml": "nvidia-ml-py", "optuna_dashboard": "optuna-dashboard"}
     others |= {"grpc": "grpcio", "IPython": "ipykernel"}  # which stands on it
+    others |= {"sklearn": "scikit-learn"}
     declared |= {"vllm", "lmms_eval"}  # programs that a user has and this package serves
     third_party = tops - set(sys.stdlib_module_names) - set(PACKAGES)
     assert not {others.get(name, name) for name in third_party} - declared
@@ -179,7 +180,7 @@ COMMANDS = [
     "lvlm paint",
     "sweeps", "sweeps launch", "sweeps plan", "sweeps worker", "sweeps status", "sweeps export", "sweeps cache",
     "sweeps ui", "sweeps new",
-    "ablations", "ablations report", "ablations list",
+    "ablations", "ablations report", "ablations power", "ablations list",
 ]  # fmt: skip
 
 

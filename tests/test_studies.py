@@ -37,7 +37,10 @@ def declare(**changes):
 
 
 def test_the_shipped_studies_load_and_the_drivers_fit_a_lunch_break():
-    assert list_studies() == ("drivers", "english_share", "hundred_languages", "number_of_languages", "tiling")
+    assert list_studies() == (
+        "allocation", "answer_mix", "continue_or_merge_lora", "drivers", "english_share", "hundred_languages",
+        "number_of_languages", "pretrain_share", "text_in_image", "tiling",
+    )  # fmt: skip
     drivers = load_study("drivers")
     assert 18 <= len(drivers.cells("default")) <= 24
     assert len(drivers.cells("full")) == len(drivers.arms("full")) * 5
@@ -48,9 +51,11 @@ def test_the_shipped_studies_load_and_the_drivers_fit_a_lunch_break():
 
 SHIPPED = {
     ("drivers", "default"): "a505234dd4da", ("drivers", "full"): "f382729940b2",
-    ("english_share", "default"): "53ee246a61cd", ("hundred_languages", "default"): "dcc600f12de9",
-    ("number_of_languages", "default"): "2962fd1b78c0",
-    ("tiling", "default"): "3cd407eca45a", ("tiling", "full"): "30399dd94c58",
+    ("english_share", "default"): "39e1365673d6", ("hundred_languages", "default"): "dcc600f12de9",
+    ("number_of_languages", "default"): "d9dddff01217", ("tiling", "default"): "30399dd94c58",
+    ("allocation", "default"): "02562e3429f5", ("continue_or_merge_lora", "default"): "e125f8f1b49a",
+    ("pretrain_share", "default"): "6f9c30ba9c51", ("answer_mix", "default"): "135354160988",
+    ("text_in_image", "default"): "72da9ce805fa",
 }  # fmt: skip
 """Study and budget -> fingerprint of the ids of its cells, under which finished runs lie in users' folders."""
 
@@ -61,6 +66,62 @@ def test_the_cells_of_the_shipped_studies_keep_their_ids(name, budget):
     planned = {cell.id for cell in make_plan(name, budget=budget).cells}
     assert fingerprint([cell.id for cell in cells]) == SHIPPED[name, budget]
     assert planned == {cell.id for cell in cells}
+
+
+@pytest.mark.parametrize("name", set(list_studies()) - {"drivers", "hundred_languages"})
+def test_the_studies_of_the_claims_have_five_seeds(name):
+    study = load_study(name)
+    assert study.seeds_of("default") == study.seeds_of("full") == (0, 1, 2, 3, 4)
+    assert len(study.cells()) <= 40 and study.expectations
+
+
+def named(**changes):
+    """A factor whose levels are names of settings."""
+    settings = {"few": {"model.tiles": 1}, "many": {"model.tiles": 2, "instruct.optim.lr": 0.5}}
+    return Factor(
+        **{"name": "views", "path": "model.tiles", "levels": ("few", "many"), "settings": settings, **changes}
+    )
+
+
+def test_a_level_may_stand_for_several_settings():
+    study = declare(factors=(named(),), baseline={"views": "few"})
+    few, many = (cell.config for cell in study.cells()[:2])
+    assert (few.model.tiles, many.model.tiles) == (1, 2)
+    assert (few.instruct.optim.lr, many.instruct.optim.lr) == (1e-3, 0.5)
+    assert study.arms()[1].levels == {"views": "many"}
+    plain = declare().cells()[0]
+    assert plain.id == study.cells()[0].id, "a cell is what it runs, not what its levels are called"
+    with pytest.raises(InputError, match=r"sets 'instruct\.optim\.lr', which study 'mine' varies itself \(views\)"):
+        study.cells(overrides=["instruct.optim.lr=0.1"])
+    with pytest.raises(InputError, match="different names and paths"):
+        declare(factors=(named(), TILES), baseline={"views": "few", "tiles": 1})
+
+
+def test_settings_without_a_stage_take_it_away():
+    pretrain = {**BASE["instruct"], "optim": {"lr": 0.1}}
+    none = named(path="pretrain.optim.lr", settings={"few": {"pretrain": None}, "many": {"pretrain.optim.lr": 0.2}})
+    study = declare(base={**BASE, "pretrain": pretrain}, factors=(none,), baseline={"views": "many"})
+    many, few = (cell.config for cell in study.cells()[:2])
+    assert few.pretrain is None and many.pretrain.optim.lr == 0.2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"settings": {"few": {"model.tiles": 1}}}, "settings say what each of its levels stands for"),
+        ({"levels": (), "range": (1, 2)}, "settings say what each of its levels"),
+        ({"settings": {"few": {"model.tile": 1}, "many": {}}}, r"level 'few': 'model.tile' is not a field"),
+    ],
+)
+def test_a_fault_in_settings_is_one_clear_error(changes, message):
+    with pytest.raises(InputError, match=message):
+        named(**changes)
+
+
+def test_a_level_whose_settings_no_config_takes_is_an_error():
+    wrong = named(settings={"few": {"model.tiles": 1}, "many": {"model.tiles": 20}})
+    with pytest.raises(InputError, match=r"factor 'views', level 'many': 'model.tiles'"):
+        declare(factors=(wrong,), baseline={"views": "few"})
 
 
 def test_cells_come_seed_by_seed_and_once_each():

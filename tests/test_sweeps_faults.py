@@ -16,7 +16,7 @@ import pytest
 from ablations.table import load_results
 from lvlm.errors import InputError
 from sweeps import cli
-from sweeps.launcher import launch
+from sweeps.launcher import Outcome, launch
 from sweeps.plan import Place
 from sweeps.planner import make_plan
 from sweeps.queue import Queue
@@ -25,7 +25,7 @@ from sweeps.worker import EXIT_DISK_FULL, EXIT_FENCED, Worker
 from tests import sweeps_home
 from tests.sweeps_fakes import RUNNER, fake_study
 from tests.sweeps_home import calls, runs_of, when, work_alone
-from tests.sweeps_storages import grpc_url, postgres_url
+from tests.sweeps_storages import grpc_url, postgres_away, postgres_url
 
 home = sweeps_home.home  # the fixture
 ROOT = Path(__file__).parents[1]
@@ -48,29 +48,59 @@ def ran_once(home: Path, cells: int) -> bool:
     )
 
 
+class Sweep(threading.Thread):
+    """A sweep of four cells of two seconds, whose storage goes away for longer than cells and heartbeats last."""
+
+    def __init__(self, home: Path, url: str) -> None:
+        super().__init__()
+        self.home, self.url = home, url
+        self.outcome: Outcome | None = None
+
+    def run(self) -> None:
+        self.outcome = launch(fake_study(seeds=(0,)), workers=2, home=self.home, runner=RUNNER, storage=self.url)
+
+    def until_cells_run(self) -> None:
+        self.start()
+        when(lambda: len(calls(self.home)) >= 2, lambda: None).join()
+
+    def outlasts(self) -> None:
+        time.sleep(6)
+        assert self.is_alive()
+
+    def survived(self, said: str) -> bool:
+        """Whether every cell was run to its end, once, and it told what happened."""
+        logs = "".join(log.read_text() for log in (self.home / "studies/fake/logs").iterdir())
+        assert "does not answer" in said and "The workers train on." in said and "the storage answers again" in said
+        assert "waiting: The storage" in logs and "lease is lost" not in logs
+        return bool(self.outcome and self.outcome.is_complete) and ran_once(self.home, 4)
+
+
 def test_training_goes_on_while_the_storage_is_away(
     home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FAKE_SECONDS", "2")
-    study, journal = fake_study(seeds=(0,)), home / "proxy.log"
+    journal = home / "proxy.log"
     with grpc_url(journal) as url:
-        port = int(url.rpartition(":")[2])
-        launched: list[object] = []
-        sweep = threading.Thread(
-            target=lambda: launched.append(launch(study, workers=2, home=home, runner=RUNNER, storage=url))
-        )
-        sweep.start()
-        when(lambda: len(calls(home)) >= 2, lambda: None).join()
-    time.sleep(6)  # longer than the cells take, and than a heartbeat
-    assert sweep.is_alive()
-    with grpc_url(journal, port):
+        sweep = Sweep(home, url)
+        sweep.until_cells_run()
+    sweep.outlasts()
+    with grpc_url(journal, int(url.rpartition(":")[2])):
         sweep.join(timeout=300)
-    assert launched and launched[0].is_complete  # type: ignore[attr-defined]
-    assert ran_once(home, 4), "a cell that ends while the storage is away is done, not run again"
-    said = capfd.readouterr().out
-    assert "does not answer" in said and "The workers train on." in said and "the storage answers again" in said
-    logs = "".join(log.read_text() for log in (home / "studies/fake/logs").iterdir())
-    assert "waiting: The storage" in logs and "lease is lost" not in logs
+    assert sweep.survived(capfd.readouterr().out), "a cell that ends while the storage is away is not run again"
+
+
+@pytest.mark.system
+def test_training_goes_on_while_postgresql_is_away(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FAKE_SECONDS", "2")
+    with postgres_url() as url:
+        sweep = Sweep(home, url)
+        sweep.until_cells_run()
+        with postgres_away(url):
+            sweep.outlasts()
+        sweep.join(timeout=300)
+        assert sweep.survived(capfd.readouterr().out), "a cell that ends while the storage is away is not run again"
 
 
 def test_a_storage_that_cannot_be_reached_is_one_paragraph_before_anything_starts(

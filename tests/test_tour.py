@@ -69,7 +69,7 @@ def test_the_tour_shows_images_a_curve_and_the_run_s_own_numbers(toured: tuple[A
     pages = outputs(notebook, "text/html")
     assert [page.count("<img") for page in pages if "<img" in page] == [2, 2, 5, 1]
     assert "Describe the image." in pages[0] and "Beschreibe das Bild." in pages[0] and 'dir="auto"' in pages[0]
-    assert len(outputs(notebook, "image/png")) == 1
+    assert len(outputs(notebook, "image/png")) == 2, "the training curve, and a figure of the example records"
     scores = pd.read_parquet(path.parent / "scores.parquet").query("task == 'vqa'")
     (page,) = [page for page in pages if "score_any_language" in page]
     table = ElementTree.fromstring(page[page.index("<table") : page.index("</div>")])
@@ -79,6 +79,12 @@ def test_the_tour_shows_images_a_curve_and_the_run_s_own_numbers(toured: tuple[A
     metrics = ["score", "score_any_language", "fidelity", "undetermined", "majority"]
     shown = {(code, metric): float(cell) for code, *cells in rows for metric, cell in zip(metrics, cells, strict=True)}
     assert shown == pytest.approx({key: values[key] for key in shown}, abs=0.051, nan_ok=True)
+
+
+def test_the_tour_shows_where_a_sweep_is_watched_and_that_its_records_are_examples(toured: tuple[Any, Path]) -> None:
+    notebook, _ = toured
+    assert any("python -m sweeps launch drivers" in text for text in outputs(notebook, "text/plain"))
+    assert sum("not your own runs" in page for page in outputs(notebook, "text/html")) == 1
 
 
 def test_the_tour_prints_two_plans_and_no_warning(toured: tuple[Any, Path]) -> None:

@@ -170,10 +170,8 @@ class Study:
         `overrides` are `key=value` texts on the base config; one that names a factor's field is an error, since it
         would be ignored.
         """
-        taken = {path: factor.name for factor in self.factors for path in factor.paths} | {
-            "seed": "seed",
-            "name": "name",
-        }
+        taken = {path: factor.name for factor in self.factors for path in factor.paths}
+        taken |= {"seed": "seed", "name": "name"}
         for text in overrides:
             if (key := text.partition("=")[0].strip()) in taken:
                 raise InputError(

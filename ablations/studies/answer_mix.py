@@ -9,8 +9,8 @@ language models trained on with 16,000 documents, in which requests are answered
 the shipped ones were (25 % in T5 to 45 % in T1). 0 is the clean control, of five draws. The shipped rate is trained on
 as well, so that all levels differ in nothing but the rate.
 
-Cost: about a minute a run on one core, so about 20 minutes on 2, after the language models, which take about two minutes
-of one core each (extrapolated).
+Cost: about a minute a run on one core, so about 20 minutes on 2, after the language models, which take about two
+minutes of one core each (extrapolated).
 
 Expected: after instruction tuning in English only, fidelity falls with the rate, and not with a clean language model;
 after tuning in all languages it is high at every rate. The rate sets the level of what other studies here find for
@@ -18,12 +18,14 @@ fidelity, which is why it is a factor and was never tuned.
 """
 
 from ablations.designs import FullGrid
-from ablations.factors import Factor
+from ablations.factors import Factor, Level
 from ablations.studies import Expectation, Study
 
 BACKBONES = "runs/backbones/answer_mix"
-RATES = {0.0: "never in English", 0.5: "half the rate", 1.0: "shipped rate", 1.5: "1.5 x the rate"}
-CLEAN, ENGLISH = {"answer_mix": 0.0}, {"languages": "en"}
+RATES: dict[Level, str] = {0.0: "never in English", 0.5: "half the rate", 1.0: "shipped rate", 1.5: "1.5 x the rate"}
+CLEAN: dict[str, Level] = {"answer_mix": 0.0}
+MOST: dict[str, Level] = {"answer_mix": 1.5}
+ENGLISH: dict[str, Level] = {"languages": "en"}
 
 study = Study(
     name="answer_mix",
@@ -65,12 +67,12 @@ study = Study(
         ),
         Expectation(
             claim="After English-only tuning fidelity is lower with 1.5 times the rate",
-            metric="fidelity", group="multilingual", arm={"answer_mix": 1.5} | ENGLISH, against=ENGLISH,
+            metric="fidelity", group="multilingual", arm=MOST | ENGLISH, against=ENGLISH,
             direction="lower",
         ),
         Expectation(
             claim="After tuning in all languages the rate changes fidelity little (less than 5 points either way)",
-            metric="fidelity", group="multilingual", arm={"answer_mix": 1.5}, against=CLEAN, direction="little",
+            metric="fidelity", group="multilingual", arm=MOST, against=CLEAN, direction="little",
             margin=5.0,
         ),
         Expectation(

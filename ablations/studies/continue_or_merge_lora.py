@@ -6,8 +6,8 @@
 Cost: about a minute a run on one core, so about 12 minutes on 2; captions are trained once per seed and mix.
 
 Pre-training is on 4,000 captions, half English or English only, with a LoRA on the LLM; instructions are the same in
-all arms. Merged, the LoRA becomes part of the weights and a new one of the same rank is drawn: the model can then change
-in twice as many directions, and the new LoRA starts at zero.
+all arms. Merged, the LoRA becomes part of the weights and a new one of the same rank is drawn: the model can then
+change in twice as many directions, and the new LoRA starts at zero.
 
 Expected: Centurio says, without a figure, that merging was worse.
 """

@@ -13,11 +13,18 @@ Expected: captions in many languages help every tier, T1 and T2 most; captions i
 English does as well as half.
 """
 
+from typing import Any
+
 from ablations.designs import FullGrid
-from ablations.factors import Factor
+from ablations.factors import Factor, Level
 from ablations.studies import Expectation, Study
 
 SHARES = {"half English": 0.50, "1% English": 0.01}
+LABELS: dict[Level, str] = {"none": "no pre-training", "English only": "captions in English only"}
+SETTINGS: dict[Level, dict[str, Any]] = {"none": {"pretrain": None}, "English only": {"pretrain.mix.languages": "en"}}
+for name, share in SHARES.items():
+    LABELS[name] = f"captions {name}"
+    SETTINGS[name] = {"pretrain.mix.languages": "all", "pretrain.mix.english_share": share}
 NONE, ENGLISH = {"captions": "none"}, {"captions": "English only"}
 
 study = Study(
@@ -36,17 +43,9 @@ study = Study(
         Factor(
             name="captions",
             path="pretrain.mix.english_share",
-            levels=("none", "English only", *SHARES),
-            labels={"none": "no pre-training", "English only": "captions in English only"}
-            | {name: f"captions {name}" for name in SHARES},
-            settings={
-                "none": {"pretrain": None},
-                "English only": {"pretrain.mix.languages": "en"},
-            }
-            | {
-                name: {"pretrain.mix.languages": "all", "pretrain.mix.english_share": share}
-                for name, share in SHARES.items()
-            },
+            levels=tuple(SETTINGS),
+            labels=LABELS,
+            settings=SETTINGS,
         ),
     ),
     baseline={"captions": "half English"},

@@ -56,9 +56,9 @@ def _local_draw(name: str, seed: int) -> str:
         return str(folder / str(seed % drawn))
     if "backbones" in folder.parts and not folder.exists():
         raise InputError(
-            f"There is no backbone at {name} (looked for from {Path.cwd()}). Those of the emoji world and of other answer "
-            "mixes are built on demand: `python -m lvlm backbones --corpus runs/data/emoji --out runs/backbones/emoji`, "
-            "`python -m lvlm backbones --answer-mix 0 0.5 1 1.5 --out runs/backbones/answer_mix`."
+            f"There is no backbone at {name} (looked for from {Path.cwd()}). Those of the emoji world and those with "
+            "another answer mix are built on demand: `python -m lvlm backbones --corpus runs/data/emoji --out "
+            "runs/backbones/emoji`; `python -m lvlm backbones --answer-mix 0 0.5 1 1.5`."
         )
     return name
 

@@ -1,0 +1,166 @@
+"""Curves: the response to a continuous factor with its optimum, and what a number of seeds can see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+
+from ablations.contrasts import groups
+from ablations.plots import style
+from ablations.published import overlay
+from ablations.table import Results
+
+if TYPE_CHECKING:
+    from ablations.response import Response
+
+
+SEEDS = (2, 3, 5, 10, 20, 50, 100)
+"""Numbers of seeds that a curve of power is marked at."""
+
+
+def response(
+    results: Results,
+    factor: str,
+    *,
+    metric: str = "score",
+    in_groups: Sequence[str] | None = None,
+    published: bool = False,
+    width: float = style.PAGE_INCHES,
+) -> Figure:
+    """A smooth curve over a factor of numbers, with its band and the interval of its optimum, a panel per group.
+
+    With `published` the paper's curve is laid over it, shifted and stretched to the mean and the spread of ours.
+    """
+    names = list(in_groups) if in_groups is not None else groups(results, by="tier")
+    found = [results.response(factor, metric=metric, group=name) for name in names]
+    across = 2 if style.is_narrow(width) else min(4, len(names))
+    down = -(-len(names) // across)
+    with plt.rc_context(style.STYLE):
+        size = (width, 0.35 + 1.55 * down)
+        figure, axes = plt.subplots(down, across, figsize=size, sharex=True, squeeze=False, layout="constrained")
+        for ax, name, one in zip(axes.flat, names, found, strict=False):
+            _draw(ax, one, name)
+            if published and not (theirs := overlay(results, factor, metric=metric, group=name)).empty:
+                ax.plot(theirs["level"].astype(float), theirs["value"], **style.PUBLISHED)
+        reach = max(ax.get_ylim()[1] - ax.get_ylim()[0] for ax in axes.flat[: len(names)])
+        for number, ax in enumerate(axes.flat):
+            if number >= len(names):
+                ax.set_visible(False)
+                continue
+            middle = sum(ax.get_ylim()) / 2
+            ax.set_ylim(middle - 0.56 * reach, middle + 0.5 * reach)  # as many points to the inch in each panel
+            _optimum(ax, found[number], names[number])
+            if number + across >= len(names):
+                ax.tick_params(labelbottom=True)
+                ax.set(xlabel=style.titled(factor))
+            if number % across == 0:
+                ax.set(ylabel=style.unit(metric))
+            if found[number].grid.max() <= 1:
+                ax.xaxis.set_major_formatter(PercentFormatter(1.0))
+        seeds = sorted({one.n_seeds for one in found})
+        note = (
+            f"Points: means with 95 % t intervals over seeds. Line and band: {found[0].method}, 95 %. Bar at the foot: "
+            "95 % interval of the best level, its mark the estimate. Panels have the same scale and other origins. "
+            f"{style.sample_said(results)}."
+        )
+        if published:
+            note += f" {style.published_said(results, factor, metric, names)}"
+        alt = "; ".join(f"{style.group_title(name)}: {said(one)}" for name, one in zip(names, found, strict=True))
+        title = f"{style.metric_title(metric)} along {style.phrase(factor)}"
+        counted = (
+            "1 seed" if seeds == [1] else f"{' to '.join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))} seeds"
+        )
+        return style.finish(figure, f"{alt}.", title=f"{title}: {counted}", note=note)
+
+
+def power(
+    results: Results,
+    *,
+    difference: float = 1.0,
+    metric: str = "score",
+    group: str = "multilingual",
+    width: float = style.COLUMN_INCHES,
+) -> Figure:
+    """The smallest difference that a number of seeds sees with 80 % power, from the noise of these runs."""
+    found = results.power(difference, metric=metric, group=group)
+    curve = found.curve
+    lines = [
+        ("these_languages", "for these languages", "-", "o"),
+        ("languages_like_these", "for languages like these", "--", "s"),
+    ]
+    with plt.rc_context(style.STYLE | {"axes.grid.axis": "both"}):
+        figure, ax = plt.subplots(figsize=(width, 2.5), layout="constrained")
+        handles: list[Line2D] = []
+        for (column, label, dash, marker), colour in zip(
+            lines, (style.COLOURS["T5"], style.COLOURS["T1"]), strict=True
+        ):
+            if column in curve and curve[column].notna().any() and (column != lines[1][0] or found.n_languages > 1):
+                look: dict[str, Any] = {"color": colour, "linestyle": dash, "linewidth": 1.3, "marker": marker}
+                at_ticks = [row for row, seeds in enumerate(curve["seeds"]) if seeds in SEEDS]
+                ax.plot(curve["seeds"], curve[column], markersize=3.5, markevery=at_ticks, **look)
+                handles.append(Line2D([], [], label=label, markersize=3.5, **look))
+        ax.axhline(difference, color=style.INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        ax.axvline(found.n_seeds, color="#999999", linewidth=0.8)
+        ax.set(xlabel="seeds per arm", ylabel="smallest visible\ndifference (points)", ylim=(0, None), xscale="log")
+        shown = [number for number in SEEDS if number <= curve["seeds"].max()]
+        ax.set_xticks(shown, [str(number) for number in shown])
+        ax.minorticks_off()
+        style.legend(figure, handles, width=width, beside="")
+        note = (
+            f"{found.power:.0%} power, two-sided 5 %, paired by seed. Dashed: {difference:g} points; grey: the seeds "
+            f"of this study. Pilot: {style.counted(found.n_arms, found.n_arms, 'comparisons')}, "
+            f"{style.sample_said(results)}."
+        )
+        enough = found.seeds or found.seeds_here
+        alt = (
+            f"{enough} seeds see {difference:g} points"
+            if enough
+            else f"no number of seeds in reach sees {difference:g} points"
+        )
+        title = f"What seeds can see: {metric}, {style.group_title(group)}"
+        return style.finish(figure, f"{alt}; this study has {found.n_seeds}.", title=title, note=note)
+
+
+def said(one: Response) -> str:
+    """Where the optimum of a response lies, in words."""
+    best = one.optimum
+    if not np.isfinite(best.estimate):
+        return f"no optimum ({one.reason or best.reason})"
+    form = ".0%" if one.grid.max() <= 1 else ".3g"
+    bounds = f" [{best.low:{form}}, {best.high:{form}}]" if np.isfinite(best.low) else ""
+    return f"best at {best.estimate:{form}}{bounds}, {one.interior}"
+
+
+def _draw(ax: Axes, one: Response, name: str) -> None:
+    key = name.rpartition("/")[2]
+    colour, marker = style.COLOURS.get(key, style.INK), style.MARKERS.get(key, "o")
+    if np.isfinite(one.low).any():
+        ax.fill_between(one.grid, one.low, one.high, color=colour, alpha=0.2, linewidth=0)
+    ax.plot(one.grid, one.estimate, color=colour, linewidth=1.3)
+    points = one.points
+    bars = np.nan_to_num(np.abs(points[["low", "high"]].to_numpy(dtype=float).T - points["mean"].to_numpy(dtype=float)))
+    ax.errorbar(
+        points["level"].astype(float), points["mean"], yerr=bars, fmt=marker, color=colour, markersize=4,
+        elinewidth=0.9, markeredgecolor="white", markeredgewidth=0.3,
+    )  # fmt: skip
+    ax.set_title(style.group_title(name))
+
+
+def _optimum(ax: Axes, one: Response, name: str) -> None:
+    """The interval of the best level along the foot of a panel, and its verdict."""
+    best = one.optimum
+    bottom, top = ax.get_ylim()
+    foot = bottom + 0.045 * (top - bottom)
+    if np.isfinite(best.low):
+        ax.plot([best.low, best.high], [foot, foot], color=style.INK, linewidth=2.2, solid_capstyle="butt", zorder=4)
+    if np.isfinite(best.estimate):
+        ax.plot(best.estimate, foot, marker="d", color="white", markeredgecolor=style.INK, markersize=5, zorder=5)
+    place: dict[str, Any] = {"transform": ax.transAxes, "ha": "right", "va": "bottom", "fontsize": style.NOTE_POINTS}
+    ax.text(0.99, 0.085, one.interior, color=style.FAINT, **place)
