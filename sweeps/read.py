@@ -120,7 +120,8 @@ def _write_predictions(place: Place, cells: list[PlannedCell]) -> Path | None:
     writer: pq.ParquetWriter | None = None
     schema: pa.Schema | None = None
     for table in _predictions(place, cells):  # runs that paint have columns that others lack
-        schema = table.schema if schema is None else pa.unify_schemas([schema, table.schema], promote_options="permissive")
+        own = table.schema
+        schema = own if schema is None else pa.unify_schemas([schema, own], promote_options="permissive")
     try:
         for table in _predictions(place, cells):
             if writer is None:
