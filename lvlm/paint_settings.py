@@ -72,6 +72,10 @@ class PaintConfig(Settings):
     """How far a picture is moved from what an empty caption gives towards the caption; 1 is the caption alone."""
     sample_steps: Annotated[int, Field(ge=1)] = 20
     """Steps of DDIM from noise to a picture."""
+    clip: str | None = None
+    """A folder with a CLIP of transformers, for the metric `clip_score` of the pictures that are painted."""
+    features: str | None = None
+    """A folder with an image model of transformers, on whose features the metric `frechet_model` is taken."""
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> Self:

@@ -37,7 +37,8 @@ PREDICTION_COLUMNS = (
     "score", "score_any_language", "answer_language", *NAMED_METRICS,
 )  # fmt: skip
 PAINT_METRICS = (
-    "colour", "shape", "place", "ceiling", "empty", "gap", "transfer", "frechet", "agreement",
+    "colour", "shape", "place", "ceiling", "empty", "gap", "transfer", "frechet", "agreement", "clip_score",
+    "frechet_model",
 )  # fmt: skip
 """Of the task `paint` alone, beside `score` and `random`; `lvlm.paint.scores` says what they are."""
 METRICS = (

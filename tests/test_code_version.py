@@ -33,7 +33,7 @@ NO_NUMBERS = {
         "agreement",
     },
     "lvlm/train": {"decide", "identity", "locks", "progress", "shelf", "space", "stages"},
-    "lvlm/paint": {"command", "work", "tiny"},
+    "lvlm/paint": {"command", "work", "tiny", "sheet", "plugins", "evaluation"},
 }  # fmt: skip
 """Modules that name, lock, list or export, and decide no number of a stage."""
 

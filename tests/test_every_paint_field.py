@@ -22,13 +22,14 @@ from lvlm.paint.denoisers import set_learning
 from lvlm.paint.sample import Drawing, paint
 from lvlm.paint.stage import Painting
 from lvlm.provenance import Phases
+from lvlm.run import run
 from lvlm.train.compute import compute
 from lvlm.train.progress import Reporter
 from lvlm.train.stages import Stage
 from tests.paint_world import make_denoiser, paint_config, paint_world
 
 Changes = dict[str, Any]
-PLAN, WEIGHTS, PICTURES, REFUSED = "plan", "weights", "pictures", "refused"
+PLAN, WEIGHTS, PICTURES, REFUSED, METRICS = "plan", "weights", "pictures", "refused", "metrics"
 BY_SIZE: Changes = {"mix__allocation": "temperature", "mix__sizes": {"de": 8, "sw": 1}, "mix__temperature": 1}
 BY_WEIGHT: Changes = {"mix__allocation": "weights", "mix__weights": {"de": 8, "sw": 1}}
 FIELDS: dict[str, tuple[str, Changes]] = {
@@ -73,6 +74,8 @@ FIELDS: dict[str, tuple[str, Changes]] = {
     "guidance": (PICTURES, {"guidance": 1.0}),
     "sample_steps": (PICTURES, {"sample_steps": 1}),
     "safety_checker": (PICTURES, {"safety_checker": "tiny"}),
+    "clip": (METRICS, {"clip": "somewhere"}),
+    "features": (METRICS, {"features": "somewhere"}),
 }
 """Field -> (what it changes, the changes)."""
 NEEDS: dict[str, Changes] = {
@@ -197,6 +200,10 @@ def test_another_value_changes_something(
     if kind == REFUSED:
         with pytest.raises(InputError, match=field.rpartition(".")[2]):
             planned(config_of(changes, tmp_path))
+        return
+    if kind == METRICS:  # what they compute is shown in test_paint_plugins.py
+        with pytest.raises(InputError, match="There is no .* at somewhere"):
+            run(config_of({**changes, "steps": 1}, tmp_path), tmp_path / "run", home=tmp_path)
         return
     config = config_of(changes, tmp_path)
     if kind == PLAN:

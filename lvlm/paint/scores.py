@@ -87,6 +87,8 @@ class PaintedScores:
       lower is better. It is no FID and comparable to none.
     - `agreement`: pictures that show the same as the picture of the same item in the languages trained in (in those
       themselves: in the others of them, else in all other languages), right or wrong.
+    - `clip_score`, `frechet_model`: with `paint.clip` and `paint.features`, by models that the user has (see
+      `lvlm.paint.plugins`). CLIP compares with the English prompt of the item where there is one.
     """
 
     painter: Painter
@@ -158,6 +160,7 @@ class PaintedScores:
                 "transfer": (100 * gap[0] / reference if reference > 0 else NAN, gap[1]),
                 "frechet": self._frechet([pictures[place] for place in own], [real[place] for place in own]),
                 "agreement": self._agreement([asked[place] for place in own], known, list(places), trained),
+                **self._by_models(asked, own, pictures, real),
             }
             found += [(TASK, code, metric, *value) for metric, value in values.items()]
         return found
@@ -284,6 +287,29 @@ class PaintedScores:
         if len(painted) <= LOCAL_FEATURES:
             return NAN, len(painted)
         return frechet_distance(*(local_features(np.stack(some)) for some in (painted, real))), len(painted)
+
+    def _by_models(
+        self,
+        asked: Sequence[Asked],
+        own: Sequence[int],
+        pictures: Sequence[npt.NDArray[np.uint8]],
+        real: Sequence[npt.NDArray[np.uint8]],
+    ) -> dict[str, tuple[float, int]]:
+        """Metrics by models of the user's, where the config names them."""
+        from lvlm.paint.plugins import ClipScore, ModelFeatures
+
+        config, painted = self.painter.config, np.stack([pictures[place] for place in own])
+        found: dict[str, tuple[float, int]] = {}
+        if config.clip is not None:
+            english = {entry.item.id: entry.item.prompt for entry in asked if entry.item.language == "en"}
+            texts = [english.get(asked[place].item.id, asked[place].item.prompt) for place in own]
+            found["clip_score"] = _mean(ClipScore(Path(config.clip))(painted, texts))
+        if config.features is not None:
+            features = ModelFeatures(Path(config.features))
+            sets = features(painted), features(np.stack([real[place] for place in own]))
+            enough = len(own) > 1
+            found["frechet_model"] = frechet_distance(*sets) if enough else NAN, len(own)
+        return found
 
     def _agreement(
         self,

@@ -22,6 +22,7 @@ from lvlm.paint.captions import caption_measure
 from lvlm.paint.denoisers import PROJECTION, set_learning
 from lvlm.paint.diffusion import errors, target
 from lvlm.paint.painter import LlmSource, Painter, llm_digest, make_painter, read_painter
+from lvlm.paint.plugins import check_models
 from lvlm.paint.sample import Drawing
 from lvlm.paint.scores import PICTURES, PaintedScores, Tables, evaluate_both
 from lvlm.paint.work import painting_flops
@@ -86,7 +87,8 @@ class Painting:
                 "The stage paint trains whole copies of its denoiser: set compute.strategy=ddp, or run it in a process "
                 "of its own."
             )
-        self.painter = self._painter(model, processor, corpora)
+        check_models(self.settings)
+        self.painter = self._painter(model, processor)
         plan = build_plan(
             NAME,
             self.settings,
@@ -107,7 +109,7 @@ class Painting:
         self.batches.caption(plan.order[0])  # a split of dialogues shows now
         return self.batches
 
-    def _painter(self, model: Lvlm, processor: Any, corpora: Mapping[str, Corpus]) -> Painter:
+    def _painter(self, model: Lvlm, processor: Any) -> Painter:
         settings, seed = self.settings, self.config.seed
         return make_painter(
             settings,

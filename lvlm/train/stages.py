@@ -26,7 +26,7 @@ from lvlm.train.resume import CHECKPOINT_FILE
 from lvlm.train.shelf import GIB, Shelf
 
 MODEL_FOLDER = "model"
-UNTRAINED = {"denoiser", "vae", "safety_checker", "guidance", "sample_steps"}
+UNTRAINED = {"denoiser", "vae", "safety_checker", "guidance", "sample_steps", "clip", "features"}
 """Settings of the stage `paint` that no weight depends on, but for denoiser and VAE, which enter by their content."""
 
 
