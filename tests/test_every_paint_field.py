@@ -202,7 +202,7 @@ def test_another_value_changes_something(
             planned(config_of(changes, tmp_path))
         return
     if kind == METRICS:  # what they compute is shown in test_paint_plugins.py
-        with pytest.raises(InputError, match="There is no .* at somewhere"):
+        with pytest.raises(InputError, match=r"There is no .* at somewhere"):
             run(config_of({**changes, "steps": 1}, tmp_path), tmp_path / "run", home=tmp_path)
         return
     config = config_of(changes, tmp_path)

@@ -159,6 +159,16 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(tmp_path: Path) -> No
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-7)
 
 
+def test_activations_that_are_computed_again_change_nothing(done: Path, tmp_path: Path) -> None:
+    config = paint_config(compute__gradient_checkpointing=True, compute__micro_batch_tokens=400, evaluate__items=1)
+    again = run(config, tmp_path / "run", home=tmp_path)
+    files = [
+        load_denoiser(Path(record.provenance["painter"]), width=32, seed=0).state_dict()
+        for record in (RunRecord.load(done), again)
+    ]
+    assert all(torch.allclose(files[0][name], files[1][name], rtol=1e-3, atol=1e-5) for name in files[0])
+
+
 class Killed(Exception):
     """Stands for a process that ends in the middle."""
 

@@ -78,5 +78,5 @@ def test_a_run_that_names_them_has_their_rows(clip: Path, image_model: Path, tmp
 
 
 def test_a_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no config.json"):
+    with pytest.raises(InputError, match=r"no config\.json"):
         ClipScore(tmp_path)

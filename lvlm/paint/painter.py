@@ -116,7 +116,8 @@ class Painter(nn.Module):
             return pixels
         found: Any = self.vae.encode(pixels.to(self.device)).latent_dist
         drawn: Tensor = found.mean if noise is None else found.mean + found.std * noise.to(self.device)
-        return drawn.float() * self.vae.config.scaling_factor
+        scaled: Tensor = drawn.float() * self.vae.config.scaling_factor
+        return scaled
 
     @torch.no_grad()
     def decode(self, signal: Tensor) -> Tensor:

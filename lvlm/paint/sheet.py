@@ -51,8 +51,8 @@ def grid(
             (margin // 2, top + gap + row * step + side // 2), text, "black", font(max(9, side // 5)), anchor="mm"
         )
     for column, text in enumerate(heads):
-        place = (margin + gap + column * step + side // 2, top // 2)
-        draw.multiline_text(place, text, "black", font(max(8, side // 8)), anchor="mm", align="center")
+        middle = (margin + gap + column * step + side // 2, top // 2)
+        draw.multiline_text(middle, text, "black", font(max(8, side // 8)), anchor="mm", align="center")
     return sheet
 
 

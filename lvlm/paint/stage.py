@@ -141,6 +141,8 @@ class Painting:
         with self.phases("features"):
             self._read_by(model)
             painter.to(self.compute.device)
+            if self.config.compute.gradient_checkpointing:
+                painter.denoiser.enable_gradient_checkpointing()
             kept = self._keep(batches)
         with self.phases(f"train/{stage.name}"):
             spent = self._loop(stage, batches, validate).run()
@@ -207,6 +209,7 @@ class Painting:
             identity=stage.identity,
             compute=self.compute,
             reporter=self.reporter,
+            memory={"gradient_checkpointing": config.gradient_checkpointing},
             checkpoint_seconds=config.checkpoint_every,
             validate=None if validate is None else validation,
             share=share,
