@@ -35,7 +35,9 @@ def grid(
     own = pictures.shape[1]
     side = own * max(1, side // own)
     gap = side // 16
-    margin, top = 0 if labels is None else side // 2, side // 3 if heads else 0
+    letters = max(8, side // 8)
+    margin = 0 if labels is None else side // 2
+    top = max([0, *(letters * 3 * (head.count("\n") + 1) // 2 for head in heads)])
     rows, step = len(pictures) // columns, side + gap
     sheet = Image.new("RGB", (margin + columns * step + gap, top + rows * step + gap), "white")
     draw = ImageDraw.Draw(sheet)
@@ -52,7 +54,7 @@ def grid(
         )
     for column, text in enumerate(heads):
         middle = (margin + gap + column * step + side // 2, top // 2)
-        draw.multiline_text(middle, text, "black", font(max(8, side // 8)), anchor="mm", align="center")
+        draw.multiline_text(middle, text, "black", font(letters), anchor="mm", align="center", spacing=1)
     return sheet
 
 
