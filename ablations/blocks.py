@@ -49,7 +49,8 @@ def blocks(results: Results, arms: Sequence[str], *, metric: str, group: str) ->
             f"go on (python -m sweeps launch {results.launch}), or use Results.mixed, which takes arms with gaps."
         )
     own = own[own.index.get_level_values("seed").isin(seeds)]
-    own = own.loc[:, in_group(own.columns, group)].dropna(axis="columns")  # type: ignore[arg-type]
+    members = in_group(own.columns, group)  # type: ignore[arg-type]
+    own = own.iloc[:, np.flatnonzero(members)].dropna(axis="columns")
     if own.shape[1] == 0:
         raise InputError(f"No task and language of '{group}' has a known {metric} in all of these runs.")
     languages = own.columns.get_level_values(PAIR[1]).nunique()

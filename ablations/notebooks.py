@@ -29,6 +29,8 @@ NOTEBOOKS = {
     "tower": "03_text_in_image",
     "tiles": "04_tiling",
     "learns": "07_paint",
+    "pairs": "05_pivot",
+    "alignment": "05_pivot",
 }
 """Factor -> the notebook that reads its margin."""
 ALL_NOTEBOOKS = (
@@ -36,6 +38,7 @@ ALL_NOTEBOOKS = (
     "02_english_share",
     "03_text_in_image",
     "04_tiling",
+    "05_pivot",
     "06_drivers",
     "07_paint",
     "08_errors",

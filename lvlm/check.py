@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from lvlm.config import RunConfig
 from lvlm.errors import InputError
+from lvlm.records import RECORD_FILE, RunRecord
 from lvlm.settings import CorpusUse, EvaluateConfig, StageConfig
+from lvlm.train.identity import config_diff
 
 if TYPE_CHECKING:
     from lvlm.data.corpus import Corpus, Permission
@@ -26,6 +28,7 @@ def open_corpora(config: RunConfig, *, home: Path | None = None) -> dict[str, Co
     ]
     uses += [("evaluate.corpora", use, "report") for use in config.evaluate.corpora]
     uses += [("evaluate.tune_corpora", use, "tune") for use in config.evaluate.tune_corpora]
+    uses += [("evaluate.alignment", use, "report") for use in config.evaluate.alignment]
     _check_there([(field, use) for field, use, _ in uses])
     corpora = open_used((use for _, use, _ in uses), home=home)
     for _, use, permission in uses:
@@ -47,7 +50,8 @@ def _check_there(uses: Iterable[tuple[str, CorpusUse]]) -> None:
         return
     faults = "; ".join(f"{field}: {use.path} does not exist" for field, use in absent)
     field, use = absent[0]
-    built_in = next((use.path for _, use in absent if Path(use.path).name in ("shapes", "reading", "paint")), None)
+    written = ("shapes", "reading", "sentences", "origins", "paint")
+    built_in = next((use.path for _, use in absent if Path(use.path).name in written), None)
     hint = f" `python -m lvlm data {Path(built_in).name} {built_in}` writes a built-in one." if built_in else ""
     raise InputError(
         f"{faults} (looked for from {Path.cwd()}). A corpus is a folder with a corpus.yaml, or a JSON file. Put it "
@@ -73,7 +77,13 @@ def open_used(uses: Iterable[CorpusUse], *, home: Path | None = None) -> dict[st
 
 
 def check_learns(config: StageConfig, plan: Plan) -> None:
-    """Raise if no step of a stage could change anything: tower and adapter learn from pictures alone."""
+    """Raise if no step of a stage could change anything: tower and adapter learn from pictures alone. The stage `align`
+    reads none."""
+    if plan.stage == "align" and plan.counts["images"]:
+        raise InputError(
+            f"{plan.counts['images']} images belong to the samples of stage align, which reads text alone. Name a "
+            "corpus without images in align.mix.corpora, or learn from this one in pretrain or instruct."
+        )
     if config.train.llm == "frozen" and plan.counts["images"] == 0:
         raise InputError(
             f"No sample of stage {plan.stage} has an image, and {plan.stage}.train.llm is frozen: tower and adapter "
@@ -113,6 +123,22 @@ def check_items(
     for (corpus, split, language), chosen in ids.items():
         corpus.check(split, [language], ids=chosen, images=True, home=home)
     return list(dict.fromkeys(entry.corpus.image_path(image) for entry in asked for image in entry.item.images))
+
+
+def check_same_data(folder: Path, config: RunConfig, record: RunRecord) -> None:
+    """Raise if the backbones or corpora of a finished run are no longer those that its record names."""
+    from lvlm.model.backbones import run_digests
+
+    now = {
+        "backbones": run_digests(config),
+        "corpora": {path: corpus.stamp() for path, corpus in open_corpora(config).items()},
+    }
+    if lines := config_diff({name: record.provenance.get(name, now[name]) for name in now}, now):
+        raise InputError(
+            f"The run in {folder} is finished, but what it was made of has changed since (digests there -> now): "
+            f"{'; '.join(lines)}. Name another folder, or remove this one, to run with what is there now; to keep the "
+            f"scores, put the old files back or read {folder / RECORD_FILE}."
+        )
 
 
 def tuning(config: EvaluateConfig) -> EvaluateConfig:

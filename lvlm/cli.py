@@ -121,6 +121,20 @@ def _scoring(command: AddCommand) -> None:
     )  # fmt: skip
     fidelity.add_argument("--languages", nargs="+", help="only the texts in these: codes, or one group")
 
+    alignment = command(
+        "alignment",
+        scoring.alignment,
+        "Measure how well a model aligns the languages of parallel sentences.",
+        "alignment tiny-lm/0 runs/data/sentences",
+    )
+    alignment.add_argument("model", help="a run's folder, a model folder, or a language model as in model.llm")
+    alignment.add_argument("corpus", metavar="CORPUS[:SPLIT]", help="sentences with the same ids across languages")
+    alignment.add_argument("--pivot", default="en", help="the language that the others are compared with (default: en)")
+    alignment.add_argument("--languages", nargs="+", help="codes, or one group (default: all of the corpus)")
+    alignment.add_argument("--items", type=int, help="at most this many sentences")
+    alignment.add_argument("--out", type=Path, help="a parquet file for the table, layer by layer")
+    _add_device(alignment)
+
     lmms = command(
         "lmms-eval",
         _lmms_eval,

@@ -13,7 +13,14 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Self, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from lvlm.errors import InputError, nearest
 from lvlm.lineage import check_lineage
@@ -29,9 +36,9 @@ cell's identity, and an unfinished run may be resumed with other values of them.
 MASKS_DEPEND_ON = ("micro_batch_tokens", "packing", "strategy")
 """Those among them that decide what a micro-batch is, and with it the masks of LoRA's dropout. Where there is dropout
 they are part of the stage's key, and `lvlm.run` refuses to resume with other values."""
-STAGES = ("pretrain", "instruct", "paint")
+STAGES = ("align", "pretrain", "instruct", "paint")
 """In the order in which they run; a run has any of them."""
-NEW_STAGES = ("paint",)
+NEW_STAGES = ("align", "paint")
 """Those that a config without them does not name: its fingerprint is that of before they existed."""
 LABELS = ("name", "tags")
 """Settings that say what a run is called: no part of what it is."""
@@ -45,6 +52,8 @@ class RunConfig(Settings):
     """Labels that the record and the tracker carry; they change no result, and a finished run keeps its own."""
     seed: Annotated[int, Field(ge=0)] = 0
     model: ModelConfig = ModelConfig()
+    align: StageConfig | None = None
+    """The LLM alone, on text."""
     pretrain: StageConfig | None = None
     instruct: StageConfig | None = None
     paint: PaintConfig | None = None
@@ -61,7 +70,20 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _stages_fit_together(self) -> Self:
+        for name, stage in self.stages().items():
+            if stage.contrast.weight and name != "align":
+                raise ValueError(
+                    f"{name}.contrast.weight is {stage.contrast.weight:g}, but states are compared on text alone, in "
+                    "the stage align; leave it out"
+                )
         check_lineage(self)
+        if self.align and (
+            idle := [part for part in ("tower", "adapter") if getattr(self.align.train, part) != "frozen"]
+        ):
+            raise ValueError(
+                f"align.train.{idle[0]} is {getattr(self.align.train, idle[0])}, but align reads text alone, from "
+                "which only the LLM learns; set tower and adapter to frozen"
+            )
         return self
 
     @model_serializer(mode="wrap")

@@ -81,7 +81,7 @@ def _git(folder: Path, *arguments: str) -> str:
     return result.stdout.strip() if result.returncode == 0 else ""
 
 
-def total_spent(results: Mapping[str, Mapping[str, Any]], seconds: float) -> dict[str, float]:
+def spent_on(results: Mapping[str, Mapping[str, Any]], seconds: float) -> dict[str, float]:
     """What a model cost, from the results of its stages: sums over them, whoever trained them, and each stage apart.
     `seconds` is the wall time of the run."""
     budget: dict[str, float] = {"seconds": seconds}

@@ -19,6 +19,7 @@ CONFIG_FILE = "config.yaml"
 PLAN_FILE = "plan.json"
 SCORES_FILE = "scores.parquet"  # task, language, metric, value, n
 PREDICTIONS_FILE = "predictions.parquet"  # one row per item
+ALIGNMENT_FILE = "alignment.parquet"  # language, layer, retrieval, cka, tokens_per_word, n, where it was measured
 CURVE_FILE = "curve.jsonl"  # one JSON object per logged step: stage, step, samples, and numbers
 TRAINER_VERSION = 5
 """Raised when a change to the trainer changes its numbers, so that old stages and cells are not taken for new ones."""
@@ -41,9 +42,8 @@ PAINT_METRICS = (
     "frechet_model",
 )  # fmt: skip
 """Of the task `paint` alone, beside `score` and `random`; `lvlm.paint.scores` says what they are."""
-METRICS = (
+ANSWER_METRICS = (
     "score", "score_any_language", "fidelity", "undetermined", "majority", "random", "together", *NAMED_METRICS,
-    *PAINT_METRICS,
 )  # fmt: skip
 """`score`, `score_any_language`, `fidelity`, `undetermined` (share of answers whose language cannot be told),
 `majority` (the score of the most frequent gold answer), `random` (the expected score of a choice at random, where
@@ -51,6 +51,10 @@ there are choices) and `together` (share of the pictures of MME whose questions 
 questions of M3Exam that are right in every rotation): percent, always apart. `score_any_language` is NaN for items that
 are not translated. A task has those that say something of it.
 """
+ALIGNMENT_METRICS = ("retrieval", "cka", "tokens_per_word")
+"""Of the language model that vision begins with, under `alignment` in the place of a task: see
+`lvlm.evaluate.alignment`. The first two are percent."""
+METRICS = (*ANSWER_METRICS, *PAINT_METRICS, *ALIGNMENT_METRICS)
 TASKS = (
     "caption", "vqa", "reading", "naming", "choice", "pair", "xm3600", "maxm", "xgqa", "xvnli", "marvl", "vgr", "vlod",
     "mtvqa", "smpqa_ground", "smpqa_read", "m3exam", "m3exam_cyclic", "xmmmu", "bin_mc", "cvqa", "mme", "mmmu", "paint",

@@ -9,12 +9,20 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lvlm.check import check_evaluation, check_learns, open_corpora, refusal_notes, setting_notes, tuning
+from lvlm.check import (
+    check_evaluation,
+    check_learns,
+    check_same_data,
+    open_corpora,
+    refusal_notes,
+    setting_notes,
+    tuning,
+)
 from lvlm.config import RunConfig, fingerprint, to_yaml
-from lvlm.errors import InputError
 from lvlm.processes import process_count
-from lvlm.provenance import Phases, git_commit, machine, total_spent, versions
+from lvlm.provenance import Phases, git_commit, machine, spent_on, versions
 from lvlm.records import (
+    ALIGNMENT_FILE,
     CONFIG_FILE,
     CURVE_FILE,
     PLAN_FILE,
@@ -29,7 +37,7 @@ from lvlm.records import (
     write_text,
 )
 from lvlm.startup import DataAhead, no_collection, quiet_transformers
-from lvlm.train.identity import check_same_config, config_diff
+from lvlm.train.identity import check_same_config
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,10 +51,6 @@ if TYPE_CHECKING:
     from lvlm.train.features import ImageFeatures
     from lvlm.train.progress import Reporter
     from lvlm.train.stages import Stage
-
-
-PAINTING = ("denoiser", "vae", "safety_checker")
-"""What a run starts from beside its vision-language model, where it paints."""
 
 
 def default_home() -> Path:
@@ -116,22 +120,6 @@ def _finished(folder: Path, config: RunConfig, *, silent: bool = False) -> RunRe
     return record
 
 
-def check_same_data(folder: Path, config: RunConfig, record: RunRecord) -> None:
-    """Raise if the backbones or corpora of a finished run are no longer those that its record names."""
-    from lvlm.model.backbones import run_digests
-
-    now = {
-        "backbones": run_digests(config),
-        "corpora": {path: corpus.stamp() for path, corpus in open_corpora(config).items()},
-    }
-    if lines := config_diff({name: record.provenance.get(name, now[name]) for name in now}, now):
-        raise InputError(
-            f"The run in {folder} is finished, but what it was made of has changed since (digests there -> now): "
-            f"{'; '.join(lines)}. Name another folder, or remove this one, to run with what is there now; to keep the "
-            f"scores, put the old files back or read {folder / RECORD_FILE}."
-        )
-
-
 class _Run:
     """The phases of one run."""
 
@@ -159,6 +147,7 @@ class _Run:
         self.stages: dict[str, Stage] = {}
         self.results: dict[str, dict[str, Any]] = {}
         self.painting: Painting | None = None
+        self.alignment: pd.DataFrame | None = None
 
     def run(self, notes: list[str]) -> RunRecord:
         """All phases; returns the record, which the caller writes last."""
@@ -174,7 +163,10 @@ class _Run:
         if self.main:  # from here on the folder belongs to this configuration
             write_text(self.folder / CONFIG_FILE, to_yaml(self.config))
         for name in self.config.every_stage():
+            if name != "align":
+                self._measure_alignment()
             self._train(name)
+        self._measure_alignment()
         with self.phases("evaluate"):
             from lvlm.evaluate.kept import KeptAnswers
 
@@ -224,8 +216,7 @@ class _Run:
         from lvlm.data.plan import build_plan
         from lvlm.train.batches import StepBatches
 
-        if name == "paint":
-            assert self.painting is not None
+        if name == "paint" and self.painting:
             return self.painting.prepare(self.model, self.processor, self.corpora, self.home)
         config, accelerator = self.config.stages()[name], self.compute.accelerator
         plan = build_plan(
@@ -262,11 +253,10 @@ class _Run:
             nonlocal trained_here
             trained_here = True
             validate = self._validate if stage.config.validate_every else None
-            if name == "paint":
-                assert self.painting is not None
-                earlier = [one.model_folder for one in self.stages.values() if one is not stage]
+            if name == "paint" and self.painting:
+                *earlier, _ = [None, *(one.model_folder for one in self.stages.values())]
                 scored = (lambda: self._validate(self._features())) if validate else None
-                return self.painting.train(stage, self.model, parent=next(reversed(earlier), None), validate=scored)
+                return self.painting.train(stage, self.model, parent=earlier[-1], validate=scored)
             later = list(self.evaluation_images) if name == list(self.config.stages())[-1] else []
             return self.training(
                 stage,
@@ -284,8 +274,7 @@ class _Run:
             )
             if not trained_here:
                 self.reporter.say(f"{name}: taken from {stage.folder}")
-            if name == "paint":
-                assert self.painting is not None
+            if name == "paint" and self.painting:
                 self.painting.take(self.model, None if trained_here else stage.model_folder)
             elif not trained_here or self.compute.zero_stage:  # a model that was divided is read back whole
                 self.model, self.processor = load(
@@ -300,6 +289,7 @@ class _Run:
     def _stage(self, name: str) -> Stage:
         """The stage in the cache, keyed by all that it depends on."""
         from lvlm.data.images import content_digest
+        from lvlm.model.backbones import PAINTING
         from lvlm.train.stages import make_stage
 
         batches = self.batches[name]
@@ -332,6 +322,15 @@ class _Run:
     def _digest(self, use: CorpusUse) -> str:
         corpus = self.corpora[use.path]
         return corpus.digest(use.split, corpus.languages_of(use.split))
+
+    def _measure_alignment(self) -> None:
+        """How well the LLM in memory aligns its languages, where that is asked for; once, before it sees images."""
+        if self.alignment is None and self.config.evaluate.alignment:
+            from lvlm.evaluate.alignment import alignment_of
+
+            with self.phases("evaluate"), self.compute.autocast():
+                model = self.model.to(self.compute.device)
+                self.alignment = alignment_of(model, self.processor, self.config.evaluate, self.corpora)
 
     def _validate(self, features: ImageFeatures) -> dict[str, float]:
         """Score and fidelity on the tune splits, as numbers for the curve."""
@@ -410,6 +409,11 @@ class _Run:
             write_json(self.folder / PLAN_FILE, {name: plan.summary() for name, plan in plans.items()})
             curve = "".join(stage.curve.read_text(encoding="utf-8") for stage in self.stages.values())
             write_text(self.folder / CURVE_FILE, curve)
+            if self.alignment is not None:
+                from lvlm.evaluate.alignment import with_alignment
+
+                write_table(self.folder / ALIGNMENT_FILE, self.alignment)
+                scores = with_alignment(scores, self.alignment)
             for frame, name in ((scores, SCORES_FILE), (predictions, PREDICTIONS_FILE)):
                 write_table(self.folder / name, frame)
         notes = [*notes, *setting_notes(self.config), *refusal_notes(self.config, self.corpora)]
@@ -422,7 +426,7 @@ class _Run:
             stage_keys={name: stage.key for name, stage in self.stages.items()},
             plan_hash=next(iter(hashes.values())) if len(hashes) == 1 else fingerprint(hashes),
             scores=summarise(scores),
-            budget=total_spent(self.results, seconds["total"]),
+            budget=spent_on(self.results, seconds["total"]),
             provenance={
                 "git_commit": self.commit,
                 "trainer": TRAINER_VERSION,

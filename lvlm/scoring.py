@@ -1,20 +1,21 @@
-"""The commands `python -m lvlm evaluate` and `python -m lvlm fidelity`: a checkpoint's scores, and what a detector of
-languages takes texts for. Called by `lvlm.cli`."""
+"""The commands `python -m lvlm evaluate`, `alignment` and `fidelity`: a checkpoint's scores, how well its language
+model aligns its languages, and what a detector of languages takes texts for. Called by `lvlm.cli`."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvlm.config import RunConfig, make_settings
 from lvlm.errors import InputError
-from lvlm.languages import group_languages, in_table_order, is_group
+from lvlm.languages import group_languages, in_table_order, is_group, language
 from lvlm.processes import process_index
 from lvlm.ready import model_source, ready, recorded_config
-from lvlm.records import PREDICTIONS_FILE, SCORES_FILE, TASKS, write_table
+from lvlm.records import CONFIG_FILE, PREDICTIONS_FILE, SCORES_FILE, TASKS, write_table
 from lvlm.settings import EvaluateConfig
 
 if TYPE_CHECKING:
@@ -152,6 +153,61 @@ def _keep(out: Path, model: dict[str, Any]) -> KeptAnswers:
     from lvlm.run import default_home
 
     return KeptAnswers(out, model, home=default_home())
+
+
+def alignment(options: argparse.Namespace) -> None:
+    """Print how well a checkpoint or a language model aligns the languages of a parallel corpus."""
+    from lvlm.check import open_used
+    from lvlm.evaluate.alignment import measure_alignment, parallel_sentences, score_rows
+    from lvlm.settings import CorpusUse
+
+    path, _, split = options.corpus.partition(":")
+    wanted = {"path": path, "split": split or "test", "samples": options.items}
+    use = make_settings(CorpusUse, wanted, where="The corpus that was asked for")
+    corpora = open_used([use])
+    codes = _languages(options.languages, list(corpora[path].languages_of(use.split)))
+    pivot = language(options.pivot).code
+    sentences = parallel_sentences([use], corpora, languages=[*codes, pivot])
+    with _language_model(options) as (llm, tokenizer):
+        found = measure_alignment(llm, tokenizer, sentences, pivot=pivot)
+    print(f"{len(sentences[pivot])} sentences; by chance {100 / len(sentences[pivot]):.1f} of 100 are found")
+    layers = int(found["layer"].max())
+    print(f"{'language':10s} {'tokens/word':>11s}  retrieval (R@1) of the {pivot} sentence, layers 0 to {layers}; CKA")
+    for code, own in found.groupby("language", sort=False):
+        columns = [
+            "" if code == pivot else " ".join(f"{value:5.1f}" for value in own[name]) for name in ("retrieval", "cka")
+        ]
+        print(f"{code:10s} {own['tokens_per_word'].iloc[0]:11.2f}  {columns[0]}  {columns[1] and '| ' + columns[1]}")
+    means = score_rows(found).groupby("metric")["value"].mean()
+    print(f"mean over blocks and languages: retrieval {means['retrieval']:.1f}, cka {means['cka']:.1f}")
+    if options.out:
+        write_table(options.out, found)
+        print(f"written: {options.out}")
+
+
+@contextmanager
+def _language_model(options: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
+    """(LLM, tokenizer) of a run's folder, of a saved model of ours, or by a name or folder as `model.llm` takes it."""
+    from lvlm.model.layouts import RELEASE, read_json
+
+    folder = Path(options.model)
+    kind = read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
+    if kind in ("lvlm", RELEASE) or (folder / CONFIG_FILE).exists():
+        recorded = recorded_config(folder)
+        with ready(model_source(folder, recorded), recorded, device=options.device) as it:
+            yield it.model.language_model, it.processor.tokenizer
+        return
+    from lvlm.model.assembly import load_llm
+    from lvlm.model.backbones import resolve
+    from lvlm.run import quiet_transformers
+    from lvlm.train.compute import compute
+
+    settings = RunConfig().compute.model_copy(update={"device": options.device} if options.device else {})
+    with compute(settings) as machinery, quiet_transformers():
+        source = resolve(options.model, seed=0)
+        llm, tokenizer = load_llm(source, attn="sdpa", precision=machinery.precision)
+        with machinery.autocast():
+            yield llm.to(machinery.device).eval(), tokenizer
 
 
 def fidelity(options: argparse.Namespace) -> None:

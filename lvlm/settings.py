@@ -56,8 +56,8 @@ class Settings(BaseModel):
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
-ADAPTER_SETTINGS = {"pool": "window-pool", "shuffle": "window-shuffle", "queries": "resampler"}
-"""Settings that one adapter alone has."""
+ADAPTER_SETTINGS = {"pool": ("window-pool",), "shuffle": ("window-shuffle",), "queries": ("resampler", "query-mlp")}
+"""Settings that some adapters alone have."""
 
 
 class ModelConfig(Settings):
@@ -70,9 +70,9 @@ class ModelConfig(Settings):
     llm: str = "tiny-lm"
     """`tiny-lm`, `tiny-lm/3`, `tiny-lm-clean` (never answers in another language), a local folder, a
     folder of draws named 0, 1, ..., or a hub name."""
-    adapter: Literal["mlp", "multiscale-pool", "window-pool", "window-shuffle", "multiscale-shuffle", "resampler"] = (
-        "multiscale-pool"
-    )
+    adapter: Literal[
+        "mlp", "multiscale-pool", "window-pool", "window-shuffle", "multiscale-shuffle", "resampler", "query-mlp"
+    ] = "multiscale-pool"
     """What maps vision features to LLM tokens, each described in `lvlm/model/adapters.py`. `multiscale-pool` with one
     tile is the `mlp` adapter exactly; `mlp` takes one tile only."""
     pool: Annotated[int, Field(ge=1)] | None = None
@@ -80,7 +80,7 @@ class ModelConfig(Settings):
     shuffle: Annotated[int, Field(ge=1)] | None = None
     """For `window-shuffle`: shuffle x shuffle tokens become one; None is 2."""
     queries: Annotated[int, Field(ge=1)] | None = None
-    """For `resampler`: how many tokens an image becomes; None is 64."""
+    """For `resampler` and `query-mlp`: how many tokens an image becomes; None is 64."""
     tiles: Annotated[int, Field(ge=1, le=8)] = 1
     """n: a global view plus n x n tiles at n times the resolution; 1 means no tiling."""
     image_size: Annotated[int, Field(ge=8)] | None = None
@@ -123,8 +123,9 @@ class ModelConfig(Settings):
         if self.adapter == "mlp" and self.tiles != 1:
             raise ValueError(f"adapter 'mlp' takes tiles=1, not {self.tiles}; use adapter 'multiscale-pool' for tiles")
         for name in self.adapter_args:
-            if self.adapter != ADAPTER_SETTINGS[name]:
-                raise ValueError(f"{name} is a setting of adapter '{ADAPTER_SETTINGS[name]}', not of '{self.adapter}'")
+            if self.adapter not in ADAPTER_SETTINGS[name]:
+                having = "' or '".join(ADAPTER_SETTINGS[name])
+                raise ValueError(f"{name} is a setting of adapter '{having}', not of '{self.adapter}'")
         return self
 
 
@@ -160,7 +161,7 @@ class CorpusUse(Settings):
 Unit = Literal["samples", "tokens", "supervised_tokens"]
 """What shares of a mix are counted in. `tokens` are text tokens, image tokens not counted; `supervised_tokens` those of
 them that are learned. Each sample counts once, whatever the epochs, and before it is cut at `max_text_tokens`."""
-ALLOCATION_SETTINGS = {"temperature": "temperature", "sizes": "temperature", "weights": "weights"}
+ALLOCATION_SETTINGS = {"temperature": "temperature", "sizes": "temperature", "weights": "weights", "pairs": "pairs"}
 """Settings that one allocation alone has, and needs."""
 
 
@@ -178,9 +179,10 @@ class MixConfig(Settings):
     share_of: Unit = "samples"
     """What `english_share` and the shares of the allocation are meant of. In tokens, English has its share as nearly as
     whole samples allow, and the other languages have theirs approximately (see `lvlm.data.mix.language_codes`)."""
-    allocation: Literal["uniform", "inverse_tier", "inverse_exp_tier", "temperature", "weights"] = "uniform"
+    allocation: Literal["uniform", "inverse_tier", "inverse_exp_tier", "temperature", "weights", "pairs"] = "uniform"
     """How the rest is divided: equally, in proportion to 1/tier or exp(-tier) (Centurio, appendix D.2, Stratified-1 and
-    -2), to size^(1/temperature), or to `weights`."""
+    -2), to size^(1/temperature), or to `weights`. `pairs` is no division: every language but the pivot has `pairs`
+    samples, and the pivot has what remains."""
     temperature: Annotated[float, Field(gt=0)] | None = None
     """For `temperature`: 1 follows `sizes`, more flattens them."""
     sizes: Amounts | None = None
@@ -189,6 +191,14 @@ class MixConfig(Settings):
     than the mix has."""
     weights: Amounts | None = None
     """For `weights`: one for each language of the mix but English."""
+    pairs: Annotated[int, Field(ge=0)] | None = None
+    """For `pairs`: so many translated samples of each language but the pivot, the same ones and more where the number
+    is larger."""
+    pivot: Annotated[str, BeforeValidator(_norwegian)] = "en"
+    """For `pairs` and `parallel`: the language that the others are translated from."""
+    parallel: Share = 0.0
+    """Share of the samples that come two by two, one id in two languages of which one is the pivot, in the same
+    optimizer step. The number of samples stays; there are fewer ids."""
 
     @model_validator(mode="after")
     def _the_allocation_has_its_settings(self) -> Self:
@@ -199,10 +209,19 @@ class MixConfig(Settings):
                 raise ValueError(f"{name} is a setting of allocation '{allocation}', not of '{self.allocation}'")
         return self
 
+    @model_validator(mode="after")
+    def _pairs_are_counted_from_a_pivot(self) -> Self:
+        if self.allocation == "pairs" and (self.english_share is not None or self.share_of != "samples"):
+            idle = "share_of" if self.english_share is None else "english_share"
+            raise ValueError(f"allocation 'pairs' counts samples, so that {idle} would change nothing; leave it out")
+        if self.pivot != "en" and self.allocation != "pairs" and not self.parallel:
+            raise ValueError(f"pivot is {self.pivot}, but only allocation 'pairs' and parallel have a pivot")
+        return self
+
     @model_serializer(mode="wrap")
     def _unset_settings_are_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A config that has none of them keeps the fingerprint that it had before they existed.
-        unset = {"share_of": "samples", **dict.fromkeys(ALLOCATION_SETTINGS)}
+        unset = {"share_of": "samples", "pivot": "en", "parallel": 0.0, **dict.fromkeys(ALLOCATION_SETTINGS)}
         return {name: value for name, value in dump(self).items() if name not in unset or value != unset[name]}
 
 
@@ -226,6 +245,17 @@ class LoraSettings(Settings):
     r: Annotated[int, Field(ge=1)] = 16
     alpha: Annotated[float, Field(gt=0)] = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class ContrastSettings(Settings):
+    """A term that draws the two sides of a parallel sample together (`mix.parallel`); see `lvlm.train.contrast`."""
+
+    weight: Annotated[float, Field(ge=0)] = 0.0
+    """What it is multiplied by before it is added to the loss; 0 is off."""
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    layer: Annotated[int, Field(ge=0)] | None = None
+    """The LLM's block whose output is compared: 0 are the embeddings, the number of blocks is the state before the
+    head; None is the middle one."""
 
 
 class OptimConfig(Settings):
@@ -256,6 +286,7 @@ class StageConfig(Settings):
     """What becomes of a LoRA that an earlier stage trained: the same one learns on, or it is merged into the weights
     and a new one is drawn, whose settings may differ."""
     optim: OptimConfig = OptimConfig()
+    contrast: ContrastSettings = ContrastSettings()
     batch_samples: Annotated[int, Field(ge=1)] = 16
     """Samples of one optimizer step, whatever the memory settings."""
     epochs: Annotated[float, Field(gt=0)] | None = None
@@ -288,6 +319,28 @@ class StageConfig(Settings):
             raise ValueError("lora is set but no part is trained with it; leave it out, or set train.llm=lora")
         return self
 
+    @model_validator(mode="after")
+    def _contrast_has_its_pairs(self) -> Self:
+        if not self.contrast.weight and self.contrast != ContrastSettings():
+            raise ValueError("contrast.temperature or layer is set, but contrast.weight is 0; leave them out")
+        if self.contrast.weight and not self.mix.parallel:
+            raise ValueError(
+                f"contrast.weight is {self.contrast.weight:g}, but mix.parallel is 0, so that there are no pairs; "
+                "raise it, or leave contrast out"
+            )
+        if self.contrast.weight and self.lora.dropout:
+            raise ValueError(
+                "contrast.weight and lora.dropout are both above 0, and states that are dropped from cannot be "
+                "compared over a step; set lora.dropout to 0"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _an_unused_contrast_is_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A config without it keeps the fingerprint that it had before it existed.
+        usual = ContrastSettings().model_dump()
+        return {name: value for name, value in dump(self).items() if name != "contrast" or value != usual}
+
 
 class EvaluateConfig(Settings):
     """What is scored, on which split, and how answers are generated (greedy)."""
@@ -307,10 +360,33 @@ class EvaluateConfig(Settings):
     GlotLID's. `auto` takes `corpus` for corpora of a closed vocabulary (those that a built-in world wrote, and those
     that name their attributes) and `packaged` for all others. The notes of the scores name what was used."""
 
+    name_language: bool = False
+    """Whether every question ends with a line that names its language in English: "Answer in Swahili."; questions whose
+    answers are in no language stay."""
+    forced_tokens: Annotated[int, Field(ge=0)] = 0
+    """So many first tokens of an answer are chosen among those with which gold answers of the task in the asked
+    language begin (any item's), so that a model that would answer in another language is led into this one."""
+    alignment: tuple[CorpusUse, ...] = ()
+    """Parallel sentences on which the alignment of the languages is measured, in the LLM that the first stage with
+    images begins with; splits with permission `report`, of which `samples` is the number of ids."""
+    pivot: Annotated[str, BeforeValidator(_norwegian)] = "en"
+    """The language that `alignment` compares the others with."""
+
     @model_serializer(mode="wrap")
-    def _the_usual_detector_is_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _usual_settings_are_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A config that has none keeps the fingerprint that it had before there was a choice.
-        return {name: value for name, value in dump(self).items() if (name, value) != ("detector", "auto")}
+        usual = {"detector": "auto", "name_language": False, "forced_tokens": 0, "alignment": [], "pivot": "en"}
+        return {
+            name: value
+            for name, value in dump(self).items()
+            if name not in usual or (list(value) if isinstance(value, tuple) else value) != usual[name]
+        }
+
+    @model_validator(mode="after")
+    def _a_pivot_is_for_alignment(self) -> Self:
+        if self.pivot != "en" and not self.alignment:
+            raise ValueError(f"pivot is {self.pivot}, but alignment names no sentences; leave it out, or name some")
+        return self
 
     @model_validator(mode="after")
     def _samples_count_per_language_here(self) -> Self:

@@ -76,7 +76,7 @@ def _readable_plan(path: Path) -> Plan | None:
 def _differences(before: Plan, now: Plan, gone: list[PlannedCell], new: list[PlannedCell]) -> list[str]:
     """What a reader of the study file would see changed: levels, seeds, and fields of arms that are otherwise the
     same."""
-    lines = config_diff(before.factors, now.factors)
+    lines = config_diff(_declared(before), _declared(now))
     if before.seeds != now.seeds:
         lines.append(f"seeds: {before.seeds} -> {now.seeds}")
     by_name = {(cell.arm, cell.seed): cell for cell in new}
@@ -92,6 +92,12 @@ def _differences(before: Plan, now: Plan, gone: list[PlannedCell], new: list[Pla
     if len(lines) > MOST_LINES:
         lines = [*lines[:MOST_LINES], f"and {len(lines) - MOST_LINES} more"]
     return lines
+
+
+def _declared(plan: Plan) -> dict[str, Any]:
+    """What a study file says of all arms together."""
+    search = {name: value for name, value in plan.search.items() if name not in ("key", "factors", "base")}
+    return {**plan.said_factors, "held_equal": plan.held_equal, "search": search}
 
 
 def _listed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -226,30 +226,21 @@ def _whole(what: str, least: int, most: int | None = None) -> Callable[[str], in
     return parse
 
 
-def _above_zero(what: str) -> Callable[[str], float]:
-    """An argparse type: a number above 0; `what` it is begins the error."""
+def _number(what: str, *, or_zero: bool = False) -> Callable[[str], float]:
+    """An argparse type: a number above 0, or from 0 on; `what` it is begins the error."""
 
     def parse(text: str) -> float:
         try:
             number = float(text)
         except ValueError:
             number = math.nan
-        if not 0 < number < math.inf:
-            raise argparse.ArgumentTypeError(f"{what} is a number above 0, not '{text}'")
+        if not 0 <= number < math.inf or (number == 0 and not or_zero):
+            raise argparse.ArgumentTypeError(
+                f"{what} is a number{', 0 or more' if or_zero else ' above 0'}, not '{text}'"
+            )
         return number
 
     return parse
-
-
-def _gib(text: str) -> float:
-    """An argparse type: an amount of disk."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"an amount of disk is a number of GiB, 0 or more, not '{text}'")
-    return number
 
 
 def _command_line() -> CommandLine:
@@ -330,7 +321,7 @@ def _command_line() -> CommandLine:
     )
     sub.add_argument(
         "--price-per-hour",
-        type=_above_zero("a price"),
+        type=_number("a price"),
         metavar="PRICE",
         help="of a worker, such as a GPU's: with --probe, what the study costs",
     )
@@ -362,7 +353,7 @@ def _command_line() -> CommandLine:
     sub.add_argument("--watch", action="store_true", help="stay and refresh until nothing is left to run")
     sub.add_argument(
         "--every",
-        type=_above_zero("a time in seconds"),
+        type=_number("a time in seconds"),
         default=2.0,
         metavar="SECONDS",
         help="how often --watch looks (default: %(default)s)",
@@ -390,7 +381,7 @@ def _command_line() -> CommandLine:
     )
     sub.add_argument(
         "--keep",
-        type=_gib,
+        type=_number("an amount of disk in GiB", or_zero=True),
         metavar="GIB",
         help="the same, from the one used longest ago, until the rest take at most GIB; workers keep to "
         "compute.stage_cache_gib by themselves",

@@ -25,8 +25,9 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import Checkpointable
 
 from lvlm.errors import InputError
-from sweeps.crew import FENCED_EXIT, ORDERLY_EXITS, QUICK_DEATHS, QUICK_SECONDS, command_of, python_path
+from sweeps.crew import QUICK_DEATHS, QUICK_SECONDS, command_of, python_path
 from sweeps.devices import cores
+from sweeps.exits import EXIT_FENCED, ORDERLY_EXITS
 from sweeps.plan import Place, Plan
 from sweeps.queue import CellState, count
 
@@ -133,7 +134,7 @@ class PullWorker(Checkpointable):
                 break
             if status in ORDERLY_EXITS:
                 return status
-            is_quick = status > 0 and status != FENCED_EXIT and time.monotonic() - started < QUICK_SECONDS
+            is_quick = status > 0 and status != EXIT_FENCED and time.monotonic() - started < QUICK_SECONDS
             quick_deaths = quick_deaths + 1 if is_quick else 0
             if quick_deaths == QUICK_DEATHS:
                 raise RuntimeError(f"Workers end at once (status {status}); what they say stands above.")

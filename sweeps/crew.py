@@ -14,15 +14,11 @@ from pathlib import Path
 
 from lvlm.errors import InputError
 from sweeps.devices import cores, environments, gpu_line
+from sweeps.exits import EXIT_DISK_FULL, EXIT_FENCED, ORDERLY_EXITS
 from sweeps.identity import is_alive
 from sweeps.plan import Place, Plan
 from sweeps.queue import CellState
 
-ORDERLY_EXITS = (0, 3, 4, 130)
-"""Done, stopped after failures, no room on the disk, interrupted: see `sweeps.worker`. Anything else is a worker that
-died."""
-DISK_FULL_EXIT = 4
-FENCED_EXIT = 75
 QUICK_SECONDS = 15.0
 QUICK_DEATHS = 3
 """Workers that end by themselves so soon, and so often with none in between that lives longer, cannot start at all."""
@@ -85,11 +81,11 @@ class Crew:
                     member.settled, self._quick_deaths = True, 0
                 continue
             del self._members[index]
-            if code == DISK_FULL_EXIT:
+            if code == EXIT_DISK_FULL:
                 said.append(f"worker {index} stopped: there is no room left on the disk ({member.log})")
             if code in ORDERLY_EXITS:
                 continue
-            if code > 0 and code != FENCED_EXIT and time.monotonic() - member.started < QUICK_SECONDS:
+            if code > 0 and code != EXIT_FENCED and time.monotonic() - member.started < QUICK_SECONDS:
                 self._quick_deaths += 1
                 if self._quick_deaths >= QUICK_DEATHS:
                     raise InputError(

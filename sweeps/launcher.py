@@ -22,12 +22,12 @@ from sweeps.live import shown
 from sweeps.plan import DEFAULT_RUNNER, TRACEBACK_FILE, Place, Plan, find_home
 from sweeps.planner import describe, make_plan
 from sweeps.progress import duration
-from sweeps.queue import MAX_ATTEMPTS, Queue, count
+from sweeps.queue import MAX_ATTEMPTS, CellState, Queue, count
 from sweeps.read import export
 from sweeps.standing import Lookout
-from sweeps.storage import StorageDown, choose_storage
+from sweeps.storage import NOT_SHARED, Storage, StorageDown, choose_storage
 from sweeps.tracking import Tracker
-from sweeps.tracking_store import keep_uri, sqlite_file, tracking_uri
+from sweeps.tracking_store import is_there, keep_uri
 from sweeps.worker import FAILURES_IN_A_ROW, load_runner
 
 if TYPE_CHECKING:
@@ -93,44 +93,20 @@ def launch(
     plan = replace(plan, log_models=log_models)
     place = plan.place(home)
     plan.grow(place.folder)
-    check_source(plan, place)
-    if not new_version:
-        check_changes(plan, place)
-    if runner == DEFAULT_RUNNER:
-        check_making(plan, place)
+    _check(plan, place, new_version=new_version)
     left_to_do = [cell for cell in plan.cells if plan.arms_to_propose or not place.is_recorded(cell.id)]
     gpus = usable_gpus(left_to_do) if slurm is None else ()
     workers = workers or default_workers(_left(plan, place), len(gpus), on_cluster=slurm is not None)
     kept = choose_storage(place.folder, plan.study, storage)
-    if not kept.is_shared and workers > 1:
-        raise InputError(
-            f"{kept} is a SQLite file, where two workers can be given one cell. Launch with --workers 1, or keep the "
-            "trials in the journal (no --storage), in PostgreSQL or behind Optuna's gRPC proxy."
-        )
-    queue = Queue(plan, kept)
-    queue.states()  # raises for a storage that does not answer, before anything is written
-    kept.save()
-    keep_uri(place.home)
-    plan.save(place)
-    queue.add_missing()
-    queue.reap()
-    queue.requeue_killed()
-    if retry_failed:
-        queue.requeue_failed()
+    queue = _queue(plan, place, kept, workers=workers, retry_failed=retry_failed)
     console = Console(highlight=False, soft_wrap=True)
     for line in describe(plan, queue.states(), workers=workers):
         console.print(line, markup=False)
-
-    tracker = Tracker(place, plan)
-    _start_tracking(tracker, queue, console)
-
-    def finish(*, interrupted: bool = False, parting: Sequence[str] = ()) -> Outcome:
-        return _finish(
-            place, plan, queue, tracker, console, study=study, began=began, interrupted=interrupted, parting=parting
-        )
-
+    declared = study if isinstance(study, Study) else None
+    begun = _Launch(place, plan, queue, Tracker(place, plan), console, declared, began)
+    begun.start_tracking()
     if not plan.arms_to_propose and not any(state.state in ("waiting", "running") for state in queue.states().values()):
-        return finish()
+        return begun.finish()
     crew: Crew | SlurmCrew
     if slurm is None:
         crew = Crew(place, plan, workers=workers, since=began, gpus=gpus)
@@ -139,11 +115,39 @@ def launch(
 
         crew = SlurmCrew(place, plan, workers=workers, since=began, options=slurm)
     try:
-        interrupted = _work(crew, queue, console)
+        interrupted = begun.work(crew)
     except Exception:  # such as workers that cannot start: what has finished is put down all the same
-        finish()
+        begun.finish()
         raise
-    return finish(interrupted=interrupted, parting=crew.parting() if interrupted else ())
+    return begun.finish(interrupted=interrupted, parting=crew.parting() if interrupted else ())
+
+
+def _check(plan: Plan, place: Place, *, new_version: bool) -> None:
+    """Raise for whatever would make the launch a mistake, as far as it can be seen from here."""
+    check_source(plan, place)
+    if not new_version:
+        check_changes(plan, place)
+    if plan.runner == DEFAULT_RUNNER:
+        check_making(plan, place)
+
+
+def _queue(plan: Plan, place: Place, kept: Storage, *, workers: int, retry_failed: bool) -> Queue:
+    """The plan and its cells, written down for workers to find."""
+    if not kept.is_shared and workers > 1:
+        raise InputError(f"The trials of {workers} workers cannot be kept in {kept}. {NOT_SHARED}")
+    queue = Queue(plan, kept)
+    queue.states()  # raises for a storage that does not answer, before anything is written
+    with kept.occupied():
+        pass  # raises where another launch's worker has it to itself
+    kept.save()
+    keep_uri(place.home)
+    plan.save(place)
+    queue.add_missing()
+    queue.reap()
+    queue.requeue_killed()
+    if retry_failed:
+        queue.requeue_failed()
+    return queue
 
 
 def _left(plan: Plan, place: Place) -> int:
@@ -164,123 +168,135 @@ def _slurm(cluster: str | None, options: Sequence[str]) -> dict[str, Any] | None
     return slurm_options(options)
 
 
-def _start_tracking(tracker: Tracker, queue: Queue, console: Console) -> None:
-    states = queue.states()
-    if not tracker.mark("RUNNING", states) or tracker.send_unsent(states, say=console.print):
-        console.print(
-            f"MLflow does not answer ({tracker.trouble}). "
-            "The sweep runs all the same; what it finds is kept and sent by the next launch.",
-            markup=False,
-        )
+@dataclass(frozen=True)
+class _Launch:
+    """A launch whose cells are in the queue. `study` is None where the plan names its file."""
 
+    place: Place
+    plan: Plan
+    queue: Queue
+    tracker: Tracker
+    console: Console
+    study: Study | None
+    began: float
 
-def _work(crew: Crew | SlurmCrew, queue: Queue, console: Console) -> bool:
-    """Let the crew work until nothing is left; whether the user interrupted it."""
-    states = queue.states()
-    if earlier := crew.earlier(states):
-        console.print(f"{earlier} worker(s) of an earlier launch still run; they count as ours.")
-    try:
-        crew.start(crew.workers - earlier)
-        for line in crew.about():
-            console.print(line, markup=False)
-        lookout = Lookout(crew.place, crew.plan)
-        with shown(console, lookout.standing(states)) as show:
-            away = False
+    def start_tracking(self) -> None:
+        """Show the sweep in MLflow, and send what is missing there."""
+        states = self.queue.states()
+        if not self.tracker.mark("RUNNING", states) or self.tracker.send_unsent(states, say=self._say):
+            self._say(
+                f"MLflow does not answer ({self.tracker.trouble}). "
+                "The sweep runs all the same; what it finds is kept and sent by the next launch."
+            )
+
+    def work(self, crew: Crew | SlurmCrew) -> bool:
+        """Let the crew work until nothing is left; whether the user interrupted it."""
+        states = self.queue.states()
+        if earlier := crew.earlier(states):
+            self._say(f"{earlier} worker(s) of an earlier launch still run; they count as ours.")
+        try:
+            crew.start(crew.workers - earlier)
+            self._say(*crew.about())
+            states = self._watch(crew, states)
+            self._say(*crew.ended(states))
+        except KeyboardInterrupt:
+            if not crew.keeps_on:
+                self._say("stopping the workers ...")
+            return True
+        finally:
+            crew.stop()
+        return False
+
+    def _watch(self, crew: Crew | SlurmCrew, states: dict[str, CellState]) -> dict[str, CellState]:
+        """Show how the sweep stands until the crew has ended; how it stood then."""
+        lookout, away = Lookout(self.place, self.plan), False
+        with shown(self.console, lookout.standing(states)) as show:
             while crew.is_working(states):
                 time.sleep(POLL_SECONDS)
                 said = crew.tend()
                 try:
-                    states = queue.states()
+                    states = self.queue.states()
                     said += ["the storage answers again"] if away else []
                     away = False
                 except StorageDown as error:
                     said += [] if away else [f"{error} The workers train on."]
                     away = True
                 show(lookout.standing(states), said)
-        for line in crew.ended(states):
-            console.print(line, markup=False)
-    except KeyboardInterrupt:
-        if not crew.keeps_on:
-            console.print("stopping the workers ...")
-        return True
-    finally:
-        crew.stop()
-    return False
+        return states
 
-
-def _finish(
-    place: Place,
-    plan: Plan,
-    queue: Queue,
-    tracker: Tracker,
-    console: Console,
-    *,
-    study: str | Path | Study,
-    began: float,
-    interrupted: bool,
-    parting: Sequence[str],
-) -> Outcome:
-    """Put down what there is. `parting` says how a sweep that goes on without this launcher is found again."""
-    queue.reap()
-    queue.requeue_killed(limit=MAX_ATTEMPTS)
-    states = queue.states()
-    numbers = count(states.values())
-    again = plan.launch_command + place.home_option
-    unsent = tracker.send_unsent(states)
-    is_left = bool(numbers["waiting"] or plan.arms_to_propose)
-    ended = "KILLED" if interrupted else "FAILED" if numbers["failed"] or is_left else "FINISHED"
-    ended = "RUNNING" if parting else ended
-    marked = tracker.mark(ended, states)
-    results = trouble = None
-    if numbers["done"]:
-        try:
-            results = export(place, plan, study=study if isinstance(study, Study) else None).results
-        except InputError as error:
-            trouble = error
-    outcome = Outcome(
-        plan.study,
-        plan.version,
-        plan.size,
-        numbers["done"],
-        numbers["failed"],
-        results,
-        time.time() - began,
-        interrupted,
-        numbers["pruned"],
-    )
-    say = console.print
-    if not (console.is_terminal or console.is_jupyter):
-        standing = Lookout(place, plan).standing(states)
-        for line in [*status.summary(standing), *status.worker_lines(standing), *status.failure_lines(standing)]:
-            say(line, markup=False)
-    say(
-        f"{outcome.done} of {outcome.cells} cells done, {outcome.failed} failed, "
-        f"{f'{outcome.pruned} pruned, ' if outcome.pruned else ''}in {duration(outcome.seconds)}.",
-        markup=False,
-    )
-    row = queue.failures_in_a_row(began)
-    if len(row) >= FAILURES_IN_A_ROW:
-        say(
-            f"Stopped, since {len(row)} cells failed in a row. "
-            f"Read {place.cell(row[-1]) / TRACEBACK_FILE}, mend it, and go on with:",
-            markup=False,
+    def finish(self, *, interrupted: bool = False, parting: Sequence[str] = ()) -> Outcome:
+        """Put down what there is. `parting` says how a sweep that goes on without this launcher is found again."""
+        self.queue.reap()
+        self.queue.requeue_killed(limit=MAX_ATTEMPTS)
+        states = self.queue.states()
+        numbers = count(states.values())
+        unsent = self.tracker.send_unsent(states)
+        is_left = bool(numbers["waiting"] or self.plan.arms_to_propose)
+        ended = "KILLED" if interrupted else "FAILED" if numbers["failed"] or is_left else "FINISHED"
+        is_marked = self.tracker.mark("RUNNING" if parting else ended, states)
+        results = trouble = None
+        if numbers["done"]:
+            try:
+                results = export(self.place, self.plan, study=self.study).results
+            except InputError as error:
+                trouble = error
+        outcome = Outcome(
+            study=self.plan.study,
+            version=self.plan.version,
+            cells=self.plan.size,
+            done=numbers["done"],
+            failed=numbers["failed"],
+            results=results,
+            seconds=time.time() - self.began,
+            interrupted=interrupted,
+            pruned=numbers["pruned"],
         )
-        say(f"  {again} --retry-failed", markup=False)
-    elif parting:
-        for line in parting:
-            say(line, markup=False)
-    elif interrupted or is_left:
-        say(f"Nothing that was finished is lost. Go on with:\n  {again}", markup=False)
-    elif numbers["failed"]:
-        say(f"Run the failed cells again with:\n  {again} --retry-failed", markup=False)
-    if unsent:
-        say(f"{unsent} cell(s) are not in MLflow yet ({tracker.trouble}); the next launch sends them.", markup=False)
-    elif not marked:
-        say(f"MLflow does not answer ({tracker.trouble}); its parent run does not say how this ended.", markup=False)
-    if trouble is not None:
-        say(f"The results were not written. {trouble}", markup=False)
-    if results is not None:
-        say(f"Results: {results}\nReport:  python -m ablations report {plan.command}{place.home_option}", markup=False)
-    if (file := sqlite_file(tracking_uri(place.home))) is None or file.is_file():
-        say(f"MLflow:  python -m sweeps ui{place.home_option}", markup=False)
-    return outcome
+        self._tell(outcome, states)
+        self._say(*self._how_to_go_on(outcome, is_left=is_left, parting=parting))
+        if unsent:
+            self._say(f"{unsent} cell(s) are not in MLflow yet ({self.tracker.trouble}); the next launch sends them.")
+        elif not is_marked:
+            self._say(f"MLflow does not answer ({self.tracker.trouble}); its parent run does not say how this ended.")
+        if trouble is not None:
+            self._say(f"The results were not written. {trouble}")
+        self._say(*self._where_to_look(outcome))
+        return outcome
+
+    def _tell(self, outcome: Outcome, states: dict[str, CellState]) -> None:
+        """How the sweep ended; in a log with what a terminal shows already."""
+        if not (self.console.is_terminal or self.console.is_jupyter):
+            standing = Lookout(self.place, self.plan).standing(states)
+            self._say(*status.summary(standing), *status.worker_lines(standing), *status.failure_lines(standing))
+        pruned = f"{outcome.pruned} pruned, " if outcome.pruned else ""
+        self._say(
+            f"{outcome.done} of {outcome.cells} cells done, {outcome.failed} failed, "
+            f"{pruned}in {duration(outcome.seconds)}."
+        )
+
+    def _how_to_go_on(self, outcome: Outcome, *, is_left: bool, parting: Sequence[str]) -> Sequence[str]:
+        again = self.plan.launch_command + self.place.home_option
+        row = self.queue.failures_in_a_row(self.began)
+        if len(row) >= FAILURES_IN_A_ROW:
+            return [
+                f"Stopped, since {len(row)} cells failed in a row. "
+                f"Read {self.place.cell(row[-1]) / TRACEBACK_FILE}, mend it, and go on with:",
+                f"  {again} --retry-failed",
+            ]
+        if parting:
+            return parting
+        if outcome.interrupted or is_left:
+            return [f"Nothing that was finished is lost. Go on with:\n  {again}"]
+        return [f"Run the failed cells again with:\n  {again} --retry-failed"] if outcome.failed else []
+
+    def _where_to_look(self, outcome: Outcome) -> list[str]:
+        lines = []
+        if outcome.results is not None:
+            report = f"python -m ablations report {self.plan.command}{self.place.home_option}"
+            lines.append(f"Results: {outcome.results}\nReport:  {report}")
+        if is_there(self.place.home):
+            lines.append(f"MLflow:  python -m sweeps ui{self.place.home_option}")
+        return lines
+
+    def _say(self, *lines: str) -> None:
+        for line in lines:
+            self.console.print(line, markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from sweeps.amounts import TITLES
 from sweeps.plan import Plan, PlannedCell
 from sweeps.queue import CellState, count
 
@@ -15,7 +16,10 @@ def parent_note(plan: Plan, states: Mapping[str, CellState], scores: Mapping[str
     """Markdown: question, design, a row per arm with the mean of the primary outcome so far; `scores` has it by cell,
     of those that have finished."""
     numbers = count(states.values())
-    design = ", ".join(f"`{name}`: {' / '.join(map(str, levels))}" for name, levels in plan.factors.items())
+    design = ", ".join(
+        f"`{name}`: {(' to ' if name in plan.ranges else ' / ').join(map(str, levels))}"
+        for name, levels in plan.said_factors.items()
+    )
     settings = f" Settings: `{' '.join(plan.overrides)}`." if plan.overrides else ""
     size = f"{len(plan.arms)} arms x {len(plan.seeds)} seeds"
     chosen = f" Arms are chosen by their scores: {plan.searched}." if plan.search else ""
@@ -23,7 +27,8 @@ def parent_note(plan: Plan, states: Mapping[str, CellState], scores: Mapping[str
     begin = [
         plan.question,
         "",
-        f"**Design** ({plan.budget} budget): {size} of {design}.{settings}{chosen}",
+        f"**Design** ({plan.budget} budget): {size} of {design}."
+        f" Held equal in every arm: {TITLES[plan.held_equal]}.{settings}{chosen}",
         "",
         f"**Progress**: {numbers['done']} of {plan.size} cells done{others}.",
         "",

@@ -38,6 +38,11 @@ class Place:
     name: str
 
     @property
+    def study(self) -> str:
+        """The name of the study."""
+        return self.name.partition("@")[0]
+
+    @property
     def folder(self) -> Path:
         return self.home / "studies" / self.name
 
@@ -49,7 +54,7 @@ class Place:
     @property
     def storage(self) -> Storage:
         """Where the trials of this study are kept."""
-        return find_storage(self.folder, self.name.partition("@")[0])
+        return find_storage(self.folder, self.study)
 
     @property
     def logs(self) -> Path:
@@ -147,6 +152,11 @@ class Plan:
         return max(0, int(self.search.get("arms", 0)) - len(self.arms))
 
     @property
+    def said_factors(self) -> dict[str, list[Any]]:
+        """What a reader is told of each factor: its levels, or the ends of its range."""
+        return {name: levels or self.ranges[name][:2] for name, levels in self.factors.items()}
+
+    @property
     def cells_of_baseline(self) -> list[PlannedCell]:
         """Those of the first arm."""
         return [cell for cell in self.cells if cell.arm == self.cells[0].arm]
@@ -216,7 +226,7 @@ class Plan:
         if not path.exists():
             raise InputError(
                 f"Nothing has been launched in {place.folder} (no {path.name}). Start it with: python -m sweeps launch "
-                f"{place.name.partition('@')[0]}, and with the same key=value settings as here.{_others(place)}"
+                f"{place.study}, and with the same key=value settings as here.{_others(place)}"
             )
         plan = cls.read(path)
         plan.grow(place.folder)
@@ -270,7 +280,6 @@ def _folder_name(study: str, overrides: Sequence[str]) -> str:
 
 
 def _others(place: Place) -> str:
-    name = place.name.partition("@")[0]
-    plans = sorted((place.home / "studies").glob(f"{name}*/{place.current_plan.name}"))
-    found = [path.parent.name for path in plans if path.parent.name.partition("@")[0] == name]
+    plans = sorted((place.home / "studies").glob(f"{place.study}*/{place.current_plan.name}"))
+    found = [path.parent.name for path in plans if Place(place.home, path.parent.name).study == place.study]
     return f" Launched here with other settings: {', '.join(found)}." if found else ""

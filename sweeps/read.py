@@ -144,9 +144,8 @@ def _write_thumbnails(place: Place, cells: list[PlannedCell]) -> str:
     try:
         written = write_thumbnails(cells[0].run_config(), place.folder)
     except (InputError, OSError) as error:
-        return (
-            "" if (place.folder / THUMBNAILS_FILE).exists() else one_line(error)
-        )  # of an earlier export: the same items
+        earlier = (place.folder / THUMBNAILS_FILE).exists()  # of the same items
+        return "" if earlier else one_line(error)
     return "" if written else "no item has a picture"
 
 

@@ -20,7 +20,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from lvlm.errors import InputError
 from sweeps.plan import Place, Plan
-from sweeps.tracking_store import is_server, keep_uri, shown, sqlite_file
+from sweeps.tracking_store import is_server, is_there, keep_uri, shown
 from sweeps.views import TAG, page
 
 START_SECONDS = 180.0
@@ -32,29 +32,24 @@ def serve(
 ) -> int:
     """Show the recorded runs, `study` (else the one launched last) first, until Ctrl-C; the exit status.
 
-    Where MLflow already runs as a server, that one is shown and nothing is started.
+    Where MLflow already runs as a server, that one is shown and nothing is started. Raises `InputError` where nothing
+    has been recorded, or nothing of `study` launched.
     """
     uri = keep_uri(home)
     if is_server(uri):
         print(f"The runs of this work folder are on the MLflow server {shown(uri)}", flush=True)
         _show(home, uri.rstrip("/"), study, browser=browser)
         return 0
-    file = sqlite_file(uri)
-    if file is not None and not file.is_file():
+    if not is_there(home):
         raise InputError(
-            f"There are no recorded runs in {home} (no {file.name}). "
+            f"There are no recorded runs in {home} (nothing is at {shown(uri)}). "
             "Launch a study first: python -m sweeps launch drivers"
         )
+    if study is not None:
+        Plan.load(study)
     address = _free_address(host, port)
     print(f"MLflow is starting over {shown(uri)} ...", flush=True)
-    # One server process and no job runner: a quarter of the start-up time and half of the memory of the defaults.
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    # The URL stands in the environment, not on the command line that everybody on this machine can read.
-    environment["MLFLOW_BACKEND_STORE_URI"] = uri
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", host, "--port", str(port)]
-    command += ["--default-artifact-root", (home / "mlartifacts").as_uri(), "--uvicorn-opts", "--log-level warning"]
-    # In a session of its own, Ctrl-C reaches this process alone, which ends the other one in an orderly way.
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    process = _start(uri, home, host=host, port=port)
 
     def answers() -> None:
         if _wait(f"{address}/health", is_alive=lambda: process.poll() is None):
@@ -72,8 +67,20 @@ def serve(
         process.wait()
 
 
+def _start(uri: str, home: Path, *, host: str, port: int) -> subprocess.Popen[bytes]:
+    # One server process and no job runner: a quarter of the start-up time and half of the memory of the defaults.
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    # The URL stands in the environment, not on the command line that everybody on this machine can read.
+    environment["MLFLOW_BACKEND_STORE_URI"] = uri
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", host, "--port", str(port)]
+    command += ["--default-artifact-root", (home / "mlartifacts").as_uri(), "--uvicorn-opts", "--log-level warning"]
+    # In a session of its own, Ctrl-C reaches this process alone, which ends the other one in an orderly way.
+    return subprocess.Popen(command, env=environment, start_new_session=True)
+
+
 def serve_optuna(place: Place, *, host: str = "127.0.0.1", port: int = 8080, browser: bool = True) -> int:
-    """Show a study's trials in Optuna's dashboard until Ctrl-C; the exit status."""
+    """Show a study's trials in Optuna's dashboard until Ctrl-C; the exit status. Raises `InputError` where that is not
+    installed, nothing has been launched, or the storage does not answer."""
     try:
         from optuna_dashboard import wsgi
     except ImportError as error:
@@ -81,9 +88,11 @@ def serve_optuna(place: Place, *, host: str = "127.0.0.1", port: int = 8080, bro
             "Optuna's dashboard is not installed. Install it: pip install optuna-dashboard (or this package with its "
             "extra: pip install '.[dashboard]'); the same runs are in MLflow: python -m sweeps ui"
         ) from error
-    from sweeps.storage import open_optuna
+    from sweeps.storage import Trials, open_optuna
 
+    Plan.load(place)
     storage = place.storage
+    Trials(storage).trials(())  # raises where it does not answer
     address = _free_address(host, port)
     trials = open_optuna(storage)
     print(f"Optuna's dashboard is starting over {storage} ...", flush=True)
@@ -140,7 +149,7 @@ def _show(home: Path, address: str, study: Place | None, *, browser: bool) -> No
         pages = {}
     for name, link in pages.items():
         print(f"  {name}: {link}", flush=True)
-    wanted = [Plan.load(place).study for place in ([study] if study else launched(home))]
+    wanted = [place.study for place in ([study] if study else launched(home))]
     _open(next((pages[name] for name in wanted if name in pages), address), browser=browser)
 
 
@@ -156,9 +165,7 @@ def _free_address(host: str, port: int) -> str:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise InputError(
-                f"Port {port} on {host} cannot be used ({error}). Choose another: python -m sweeps ui --port {port + 1}"
-            ) from error
+            raise InputError(f"Port {port} on {host} cannot be used ({error}). Choose another with --port.") from error
     return f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
 
 

@@ -9,6 +9,7 @@ import copy
 import json
 import os
 import secrets
+import socket
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from lvlm.errors import InputError
 from lvlm.records import write_json
+from lvlm.train.locks import lock_alone
 
 STORAGE_FILE = "storage.json"
 JOURNAL_FILE = "journal.log"
@@ -25,6 +27,11 @@ PROXY_FILE = "proxy.log"  # the journal of all studies of a work folder that are
 DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg", "sqlite": "sqlite"}
 """Schemes of databases, and what SQLAlchemy calls them."""
 CONNECT_SECONDS = 10
+WORKER_LOCK = ".worker.lock"  # in the study's folder
+NOT_SHARED = (
+    "It is a SQLite file, where two workers can be given one cell: work with one (--workers 1), or keep the trials in "
+    "the journal (no --storage), in PostgreSQL or behind Optuna's gRPC proxy."
+)
 FORMS = "postgresql://USER@HOST/DATABASE, grpc://HOST:PORT or sqlite:///FILE (one worker)"
 
 
@@ -44,6 +51,18 @@ class Storage:
     def is_shared(self) -> bool:
         """Whether several processes may write at once; bare SQLite hands one cell to two of them."""
         return not self.url.startswith("sqlite")
+
+    @contextlib.contextmanager
+    def occupied(self) -> Iterator[None]:
+        """Inside, a storage that is not shared is this worker's alone. Raises `InputError` where it is another's."""
+        if self.is_shared:
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with lock_alone(self.folder / WORKER_LOCK) as free:
+            if not free:
+                raise InputError(f"A worker is at work on {self}. {NOT_SHARED}")
+            yield
 
     @property
     def exists(self) -> bool:
@@ -72,8 +91,7 @@ def choose_storage(folder: Path, study: str, url: str | None) -> Storage:
     """The storage that a launch is to use: the one given (`--storage`, else LVLM_STORAGE), else the one of the launch
     before. Raises `InputError` for a URL that cannot be used, and where the launch before used another one."""
     there = find_storage(folder, study)
-    wanted = url or os.environ.get("LVLM_STORAGE") or there.url
-    _check_url(wanted)
+    wanted = _checked(url or os.environ.get("LVLM_STORAGE") or there.url)
     if wanted == there.url:
         return there
     if there.exists:
@@ -86,15 +104,23 @@ def choose_storage(folder: Path, study: str, url: str | None) -> Storage:
     return Storage(wanted, f"{study}-{secrets.token_hex(4)}", folder)
 
 
-def _check_url(url: str) -> None:
-    parts = urlsplit(url)
-    if url and (parts.scheme not in (*DRIVERS, "grpc") or (parts.scheme == "grpc" and not _port(url))):
+def _checked(url: str) -> str:
+    """The URL as every worker understands it, wherever it is started."""
+    parts, file = urlsplit(url), _sqlite_file(url)
+    is_wrong = parts.scheme not in (*DRIVERS, "grpc") or (parts.scheme == "grpc" and not _port(url))
+    if url and (is_wrong or (parts.scheme == "sqlite" and file in ("", ":memory:"))):
         raise InputError(f"'{url}' is no storage that sweeps can use. The forms are {FORMS}.")
-    if parts.password:
+    if parts.password or "password=" in parts.query:
         raise InputError(
             "The storage's URL holds a password, which would lie in the study's folder for everybody to read. Leave it "
             "out, and give it as PGPASSWORD or in ~/.pgpass."
         )
+    return f"sqlite:///{Path(file).absolute()}" if file else url
+
+
+def _sqlite_file(url: str) -> str:
+    """The file in the URL of a SQLite database; empty in any other."""
+    return url.partition(":///")[2] if url.startswith("sqlite") else ""
 
 
 def _port(url: str) -> int | None:
@@ -220,10 +246,9 @@ def open_optuna(storage: Storage) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return optuna.storages.GrpcStorageProxy(host=str(parts.hostname), port=int(parts.port or 0))
-    url = urlunsplit(parts._replace(scheme=DRIVERS[parts.scheme]))
-    if parts.scheme == "sqlite":
-        url = "sqlite:///" + storage.url.partition(":///")[2]
-    timeout = {"timeout": CONNECT_SECONDS} if parts.scheme == "sqlite" else {"connect_timeout": CONNECT_SECONDS}
+    is_file = parts.scheme == "sqlite"
+    url = storage.url if is_file else urlunsplit(parts._replace(scheme=DRIVERS[parts.scheme]))
+    timeout = {"timeout": CONNECT_SECONDS} if is_file else {"connect_timeout": CONNECT_SECONDS}
     settings = {"pool_pre_ping": True, "connect_args": timeout}  # a connection that a restart cut is opened anew
     return optuna.storages.get_storage(_database(url, settings))
 
@@ -239,9 +264,10 @@ def serve(home: Path, *, host: str, port: int) -> int:
 
     journal = home / PROXY_FILE
     try:
-        server = make_server(open_journal(journal), host, port, ThreadPoolExecutor(max_workers=10))
-    except RuntimeError as error:
+        socket.create_server((host, port)).close()  # gRPC would share the port of another proxy
+    except OSError as error:
         raise InputError(f"Port {port} on {host} cannot be used ({error}). Choose another with --port.") from error
+    server = make_server(open_journal(journal), host, port, ThreadPoolExecutor(max_workers=10))
     server.start()
     print(f"Trials are kept in {journal} and served at grpc://{host}:{port} (Ctrl-C ends it)", flush=True)
     print(f"  python -m sweeps launch STUDY --storage grpc://{host}:{port}", flush=True)

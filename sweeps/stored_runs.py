@@ -22,7 +22,7 @@ from lvlm.languages import find, language
 from lvlm.records import SCORE_COLUMNS, SCORES_FILE, TASKS
 from sweeps.plan import Place
 from sweeps.read import Export
-from sweeps.tracking_store import connect, is_server, shown, tracking_uri
+from sweeps.tracking_store import connect, is_server, is_there, shown, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,12 +48,12 @@ class StoredRuns:
 
 def read_runs(home: Path, study: str, *, overrides: Sequence[str] = ()) -> StoredRuns:
     """The finished cells of the latest launch of a study with these overrides in the work folder's store."""
-    client = connect(home)
-    experiment = client.get_experiment_by_name(study)
-    found = client.search_runs([experiment.experiment_id], "tags.version != ''") if experiment else []
+    client = connect(home) if is_there(home) else None
+    experiment = client.get_experiment_by_name(study) if client else None
+    found = client.search_runs([experiment.experiment_id], "tags.version != ''") if client and experiment else []
     wanted = results_name(study, overrides)
     parents = [run for run in found if results_name(study, json.loads(run.data.tags["overrides"])) == wanted]
-    if experiment is None or not parents:
+    if client is None or experiment is None or not parents:
         raise InputError(
             f"The MLflow store {shown(tracking_uri(home))} has no study '{wanted}'. Name the store that has it in the "
             "environment variable MLFLOW_TRACKING_URI, or launch the study here."
@@ -93,7 +93,7 @@ def tidy_from_scores(runs: StoredRuns, client: MlflowClient) -> tuple[pd.DataFra
 def export_from_store(place: Place, source: str, *, overrides: Sequence[str] = ()) -> tuple[Export, int]:
     """Write results, budget and origin of a study into its folder, and how many of the runs are in them by their
     metrics alone. `source` is how the user names the study."""
-    home, study = place.home, place.name.partition("@")[0]
+    home, study = place.home, place.study
     runs = read_runs(home, study, overrides=overrides)
     if not runs.tags:
         raise InputError(f"The MLflow store {shown(tracking_uri(home))} has no finished run of '{study}' yet.")
@@ -222,6 +222,7 @@ def _origin(runs: StoredRuns, source: str) -> Origin:
         version=parent["version"],
         budget=parent.get("budget", "default"),
         overrides=tuple(json.loads(parent.get("overrides", "[]"))),
+        held_equal=parent.get("held_equal", "samples"),
         search=parent.get("search", ""),
         seeds=tuple(sorted({int(tags["seed"]) for tags in runs.tags.values()})),
         git_commits=tuple(dict.fromkeys(tags.get("git_commit", "unknown") for tags in runs.tags.values())),

@@ -163,17 +163,15 @@ class Tracker:
         how = self._shown(cell, state)
         try:
             entry = self._send_finished(cell) if how == "done" else self._send_other(cell, state, how)
-            sent = {self._parent: {**entry, "state": how}}
+            write_json(folder / TRACKED_FILE, _tracked(folder) | {self._parent: {**entry, "state": how}})
+            (folder / UNTRACKED_FILE).unlink(missing_ok=True)
         except Exception as error:  # whatever MLflow, its database or the disk raise: training goes on
             self._forget(error)
-            write_text(
-                folder / UNTRACKED_FILE,
-                "Not in MLflow yet; the end of the launch, or the next one, sends it.\n\n" + traceback.format_exc(),
-            )
+            text = "Not in MLflow yet; the end of the launch, or the next one, sends it.\n\n" + traceback.format_exc()
+            with contextlib.suppress(OSError):  # a full disk: that it is not in `TRACKED_FILE` says enough
+                write_text(folder / UNTRACKED_FILE, text)
             return False
         self.trouble = None
-        (folder / UNTRACKED_FILE).unlink(missing_ok=True)
-        write_json(folder / TRACKED_FILE, _tracked(folder) | sent)
         return True
 
     def _shown(self, cell: PlannedCell, state: CellState) -> str:
@@ -235,7 +233,8 @@ class Tracker:
             "budget": self.plan.budget,
             "git_commit": git_commit(),
             "question": self.plan.question,
-            "factors": json.dumps(self.plan.factors, ensure_ascii=False)[:MAX_TEXT],
+            "factors": json.dumps(self.plan.said_factors, ensure_ascii=False)[:MAX_TEXT],
+            "held_equal": self.plan.held_equal,
             "overrides": json.dumps(self.plan.overrides),
             "cells": str(self.plan.size),
             **({"search": self.plan.searched} if self.plan.search else {}),

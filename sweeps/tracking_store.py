@@ -1,5 +1,5 @@
 """Where MLflow keeps the runs of a work folder: one URL, the same for launches, workers and pages. Used by `tracking`,
-`runs`, `server`.
+`stored_runs`, `server`.
 
 MLFLOW_TRACKING_URI where it is set; else what a launch wrote down here; else a SQLite file of the work folder.
 """
@@ -66,6 +66,12 @@ def is_server(uri: str) -> bool:
 def sqlite_file(uri: str) -> Path | None:
     """The file of a SQLite store; None for other stores."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def is_there(home: Path) -> bool:
+    """Whether there is a store to ask for runs; a SQLite file would be made by asking."""
+    file = sqlite_file(tracking_uri(home))
+    return file is None or file.is_file()
 
 
 def shown(uri: str) -> str:

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from lvlm.config import RunConfig
 from lvlm.errors import Diverged, InputError
 from lvlm.records import RunRecord, write_text
+from sweeps.exits import EXIT_DISK_FULL, EXIT_DONE, EXIT_FENCED, EXIT_INTERRUPTED, EXIT_STOPPED
 from sweeps.plan import DEFAULT_RUNNER, TRACEBACK_FILE, Place, Plan, PlannedCell
 from sweeps.progress import PROGRESS_FILE, ProgressFile, duration, read_progress
 from sweeps.pruning import Pruned, Pruning
@@ -33,7 +34,6 @@ from sweeps.storage import StorageDown
 from sweeps.tracking import Tracker
 from sweeps.usage import Usage
 
-EXIT_DONE, EXIT_STOPPED, EXIT_DISK_FULL, EXIT_FENCED, EXIT_INTERRUPTED = 0, 3, 4, 75, 130
 FAILURES_IN_A_ROW = 3
 """After so many failed cells with no success in between the fault is probably everywhere: stop before the whole grid
 is burnt. Cells that diverged do not count."""
@@ -75,7 +75,8 @@ class Worker:
     def work(self) -> int:
         """Work until every cell is done or has failed; the exit status."""
         try:
-            return self._work()
+            with self.place.storage.occupied():
+                return self._work()
         except (Interrupted, KeyboardInterrupt):
             _say("interrupted: the cell is given back; the next launch continues it from its last checkpoint")
             return EXIT_INTERRUPTED

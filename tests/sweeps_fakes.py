@@ -35,6 +35,7 @@ RUNNER = "tests.sweeps_fakes:run"
 PLANTED_RUNNER = "tests.sweeps_fakes:run_planted"
 PLANTED_LR, PLANTED_SHARE = 1e-3, 0.3
 VALIDATIONS = 9
+HELD_SEED = 2
 CALLS = "calls.txt"
 MIX = {"corpora": [{"path": "shapes", "split": "train"}]}
 LANGUAGES = ("en", "de", "sw")
@@ -61,7 +62,8 @@ def fake_study(
 
 def run(config: RunConfig, folder: Path, *, home: Path, on_progress: Callable[[dict[str, Any]], None]) -> RunRecord:
     """What `lvlm.run.run` leaves behind, after FAKE_SECONDS; fails for the tiles in FAKE_FAIL, diverges for those in
-    FAKE_DIVERGE, and finds the disk full while `home/full` is there. Every call is noted in `home/calls.txt`."""
+    FAKE_DIVERGE, finds the disk full while `home/full` is there, and with the seed `HELD_SEED` lasts as long as
+    `home/held` is there. Every call is noted in `home/calls.txt`."""
     finished = (folder / "record.json").exists()
     with open(home / CALLS, "a", encoding="utf-8") as calls:
         calls.write(f"{folder.name} {'repeated' if finished else 'started'} {os.environ.get('OMP_NUM_THREADS')}\n")
@@ -71,6 +73,8 @@ def run(config: RunConfig, folder: Path, *, home: Path, on_progress: Callable[[d
         raise Diverged("The loss is nan at step 3.")
     if (home / "full").exists():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "checkpoint.pt"))
+    while config.seed == HELD_SEED and (home / "held").exists():
+        time.sleep(0.05)
     steps = 10
     for step in range(1, steps + 1):
         on_progress({"kind": "step", "stage": "pretrain", "step": step, "steps": steps, "loss": 1 / step})

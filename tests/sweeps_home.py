@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from sweeps.launcher import Outcome, launch
+from sweeps.plan import Place, Plan
 from sweeps.planner import make_plan
 from sweeps.queue import Queue
+from sweeps.storage import choose_storage
 from sweeps.tracking_store import connect, database
 from sweeps.worker import Worker
 from tests.sweeps_fakes import CALLS, RUNNER
@@ -44,15 +46,25 @@ def _empty_database(session: Path) -> Path:
     return database(folder)
 
 
+def enqueued(
+    home: Path, study: Any, *, runner: str = RUNNER, overrides: Sequence[str] = (), storage: str | None = None
+) -> tuple[Plan, Place, Queue]:
+    """A study as a launch leaves it to its workers: planned, and every cell waits."""
+    plan = make_plan(study, runner=runner, overrides=overrides)
+    place = plan.place(home)
+    kept = choose_storage(place.folder, plan.study, storage)
+    queue = Queue(plan, kept)
+    queue.add_missing()
+    kept.save()
+    plan.save(place)
+    return plan, place, queue
+
+
 def work_alone(
     home: Path, study: Any, *, overrides: Sequence[str] = (), retry_failed: bool = False, runner: str = RUNNER
 ) -> Outcome:
     """A launch whose cells are run in this process, so that no worker has to start."""
-    plan = make_plan(study, runner=runner, overrides=overrides)
-    place = plan.place(home)
-    plan.save(place)
-    queue = Queue(plan, place.storage)
-    queue.add_missing()
+    plan, place, queue = enqueued(home, study, runner=runner, overrides=overrides)
     if retry_failed:
         queue.requeue_failed()
     Worker(plan, place).work()

@@ -29,6 +29,15 @@ def test_full_grid_has_a_conditional_factor_once_where_it_does_not_apply():
     assert [one for one in found if one[0] == "en"] == [("en", None, 1), ("en", None, 2)]
 
 
+def test_a_factor_that_does_not_apply_takes_others_with_it_in_whatever_order_they_are_declared():
+    rank = Factor(name="rank", path="instruct.lora.r", levels=(4, 8), requires={"share": (0.1, 0.5, 0.9)})
+    baseline = {"rank": 4, "share": 0.5, "languages": "all"}
+    for factors in ((rank, SHARE, LANGUAGES), (LANGUAGES, SHARE, rank)):
+        arms = FullGrid().combinations(factors, baseline)
+        assert len(arms) == 1 + 2 * 3 * 2
+        assert [arm["rank"] for arm in arms if arm["languages"] == "en"] == [None]
+
+
 def test_every_design_starts_with_the_baseline():
     for design in (FullGrid(), OneAtATime(), KeepInteraction(keep=("languages", "share"))):
         assert design.combinations(FACTORS, BASELINE)[0] == BASELINE

@@ -19,7 +19,7 @@ from lvlm.config import RunConfig, flat_fields, make_config, set_value
 from lvlm.data.corpus import Corpus, open_corpus
 from lvlm.data.plan import build_plan
 from lvlm.errors import InputError
-from lvlm.evaluate import evaluate
+from lvlm.evaluate import alignment, evaluate
 from lvlm.model.tiling import pixels
 from lvlm.run import run
 from lvlm.settings import TrainedParts
@@ -28,7 +28,7 @@ from lvlm.train.batches import MicroBatch
 from lvlm.train.compute import compute
 from lvlm.train.shelf import Shelf
 from lvlm.train.strategies import StepLoss
-from tests.corpora import change_row, make_corpus, train_row, write_rows
+from tests.corpora import change_row, make_corpus, test_row, train_row, write_rows
 from tests.tiny import make_llm, make_tower, tiny_image, tiny_world
 
 LANGUAGES = ("en", "de", "sw")
@@ -38,7 +38,9 @@ LANGUAGES = ("en", "de", "sw")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """Three languages of two tiers, answers of several lengths, items of two tasks."""
     torch.set_num_threads(1)
-    folder = make_corpus(tmp_path_factory.mktemp("fields"), LANGUAGES, test_rows=4)
+    permissions = {"instruct": "train", "text": "train", "tune": "tune", "test": "report", "said": "report"}
+    splits = {name: {"permission": permission} for name, permission in permissions.items()}
+    folder = make_corpus(tmp_path_factory.mktemp("fields"), LANGUAGES, test_rows=4, entry={"splits": splits})
     for number in range(4):
         for part in ("train", "test"):
             tiny_image(number).save(folder / "images" / part / f"{number}.png")
@@ -48,13 +50,16 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
             for number in range(24)
         ]
         write_rows(folder / "instruct" / f"{code}.jsonl", rows)
+        write_rows(folder / "text" / f"{code}.jsonl", [{**row, "image_id": ""} for row in rows])
+        said = [test_row(number, code, image_id="", text_label=f"{code} {'so ' * number}") for number in range(4)]
+        write_rows(folder / "said" / f"{code}.jsonl", said)
         for split in ("tune", "test"):
             change_row(folder / split / f"{code}.jsonl", 0, task="reading")
     return open_corpus(folder)
 
 
 def base(corpus: Corpus, changes: dict[str, Any]) -> RunConfig:
-    """Both stages alike, with LoRA in tower and LLM so that every setting has something to act on."""
+    """All stages alike, with LoRA in tower and LLM so that every setting has something to act on."""
     path = str(corpus.folder)
     stage = {
         "mix": {"corpora": [{"path": path, "split": "instruct"}], "languages": list(LANGUAGES)},
@@ -65,6 +70,11 @@ def base(corpus: Corpus, changes: dict[str, Any]) -> RunConfig:
     }
     data: dict[str, Any] = {
         "model": {"tower": tiny_world().tower, "llm": tiny_world().llm},
+        "align": {
+            **stage,
+            "mix": {"corpora": [{"path": path, "split": "text"}], "languages": list(LANGUAGES)},
+            "train": {"adapter": "frozen", "llm": "lora"},
+        },
         "pretrain": stage,
         "instruct": stage,
         "evaluate": {
@@ -86,6 +96,13 @@ def base(corpus: Corpus, changes: dict[str, Any]) -> RunConfig:
 Changes = dict[str, Any]
 
 
+BY_PAIRS: Changes = {"mix.allocation": "pairs", "mix.pairs": 2}
+IN_PAIRS: Changes = {
+    "align.mix.parallel": 1.0,
+    **{f"{name}.lora.dropout": 0.0 for name in ("align", "pretrain", "instruct")},
+    "align.contrast.weight": 0.5,
+}
+OWN = ("lr", "weight_decay")
 BY_SIZE: Changes = {"mix.allocation": "temperature", "mix.sizes": {"de": 8, "sw": 1}}
 
 
@@ -102,6 +119,12 @@ def of_stage(name: str) -> dict[str, tuple[str, Changes]]:
         one("plan", "mix.temperature", 5, **BY_SIZE),
         one("plan", "mix.sizes", {"de": 1, "sw": 8}, **(BY_SIZE | {"mix.temperature": 1})),
         one("plan", "mix.weights", {"de": 1, "sw": 8}, **{"mix.allocation": "weights"}),
+        one("plan", "mix.pairs", 3, **BY_PAIRS),
+        one("plan", "mix.pivot", "de", **(BY_PAIRS | {"mix.pairs": 2})),
+        one("plan", "mix.parallel", 0.5),
+        one("refused", "contrast.weight", 1.0, **{"mix.parallel": 1.0, "lora.dropout": 0.0}),
+        one("refused", "contrast.temperature", 1.0),
+        one("refused", "contrast.layer", 2),
         one("weights", "train.tower", "frozen"),
         one("weights", "train.adapter", "frozen"),
         one("weights", "train.llm", "full"),
@@ -125,10 +148,23 @@ def of_stage(name: str) -> dict[str, tuple[str, Changes]]:
     ])  # fmt: skip
 
 
-def of_both_stages(field: str, value: Any) -> dict[str, tuple[str, Changes]]:
-    """A setting of the LoRA that goes through both stages."""
-    changes = {f"{name}.{field}": value for name in ("pretrain", "instruct")}
+def of_all_stages(field: str, value: Any) -> dict[str, tuple[str, Changes]]:
+    """A setting of the LoRA that goes through all stages."""
+    changes = {f"{name}.{field}": value for name in ("align", "pretrain", "instruct")}
     return {name: ("weights", changes) for name in changes}
+
+
+def of_align() -> dict[str, tuple[str, Changes]]:
+    """Those of a stage, where parts that see images have none, and states may be compared."""
+    changes = of_stage("align")
+    parts = ("train.tower", "train.adapter", *(f"optim.{part}_{of}" for part in ("tower", "adapter") for of in OWN))
+    changes |= {f"align.{field}": ("refused", {f"align.{field}": 0.1}) for field in parts}
+    changes |= {f"align.train.{part}": ("refused", {f"align.train.{part}": "full"}) for part in ("tower", "adapter")}
+    whole = {"lora.r": 16, "lora.alpha": 32.0, "lora.dropout": 0.0}  # as where there is none
+    changes["align.train.llm"] = ("weights", {f"align.{k}": v for k, v in {"train.llm": "full", **whole}.items()})
+    for field, value in {"weight": 1.0, "temperature": 1.0, "layer": 2}.items():
+        changes[f"align.contrast.{field}"] = ("weights", IN_PAIRS | {f"align.contrast.{field}": value})
+    return changes
 
 
 FIELDS: dict[str, tuple[str, Changes]] = {
@@ -150,12 +186,14 @@ FIELDS: dict[str, tuple[str, Changes]] = {
     "model.load_4bit": ("quantised", {"model.load_4bit": True}),
     "model.load_8bit": ("quantised", {"model.load_8bit": True}),
     "model.checkpoint": ("model", {"model.checkpoint": "saved"}),
+    **of_align(),
     **of_stage("pretrain"),
     **of_stage("instruct"),
-    **of_both_stages("lora.r", 2),
-    **of_both_stages("lora.alpha", 16.0),
-    **of_both_stages("lora.dropout", 0.5),
-    "pretrain.start_lora": ("refused", {"pretrain.start_lora": "merge"}),
+    **of_all_stages("lora.r", 2),
+    **of_all_stages("lora.alpha", 16.0),
+    **of_all_stages("lora.dropout", 0.5),
+    "align.start_lora": ("refused", {"align.start_lora": "merge"}),
+    "pretrain.start_lora": ("lora", {"pretrain.start_lora": "merge"}),
     "instruct.start_lora": ("lora", {"instruct.start_lora": "merge"}),
     "evaluate.corpora": ("answers", {"evaluate.corpora": "half"}),
     "evaluate.languages": ("answers", {"evaluate.languages": ["de"]}),
@@ -164,6 +202,10 @@ FIELDS: dict[str, tuple[str, Changes]] = {
     "evaluate.tune_corpora": ("answers", {"evaluate.tune_corpora": "half"}),
     "evaluate.tune_items": ("answers", {"evaluate.tune_items": 1}),
     "evaluate.max_new_tokens": ("answers", {"evaluate.max_new_tokens": 1}),
+    "evaluate.name_language": ("answers", {"evaluate.name_language": True}),
+    "evaluate.forced_tokens": ("answers", {"evaluate.forced_tokens": 1}),
+    "evaluate.alignment": ("run: alignment", {"evaluate.alignment": "half"}),
+    "evaluate.pivot": ("run: alignment", {"evaluate.alignment": "half", "evaluate.pivot": "de"}),
     "evaluate.detector": ("answers", {"evaluate.detector": "packaged"}),
     "compute.device": ("run: device", {"compute.device": "cuda"}),
     "compute.precision": ("run: precision", {"compute.precision": "bf16"}),
@@ -189,13 +231,17 @@ NEEDS: dict[str, Changes] = {
     "model.shuffle": {"model.adapter": "window-shuffle", "model.shuffle": 1},
     "model.queries": {"model.adapter": "resampler"},
     "compute.feature_cache_gib": {"compute.feature_cache": "on"},
+    "evaluate.pivot": {"evaluate.alignment": "half"},
+    **{f"align.contrast.{field}": IN_PAIRS for field in ("weight", "temperature", "layer")},
     **{
         f"{name}.mix.{field}": {f"{name}.{key}": value for key, value in changes.items()}
-        for name in ("pretrain", "instruct")
+        for name in ("align", "pretrain", "instruct")
         for field, changes in {
             "temperature": {**BY_SIZE, "mix.temperature": 1},
             "sizes": {**BY_SIZE, "mix.temperature": 1},
             "weights": {"mix.allocation": "weights", "mix.weights": {"de": 8, "sw": 1}},
+            "pairs": BY_PAIRS,
+            "pivot": BY_PAIRS,
         }.items()
     },
 }
@@ -314,11 +360,14 @@ def unchanged(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Calla
     return outcome
 
 
+SEEN = ("passes", "blocks", "threads", "workers", "checkpoints", "stages", "alignment")
+
+
 def seen(config: RunConfig, folder: Path) -> dict[str, Any]:
     """What is seen of a short run: its record, the micro-batches and LLM blocks that it computes, the threads, loader
     processes and checkpoints that it asks for, and when it looks for stages to remove."""
     small = config.instruct and config.instruct.model_copy(update={"train": TrainedParts(llm="lora")})
-    found: dict[str, Any] = {name: [] for name in ("passes", "blocks", "threads", "workers", "checkpoints", "stages")}
+    found: dict[str, Any] = {name: [] for name in SEEN}
 
     def noting(what: str, note: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
         def noted(*args: Any, **settings: Any) -> Any:
@@ -337,10 +386,13 @@ def seen(config: RunConfig, folder: Path) -> dict[str, Any]:
             (images, "DataLoader", "workers", lambda *_, num_workers, **__: num_workers),
             (loop, "save_checkpoint", "checkpoints", lambda *_, **__: 1),
             (Shelf, "shrink", "stages", lambda _, limit, **__: limit > 0),
+            (alignment, "measure_alignment", "alignment", lambda *_, pivot: pivot),
         ):
             patch.setattr(place, name, noting(what, note, getattr(place, name)))
         patch.setattr(torch, "set_num_threads", found["threads"].append)  # more than one would stay until a test forks
-        record = run(config.model_copy(update={"pretrain": None, "instruct": small}), folder / "run", home=folder)
+        record = run(
+            config.model_copy(update={"align": None, "pretrain": None, "instruct": small}), folder / "run", home=folder
+        )
     told = {name: record.provenance[name] for name in ("device", "precision", "features_reason")}
     return found | {"name": record.name, "tags": record.tags, "features": told.pop("features_reason"), **told}
 
@@ -350,8 +402,10 @@ def concrete(changes: Changes, corpus: Corpus, folder: Path) -> Changes:
     result = dict(changes)
     for field, value in changes.items():
         if value == "half":
-            split = {"evaluate.corpora": "test", "evaluate.tune_corpora": "tune"}.get(field, "instruct")
-            result[field] = [{"path": str(corpus.folder), "split": split, "samples": 12 if split == "instruct" else 1}]
+            splits = {"align.mix.corpora": "text", "evaluate.corpora": "test", "evaluate.tune_corpora": "tune"}
+            split = (splits | {"evaluate.alignment": "said"}).get(field, "instruct")
+            number = {"instruct": 12, "text": 12, "said": 3}.get(split, 1)
+            result[field] = [{"path": str(corpus.folder), "split": split, "samples": number}]
         if value == "another":
             make = make_tower if field == "model.tower" else make_llm
             result[field] = str(make(folder / "backbone", seed=1))
@@ -374,7 +428,8 @@ def test_another_value_changes_something(
     assert field in FIELDS, f"{field} is new: say in FIELDS what another value changes"
     kind, table = FIELDS[field]
     if kind == "refused":
-        with pytest.raises(InputError, match=field):
+        told = "contrast" if "contrast" in field else field.rpartition(".")[2]
+        with pytest.raises(InputError, match=told):
             base(corpus, table)
         return
     config = base(corpus, concrete(table, corpus, tmp_path))
@@ -397,13 +452,21 @@ def test_another_value_changes_something(
     stage = field.partition(".")[0] if "." in field else "instruct"
     if kind.startswith("run: "):
         what = kind.removeprefix("run: ")
-        known = seen(base(corpus, NEEDS[field]), tmp_path / "base") if field in NEEDS else unchanged("run", "")
+        known = (
+            seen(base(corpus, concrete(NEEDS[field], corpus, tmp_path)), tmp_path / "base")
+            if field in NEEDS
+            else unchanged("run", "")
+        )
         assert seen(config, tmp_path / "changed")[what] != known[what], field
         return
     if field in NEEDS:
         outcomes = {
-            planned(one, stage, corpus) if kind == "plan" else modelled(one)
-            for one in (config, base(corpus, NEEDS[field]))
+            planned(one, stage, corpus)
+            if kind == "plan"
+            else trained(one, stage, corpus, tmp_path / str(place))["weights"]
+            if kind == "weights"
+            else modelled(one)
+            for place, one in enumerate((config, base(corpus, NEEDS[field])))
         }
         assert len(outcomes) == 2, field
         return

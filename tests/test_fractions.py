@@ -219,6 +219,26 @@ def test_a_range_outside_its_field_is_an_error_of_the_study():
 
 
 @pytest.mark.parametrize(
+    ("requires", "message"),
+    [
+        ({"tiles": (2,)}, "requires levels of tiles, which is no other factor here"),
+        ({"share": (0.5,)}, "requires levels of share, which is no other factor here"),
+        ({"languages": ("T9",)}, r"requires \('T9',\) of 'languages': give some of its levels.*\('en', 'T5', 'all'\)"),
+        ({"languages": "all"}, "requires 'all' of 'languages': give some of its levels"),
+        ({"languages": ()}, "give some of its levels"),
+    ],
+)  # fmt: skip
+def test_a_condition_that_can_never_hold_is_an_error_of_the_study(requires, message):
+    mix = {"corpora": [{"path": "data/shapes", "split": "instruct"}]}
+    share = Factor(name="share", path=SHARE.path, levels=(0.5, 0.9), requires=requires)
+    with pytest.raises(InputError, match=message):
+        Study(
+            name="mine", question="?", base={"instruct": {"mix": mix}}, seeds=(0,), factors=(MIXED[0], share),
+            baseline={"languages": "all", "share": 0.5}, design=FullGrid(),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
     ("design", "message"),
     [
         (FractionalFactorial(resolution=6), "one of 3, 4 and 5"),

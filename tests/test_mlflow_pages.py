@@ -10,15 +10,14 @@ from typing import Any
 import pytest
 
 from sweeps.plan import Place, Plan
-from sweeps.planner import make_plan
 from sweeps.queue import Queue
 from sweeps.tracking import Tracker
 from sweeps.tracking_store import connect
 from sweeps.worker import Worker
 from tests.browser import CHROMIUM
 from tests.mlflow_pages import browser_page, compare, open_runs, served
-from tests.sweeps_fakes import RUNNER, fake_study
-from tests.sweeps_home import lay_database
+from tests.sweeps_fakes import fake_study
+from tests.sweeps_home import enqueued, lay_database
 
 pytestmark = [
     pytest.mark.system,
@@ -37,11 +36,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, str, 
     home = tmp_path_factory.mktemp("pages") / "home"
     home.mkdir()
     lay_database(home)
-    plan = make_plan(fake_study(seeds=(0, 1)), runner=RUNNER)
-    place = plan.place(home)
-    plan.save(place)
-    queue = Queue(plan, place.storage)
-    queue.add_missing()
+    plan, place, queue = enqueued(home, fake_study(seeds=(0, 1)))
     Worker(plan, place).work()
     _report(place, plan, queue)
     with served(home) as address, browser_page() as page:

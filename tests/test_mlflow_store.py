@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from ablations.origin import Origin
 from lvlm.errors import InputError
 from sweeps.cli import main
 from sweeps.launcher import launch
@@ -30,7 +32,7 @@ from sweeps.tracking import Tracker
 from sweeps.tracking_store import connect, database, keep_uri, owner_of, shown, tracking_uri
 from sweeps.usage import USAGE_FILE, Usage, usage_rows
 from tests import sweeps_home
-from tests.sweeps_fakes import RUNNER, fake_study
+from tests.sweeps_fakes import RUNNER, fake_study, searched_study, write_run
 from tests.sweeps_home import calls, lay_database, runs_of, work_alone
 
 home = sweeps_home.home  # the fixture
@@ -119,6 +121,27 @@ def _read_elsewhere(server: Server, before: pd.DataFrame, elsewhere: Path, monke
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
     assert main(["export", "fake", "--from-mlflow", "--home", str(elsewhere)]) == 0
     _same(pd.read_parquet(elsewhere / "studies/fake/results.parquet"), before)
+
+
+def test_what_a_study_holds_equal_and_its_ranges_are_in_the_store(
+    home: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = searched_study(arms=2, first=1)
+    plan = replace(make_plan(study, runner=RUNNER), held_equal="images")
+    place = plan.place(home)
+    for cell in plan.cells:
+        write_run(cell.run_config(), place.cell(cell.id))
+    tracker = Tracker(place, plan)
+    assert not tracker.send_unsent({cell.id: CellState("done") for cell in plan.cells}), tracker.trouble
+    (parent,) = runs_of(home, parents=True)
+    note = parent.data.tags["mlflow.note.content"]
+    assert "`share`: 0.01 to 0.99" in note and "Held equal in every arm: images." in note
+    assert json.loads(parent.data.tags["factors"])["share"] == [0.01, 0.99]
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database(home)}")
+    assert main(["export", "fake", "--from-mlflow", "--home", str(elsewhere)]) == 0
+    origin = Origin.load(elsewhere / "studies/fake")
+    assert origin is not None and origin.held_equal == "images"
 
 
 def _same(found: pd.DataFrame, wanted: pd.DataFrame) -> None:

@@ -177,6 +177,7 @@ SIGLIP = {"width": 1152, "grid": (27, 27)}
         ("window-pool", 3072, 2, 12_982_272, 320),
         ("multiscale-shuffle", 3072, 2, 27_168_768, 169),
         ("resampler", 4096, 1, None, 64),
+        ("query-mlp", 4096, 1, None, 64),
     ],
 )
 def test_sizes_on_siglip_are_those_of_centurio(name, hidden, tiles, parameters, tokens):

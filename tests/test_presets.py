@@ -142,6 +142,20 @@ def test_viscpm_freezes_its_llm_until_instruction_tuning() -> None:
     assert [stage.batch_samples * (stage.steps or 0) for stage in config.stages().values()] == [138_240_000, 5_120_000]
 
 
+@pytest.mark.parametrize(("tower", "llm"), [("frozen", "frozen"), ("full", "frozen"), ("full", "full")])
+def test_the_three_levels_of_the_visual_module_of_viscpm_learn_what_they_name(tower: str, llm: str) -> None:
+    """Queries and MLP; the tower too; the LLM too: with the sizes that follow from VisCPM-Chat's code."""
+    config = cli.read_run("viscpm_chat", [f"pretrain.train={{tower: {tower}, adapter: full, llm: {llm}}}"])
+    model = built.__wrapped__("viscpm_chat")
+    adapter = model.multi_modal_projector.adapter
+    assert adapter.queries.shape == (64, 1024) and adapter.queries.numel() == 65_536
+    assert count(adapter.mlp) == 1024 * 4096 + 4096 + 4096 * 4096 + 4096 == 20_979_712
+    assert config.pretrain is not None
+    learns = {row.part: row.trainable for row in prepare_training(model, config.pretrain, seed=0)}
+    sizes = {"tower": count(model.vision_tower), "adapter": count(adapter), "llm": count(model.language_model)}
+    assert learns == sizes | {name: 0 for name, way in (("tower", tower), ("llm", llm)) if way == "frozen"}
+
+
 @pytest.mark.parametrize("name", CENTURIO)
 def test_centurio_is_trained_as_it_was(name: str) -> None:
     config = cli.read_run(name, [])

@@ -28,6 +28,7 @@ from sweeps.plan import Place
 from sweeps.planner import make_plan
 from sweeps.queue import Queue
 from tests.sweeps_fakes import RUNNER, fake_study, write_run
+from tests.sweeps_home import enqueued
 from tests.train_world import run_config, write_corpus
 
 KEY = "0123456789ab"
@@ -253,11 +254,7 @@ def test_a_budget_for_stages_is_kept_and_a_cell_that_needs_one_trains_it_again(t
 
 def planned(home: Path) -> tuple[Place, Any, Queue]:
     """Eight cells; one for two tiles and seed 0 is done. `shared` is the stage that another cell shares with it."""
-    plan = make_plan(fake_study(), runner=RUNNER)
-    place = plan.place(home)
-    plan.save(place)
-    queue = Queue(plan, place.storage)
-    queue.add_missing()
+    _, place, queue = enqueued(home, fake_study())
     for key, age in (("shared", 400), ("finished", 300), ("unknown", 200)):
         lay_stage(home, key, age=age, trained=key != "unknown")
     claim = queue.claim()

@@ -20,16 +20,17 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lvlm.errors import InputError
 from sweeps.cluster import PullWorker, SlurmCrew, slurm_options
+from sweeps.exits import EXIT_INTERRUPTED
 from sweeps.launcher import Outcome, launch
 from sweeps.plan import Place
 from sweeps.planner import make_plan
 from sweeps.progress import ProgressFile
-from sweeps.queue import CellState, Queue
+from sweeps.queue import CellState
 from sweeps.storage import Trials
-from sweeps.worker import EXIT_INTERRUPTED, Worker
+from sweeps.worker import Worker
 from tests import sweeps_home
 from tests.sweeps_fakes import RUNNER, fake_study
-from tests.sweeps_home import calls, runs_of, when
+from tests.sweeps_home import calls, enqueued, runs_of, when
 
 home = sweeps_home.home  # the fixture
 
@@ -245,10 +246,7 @@ def _requeue(requeued: list[int], number: int) -> None:
 def test_a_worker_that_is_to_leave_gives_its_cell_back_after_a_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = make_plan(fake_study(), runner=RUNNER)
-    plan.save(place := plan.place(tmp_path))
-    queue = Queue(plan, place.storage)
-    queue.add_missing()
+    plan, place, queue = enqueued(tmp_path, fake_study())
     worker, steps = Worker(plan, place), []
 
     def told(self: ProgressFile, event: Any) -> None:

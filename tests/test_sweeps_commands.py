@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,10 +15,12 @@ from sweeps.cli import main
 from sweeps.plan import Place, find_place
 from sweeps.planner import describe, make_plan
 from sweeps.progress import Progress
-from sweeps.queue import CellState, Queue
+from sweeps.queue import CellState
 from sweeps.stages import arranged, count_stages, in_training, stage_keys, without_waiting
 from sweeps.standing import part_over, seconds_left
+from sweeps.storage import Storage
 from tests.sweeps_fakes import RUNNER, fake_study
+from tests.sweeps_home import enqueued
 
 COMMANDS = ("launch", "plan", "worker", "status", "export", "attach", "cache", "ui", "new")
 HEAVY = {"torch", "transformers", "mlflow", "pandas", "pyarrow"}
@@ -35,11 +38,7 @@ def imported_by(home: Path, *arguments: str) -> set[str]:
 
 
 def planned(home: Path) -> Place:
-    plan = make_plan(fake_study(), runner=RUNNER)
-    place = Place(home, "fake")
-    plan.save(place)
-    queue = Queue(plan, place.storage)
-    queue.add_missing()
+    _, place, queue = enqueued(home, fake_study())
     for outcome in ("done", "failed", "running"):
         claim = queue.claim()
         assert claim is not None
@@ -119,8 +118,10 @@ def test_attach_takes_what_the_report_wrote(tmp_path: Path, monkeypatch: pytest.
         (["launch", "drivers", "--runner", "lvlm.run:rum"], "runner 'lvlm.run:rum' cannot be loaded"),
         (["launch", "drivers", "--runner", "lvlm.records:RECORD_FILE"], "no function"),
         (["export", "drivers"], "Nothing has been launched"),
+        (["export", "drivers", "--from-mlflow"], "has no study 'drivers'"),
         (["ui"], "no recorded runs"),
         (["ui", "--optuna"], "Nothing has been launched"),
+        (["ui", "drivers", "--optuna"], "Nothing has been launched"),
         (["attach", "drivers"], "There is no report"),
         (["new", "My Study"], "lower-case"),
         (["new", "drivers"], "comes with the toolkit"),
@@ -182,6 +183,25 @@ def test_a_dashboard_that_is_not_installed_is_one_paragraph(
     monkeypatch.setitem(sys.modules, "optuna_dashboard", None)
     assert main(["ui", "--optuna", "--home", str(tmp_path)]) == 2
     assert "pip install optuna-dashboard" in capsys.readouterr().err
+
+
+def test_pages_of_a_study_that_is_not_there_are_not_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mlflow.db").touch()
+    assert main(["ui", "drivers", "--home", str(tmp_path), "--no-browser"]) == 2
+    said = capsys.readouterr()
+    assert "Nothing has been launched" in said.err and said.out == ""
+    Storage("postgresql://nobody@127.0.0.1:9/none", "fake", planned(tmp_path).folder).save()
+    assert main(["ui", "fake", "--optuna", "--home", str(tmp_path), "--no-browser"]) == 2
+    said = capsys.readouterr()
+    assert "does not answer" in said.err and said.err.count("\n") == 1 and said.out == ""
+
+
+def test_a_proxy_takes_no_port_that_is_in_use_and_leaves_nothing_then(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["proxy", "--port", str(taken.getsockname()[1]), "--home", str(tmp_path)]) == 2
+    assert "cannot be used" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_attaching_without_mlflow_is_one_paragraph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,22 +14,24 @@ from typing import Any
 import pytest
 
 import sweeps.crew
+from ablations.factors import Factor
 from ablations.table import load_results
 from lvlm.config import RunConfig
 from lvlm.errors import InputError
 from lvlm.model.backbones import backbone_digests
 from lvlm.records import TRAINER_VERSION
-from sweeps.checks import check_making, check_source
+from sweeps.checks import check_changes, check_making, check_source
 from sweeps.crew import Crew
+from sweeps.exits import EXIT_DONE
 from sweeps.launcher import launch
 from sweeps.plan import Place
 from sweeps.planner import make_plan
 from sweeps.queue import Queue
 from sweeps.template import write_study
-from sweeps.worker import EXIT_DONE, Worker
+from sweeps.worker import Worker
 from tests import sweeps_home
-from tests.sweeps_fakes import RUNNER, fake_study, write_run
-from tests.sweeps_home import calls, runs_of, work_alone
+from tests.sweeps_fakes import RUNNER, fake_study, searched_study, write_run
+from tests.sweeps_home import calls, enqueued, runs_of, work_alone
 
 home = sweeps_home.home  # the fixture
 
@@ -77,10 +80,7 @@ def test_three_failures_in_a_row_stop_the_sweep_with_a_clear_message(
 def test_arms_that_diverge_do_not_stop_the_sweep(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_DIVERGE", "1,2")
     monkeypatch.setattr("sweeps.worker.Tracker.send", lambda *_: True)
-    plan = make_plan(fake_study(seeds=(0,)), runner=RUNNER)
-    plan.save(place := plan.place(home))
-    queue = Queue(plan, place.storage)
-    queue.add_missing()
+    plan, place, queue = enqueued(home, fake_study(seeds=(0,)))
     assert Worker(plan, place).work() == EXIT_DONE
     assert {(state.state, state.error) for state in queue.states().values()} == {
         ("failed", "The loss is nan at step 3.")
@@ -90,11 +90,8 @@ def test_arms_that_diverge_do_not_stop_the_sweep(home: Path, monkeypatch: pytest
 def test_workers_that_cannot_start_end_the_launch_and_what_has_finished_is_put_down(
     home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    plan = make_plan(fake_study(seeds=(0,)), runner=RUNNER)
-    plan.save(place := plan.place(home))
+    plan, place, queue = enqueued(home, fake_study(seeds=(0,)))
     write_run(plan.cells[0].run_config(), place.cell(plan.cells[0].id))
-    queue = Queue(plan, place.storage)
-    queue.add_missing()
     claim = queue.claim(lambda cells: [cell for cell in cells if cell.id == plan.cells[0].id])
     assert claim is not None and queue.complete(claim, 1.0)
     monkeypatch.setattr("sweeps.crew.sys.executable", shutil.which("false"))
@@ -136,6 +133,18 @@ def test_a_table_that_cannot_be_written_costs_no_summary(
     said = capfd.readouterr().out
     assert outcome.is_complete and outcome.results is None
     assert "4 of 4 cells done" in said and "The results were not written. The study has other factors now." in said
+
+
+def test_a_changed_search_shows_what_differs(home: Path) -> None:
+    before = make_plan(searched_study(arms=4), runner=RUNNER)
+    before.save(place := before.place(home))
+    lr = Factor(name="lr", path="instruct.optim.lr", range=(1e-4, 1e-1), log=True)
+    given = searched_study(arms=4, sampler="gp")
+    now = replace(given, factors=(*given.factors[:3], lr), baseline={**given.baseline, "lr": 0.02})
+    with pytest.raises(InputError, match="has changed") as refused:
+        check_changes(make_plan(now, runner=RUNNER), place)
+    for line in ("lr: [1e-05, 0.1] -> [0.0001, 0.1]", "search.sampler: 'tpe' -> 'gp'", "lr: 0.01 -> 0.02"):
+        assert line in str(refused.value)
 
 
 def test_two_study_files_of_one_name_do_not_share_a_folder(tmp_path: Path) -> None:

@@ -16,15 +16,13 @@ import pytest
 from ablations.table import load_results
 from lvlm.errors import InputError
 from sweeps import cli
+from sweeps.exits import EXIT_DISK_FULL, EXIT_FENCED
 from sweeps.launcher import Outcome, launch
-from sweeps.plan import Place
 from sweeps.planner import make_plan
-from sweeps.queue import Queue
-from sweeps.storage import choose_storage
-from sweeps.worker import EXIT_DISK_FULL, EXIT_FENCED, Worker
+from sweeps.worker import Worker
 from tests import sweeps_home
 from tests.sweeps_fakes import RUNNER, fake_study
-from tests.sweeps_home import calls, runs_of, when, work_alone
+from tests.sweeps_home import calls, enqueued, runs_of, when, work_alone
 from tests.sweeps_storages import grpc_url, postgres_away, postgres_url
 
 home = sweeps_home.home  # the fixture
@@ -112,7 +110,10 @@ def test_a_storage_that_cannot_be_reached_is_one_paragraph_before_anything_start
         ("postgresql://nobody@127.0.0.1:9/none", "does not answer"),
         ("mysql://somewhere/x", "is no storage that sweeps can use"),
         ("grpc://somewhere", "is no storage that sweeps can use"),
+        ("sqlite://", "is no storage that sweeps can use"),
+        ("sqlite:///:memory:", "is no storage that sweeps can use"),
         ("postgresql://me:secret@127.0.0.1/x", "PGPASSWORD"),
+        ("postgresql://me@127.0.0.1/x?password=secret", "PGPASSWORD"),
         (f"sqlite:///{tmp_path}/x.db", "two workers can be given one cell"),
     ):
         workers = ["--workers", "2"]
@@ -129,6 +130,23 @@ def test_one_worker_may_keep_its_trials_in_sqlite_and_another_storage_is_refused
     assert launch(study, workers=1, home=home, runner=RUNNER).is_complete, "a later launch finds the storage by itself"
     with pytest.raises(InputError, match=r"trials\.db, and this launch names grpc://here:1"):
         launch(study, workers=1, home=home, runner=RUNNER, storage="grpc://here:1")
+
+
+def test_a_second_worker_on_sqlite_is_refused_however_it_is_started(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = fake_study(seeds=(0,))
+    plan, place, _ = enqueued(home, study, storage="sqlite:///trials.db")
+    kept = place.storage
+    assert kept.url == f"sqlite:///{tmp_path}/trials.db", "the same file wherever a worker is started"
+    with kept.occupied():
+        with pytest.raises(InputError, match="two workers can be given one cell"):
+            Worker(plan, place).work()
+        with pytest.raises(InputError, match="A worker is at work on sqlite:"):
+            launch(study, workers=1, home=home, runner=RUNNER)
+    assert not calls(home)
+    assert Worker(plan, place).work() == 0 and len(calls(home)) == 4
 
 
 @pytest.mark.system
@@ -171,11 +189,7 @@ def test_a_full_disk_stops_the_sweep_and_costs_no_cell(
     home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (home / "full").touch()
-    plan = make_plan(fake_study(seeds=(0,)), runner=RUNNER)
-    place = plan.place(home)
-    plan.save(place)
-    queue = Queue(plan, choose_storage(place.folder, plan.study, None))
-    queue.add_missing()
+    plan, place, queue = enqueued(home, fake_study(seeds=(0,)))
     assert Worker(plan, place).work() == EXIT_DISK_FULL
     assert "no room left on the disk" in capfd.readouterr().err
     assert {state.state for state in queue.states().values()} == {"waiting"}, "no fault of the cell"
@@ -190,10 +204,7 @@ def test_a_worker_that_slept_past_its_lease_is_fenced_off_and_says_so(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_SECONDS", "3")
-    plan = make_plan(fake_study(seeds=(0,)), runner=RUNNER)
-    place = plan.place(home)
-    plan.save(place)
-    Queue(plan, place.storage).add_missing()
+    plan, place, _ = enqueued(home, fake_study(seeds=(0,)))
     code = (
         "import sys, sweeps.worker as w; w.BEAT_SECONDS = 0.1; from sweeps.plan import *; place = find_place('fake', "
     )
@@ -255,11 +266,7 @@ def test_a_trial_out_of_memory_fails_alone(home: Path, monkeypatch: pytest.Monke
         raise MemoryError("no room for a batch of one sample")
 
     monkeypatch.setattr("sweeps.worker.load_runner", lambda name: run)
-    plan = make_plan(fake_study(seeds=(0,)), runner=RUNNER)
-    place = Place(home, "fake")
-    plan.save(place)
-    queue = Queue(plan, place.storage)
-    queue.add_missing()
+    plan, place, queue = enqueued(home, fake_study(seeds=(0,)))
     claim = (worker := Worker(plan, place)).queue.claim()
     assert claim is not None
     worker._run_cell(claim)

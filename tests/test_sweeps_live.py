@@ -32,10 +32,10 @@ from sweeps.planner import make_plan
 from sweeps.progress import PROGRESS_FILE
 from sweeps.queue import CellState, Queue
 from sweeps.standing import Finished, Lookout, Standing
-from sweeps.storage import StorageDown, choose_storage
+from sweeps.storage import StorageDown
 from sweeps.worker import Worker
 from tests.sweeps_fakes import RUNNER, fake_study, write_run
-from tests.sweeps_home import lay_database
+from tests.sweeps_home import enqueued, lay_database
 from tests.sweeps_storages import grpc_url
 
 ROOT = Path(__file__).parents[1]
@@ -44,13 +44,7 @@ SECONDS = {"start-up": 1.0, "data": 2.0, "train/instruct": 5.0, "evaluate": 2.0,
 
 def laid(home: Path, study: Study | None = None, *, storage: str | None = None) -> Plan:
     """A launched study whose cells all wait."""
-    plan = make_plan(study or fake_study(), runner=RUNNER)
-    place = plan.place(home)
-    kept = choose_storage(place.folder, plan.study, storage)
-    Queue(plan, kept).add_missing()
-    kept.save()
-    plan.save(place)
-    return plan
+    return enqueued(home, study or fake_study(), storage=storage)[0]
 
 
 def advance(home: Path, plan: Plan, *outcomes: str) -> None:

@@ -27,7 +27,7 @@ from lvlm.records import CURVE_FILE, RunRecord
 from sweeps import cli
 from sweeps.launcher import launch
 from sweeps.plan import Place, Plan
-from sweeps.planner import describe, make_plan
+from sweeps.planner import describe
 from sweeps.pruning import is_behind
 from sweeps.queue import CellState, Queue
 from sweeps.search import Proposer
@@ -36,7 +36,7 @@ from sweeps.status import view
 from sweeps.worker import Worker
 from tests import sweeps_home
 from tests.sweeps_fakes import PLANTED_LR, PLANTED_RUNNER, planted_scores, pruning_study, searched_study, write_run
-from tests.sweeps_home import calls, runs_of
+from tests.sweeps_home import calls, enqueued, runs_of
 
 home = sweeps_home.home  # the fixture
 
@@ -57,10 +57,7 @@ class NoTracker:
 
 
 def planned(study: Study, home: Path) -> tuple[Plan, Place]:
-    plan = make_plan(study, runner=PLANTED_RUNNER)
-    place = plan.place(home)
-    plan.save(place)
-    Queue(plan, place.storage).add_missing()
+    plan, place, _ = enqueued(home, study, runner=PLANTED_RUNNER)
     return plan, place
 
 

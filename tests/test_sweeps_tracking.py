@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 from collections import Counter
 from pathlib import Path
@@ -122,6 +124,24 @@ def test_a_tracker_that_is_down_costs_no_training_and_gets_everything_later(
     assert len(calls(home)) == 4, "nothing is trained again"
     assert len(runs_of(home)) == 4 and {run.info.status for run in runs_of(home)} == {"FINISHED"}
     assert not list((home / "studies/fake/cells").glob("*/untracked.txt"))
+
+
+def test_a_full_disk_beside_a_tracker_that_is_down_stops_no_worker(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(fake_study(seeds=(0,)), runner=RUNNER)
+    tracker, cell = Tracker(Place(home, "fake"), plan), plan.cells[0]
+    write_run(cell.run_config(), tracker.place.cell(cell.id))
+    states = {one.id: CellState("done" if one is cell else "waiting") for one in plan.cells}
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("write_json", "write_text"):
+        monkeypatch.setattr(f"sweeps.tracking.{name}", full)
+    assert not tracker.send(cell, states) and "No space left" in str(tracker.trouble)
+    monkeypatch.undo()
+    assert tracker.unsent(states) == [cell] and tracker.send(cell, states) and tracker.unsent(states) == []
+    (run,) = runs_of(home)
+    assert len(connect(home).get_metric_history(run.info.run_id, "train/loss")) == 6, "sent twice, there once"
 
 
 def test_a_failed_cell_that_is_mended_while_the_tracker_is_down_is_finished_there_later(

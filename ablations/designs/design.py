@@ -41,9 +41,10 @@ class Design(ABC):
 def resolve(factors: Sequence[Factor], levels: Mapping[str, Level]) -> Levels:
     """The levels in the factors' order, None where a factor does not apply."""
     resolved = {factor.name: levels.get(factor.name) for factor in factors}
-    for factor in factors:
-        if not factor.applies(resolved):
-            resolved[factor.name] = None
+    for _ in factors:  # one that does not apply may take others with it, in whatever order they are declared
+        for factor in factors:
+            if not factor.applies(resolved):
+                resolved[factor.name] = None
     return resolved
 
 

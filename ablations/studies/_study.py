@@ -17,16 +17,14 @@ from typing import Any, Literal, get_args
 from ablations.designs import Design, Levels, Search, resolve
 from ablations.factors import Factor, Level, with_values
 from ablations.outcomes import check_group, check_metric, check_primary
-from lvlm.config import FREE_COMPUTE, LABELS, RunConfig, fingerprint, load_config, make_config, override
+from lvlm.config import FREE_COMPUTE, LABELS, STAGES, RunConfig, fingerprint, load_config, make_config, override
 from lvlm.errors import InputError
 
 Budget = Literal["default", "full"]
 Direction = Literal["higher", "lower", "little"]
 Amount = Literal["samples", "llm_tokens", "images", "flops"]
 """What a stage sees or costs."""
-LENGTHS = tuple(
-    f"{stage}.{name}" for stage in ("pretrain", "instruct", "paint") for name in ("epochs", "samples", "steps")
-)
+LENGTHS = tuple(f"{stage}.{name}" for stage in STAGES for name in ("epochs", "samples", "steps"))
 """Fields that say how long a stage is."""
 
 
@@ -170,8 +168,7 @@ class Study:
         `overrides` are `key=value` texts on the base config; one that names a factor's field is an error, since it
         would be ignored.
         """
-        taken = {path: factor.name for factor in self.factors for path in factor.paths}
-        taken |= {"seed": "seed", "name": "name"}
+        taken = {"seed": "seed", "name": "name"} | {path: f.name for f in self.factors for path in f.paths}
         for text in overrides:
             if (key := text.partition("=")[0].strip()) in taken:
                 raise InputError(
@@ -215,11 +212,7 @@ class Study:
             )
         if both := sorted(set(paths) & set(self.fixed)):
             raise InputError(f"{', '.join(both)} is both fixed and varied.")
-        for factor in self.factors:
-            if unknown := [name for name in factor.requires if name not in names or name == factor.name]:
-                raise InputError(
-                    f"factor '{factor.name}' requires levels of {', '.join(unknown)}, which is no other factor here."
-                )
+        self._check_requirements()
         if set(self.baseline) != set(names):
             raise InputError(
                 f"the baseline names one level for each factor ({', '.join(names)}); given: {dict(self.baseline)!r}."
@@ -255,6 +248,22 @@ class Study:
             arm, against = self.arm(expectation.arm), self.arm(expectation.against)
             if arm.levels == against.levels:
                 raise InputError(f"expectation '{expectation.claim}' compares '{arm.label}' with itself.")
+
+    def _check_requirements(self) -> None:
+        """What a factor requires are levels of other factors: else it would never apply."""
+        by_name = {factor.name: factor for factor in self.factors}
+        for factor in self.factors:
+            for name, levels in factor.requires.items():
+                other = by_name.get(name)
+                if other is None or other is factor:
+                    raise InputError(
+                        f"factor '{factor.name}' requires levels of {name}, which is no other factor here."
+                    )
+                if not isinstance(levels, tuple | list) or not levels or not all(map(other.has, levels)):
+                    raise InputError(
+                        f"factor '{factor.name}' requires {levels!r} of '{name}': give some of its levels, as in "
+                        f"requires={{'{name}': (...)}}; they are: {other.said()}."
+                    )
 
     def _check_searches(self) -> None:
         designs = [self.design, self.full_design or self.design]

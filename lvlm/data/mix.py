@@ -46,6 +46,8 @@ class LanguageMix:
     languages: tuple[str, ...]
     english_share: float
     allocation: Allocation = "uniform"
+    pivot: str | None = None
+    """Where languages have a number of pairs instead of shares: the one that has all other samples."""
 
     @classmethod
     def of(cls, config: MixConfig, available: Sequence[str], *, corpus: str) -> LanguageMix:
@@ -64,6 +66,10 @@ class LanguageMix:
                     f"The mix asks for {', '.join(lacking)} in its field 'languages', but corpus '{corpus}' has only: "
                     f"{', '.join(available)}."
                 )
+        if config.allocation == "pairs" or config.parallel:
+            pivot = _pivot(config, languages, corpus)
+            if config.allocation == "pairs":
+                return cls(languages, 0.0, pivot=pivot)
         if config.allocation != "uniform" and languages == ("en",):
             raise InputError(
                 f"The mix's 'allocation' is {config.allocation} but English is its only language, so that there is "
@@ -77,6 +83,23 @@ class LanguageMix:
         share = resolve_share(config.english_share, languages)
         others = [code for code in languages if code != "en"]
         return cls(languages, share, _allocation(config, others, corpus))
+
+
+def _pivot(config: MixConfig, languages: Sequence[str], corpus: str) -> str:
+    """The pivot of a config in the table's code; raises where pairs have no two sides."""
+    pivot = language(config.pivot).code
+    if pivot not in languages:
+        raise InputError(
+            f"The mix's 'pivot' is {pivot}, which its 'languages' lack in corpus '{corpus}': {', '.join(languages)}. "
+            "Add it there, or name another."
+        )
+    if languages == (pivot,) and (config.pairs or config.parallel):
+        name = "pairs" if config.pairs else "parallel"
+        raise InputError(
+            f"The mix's '{name}' is {getattr(config, name)}, but {pivot}, the pivot, is its only language, so that "
+            "nothing is translated. Add other languages, or leave it out."
+        )
+    return pivot
 
 
 def _allocation(config: MixConfig, others: Sequence[str], corpus: str) -> Allocation:
@@ -103,6 +126,7 @@ def _allocation(config: MixConfig, others: Sequence[str], corpus: str) -> Alloca
                 "Raise it, or leave these languages out."
             )
         return {code: weights[code] for code in others}
+    assert config.allocation != "pairs"
     return config.allocation
 
 
@@ -211,6 +235,41 @@ def language_codes(
             away = border(share, tokens(order, codes), tokens(order, sequence))
         codes[order[:away]] = sequence[:away]
     return codes, chosen
+
+
+def pair_codes(ids: Sequence[str], *, languages: Sequence[str], pivot: str, pairs: int) -> Numbers:
+    """The index of each id's language in `languages` where every one but the pivot has `pairs` ids, exactly.
+
+    With the same languages, a larger number only moves ids out of the pivot. The ids that leave are those that leave
+    English first under a share.
+    """
+    others = [number for number, code in enumerate(languages) if code != pivot]
+    away = pairs * len(others)
+    if away > len(ids):
+        raise InputError(
+            f"The mix asks for pairs={pairs} in each of {len(others)} languages, {away} samples together, but draws "
+            f"only {len(ids)} of the corpus. Lower the number, name fewer languages, or draw more samples."
+        )
+    codes = np.full(len(ids), languages.index(pivot), dtype=np.int64)
+    codes[hash_order(ids, salt="language")[:away]] = np.resize(np.array(others, dtype=np.int64), away)
+    return codes
+
+
+def in_parallel(
+    codes: Numbers, order: Numbers, *, pivot: int, others: Sequence[int], share: float
+) -> tuple[Numbers, Numbers]:
+    """(ids, codes) of as many samples as there are ids, of which a `share` come two by two.
+
+    `codes` are the languages of all ids, `order` the ids in the order in which they come in pairs; the last of it give
+    way, one for each pair. The other side of a sample in the pivot takes the `others` in turn, that of every other
+    sample is in the pivot. A larger share has the pairs of a smaller one.
+    """
+    pairs = int(Fraction(str(share)) * len(codes) / 2 + Fraction(1, 2))
+    kept, paired = order[: len(codes) - pairs], order[:pairs]
+    own = codes[paired]
+    turns = np.resize(np.array(others, dtype=np.int64), pairs)
+    other_side = np.where(own == pivot, turns, pivot)
+    return np.concatenate([kept, paired]), np.concatenate([codes[kept], other_side])
 
 
 def border(share: float, english: Numbers, others: Numbers) -> int:

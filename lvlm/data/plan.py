@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,6 +24,7 @@ from lvlm.data.ledger import Ledger
 from lvlm.data.pool import PlanEntry, Pool, gather
 from lvlm.data.readers import Sample
 from lvlm.data.tally import Tally, add_up, lines, realised, total_rows
+from lvlm.errors import InputError
 from lvlm.languages import language
 from lvlm.paint_settings import PaintConfig
 from lvlm.settings import StageConfig, Unit
@@ -242,7 +244,10 @@ def build_plan(
 
     pool, shares = gather(config.mix, corpora, count if measure else None)
     duration = stage_samples(config, len(pool))
-    order = PlanOrder(pool, draw_order(len(pool), duration, seed))
+    numbers = draw_order(len(pool), duration, seed)
+    if config.mix.parallel:
+        numbers = draw_pairs(pool.alike(), duration, seed, batch_samples=config.batch_samples)
+    order = PlanOrder(pool, numbers)
     used = np.unique(order.numbers)
     for part, numbers in pool.by_part(used) if look_at_images else ():
         part.corpus.check_images(part.rows, pool.row[numbers], decode=True, home=home)
@@ -313,6 +318,33 @@ def draw_order(pool: int, samples: int, seed: int) -> npt.NDArray[np.int64]:
         for epoch in range(math.ceil(samples / pool))
     ]
     return np.concatenate(epochs)[:samples].astype(np.int64)
+
+
+def draw_pairs(alike: npt.NDArray[np.bool_], samples: int, seed: int, *, batch_samples: int) -> npt.NDArray[np.int64]:
+    """`draw_order` for a pool in which some samples and the next are two sides of a pair (`alike`, as `Pool.alike`
+    gives it): both are in the same optimizer step of `batch_samples`.
+
+    Pairs and single samples are permuted alike; a pair for which a step has no room opens the next one, and the next
+    single sample goes before it. Only where no single sample is left, at the end, may two sides come apart.
+    """
+    starts = np.flatnonzero(~np.concatenate([[False], alike]))
+    sizes = np.diff(np.append(starts, len(alike) + 1))
+    if batch_samples % 2 and sizes.min() == 2:
+        raise InputError(
+            f"batch_samples is {batch_samples}, an odd number, but every sample of the mix is one of a pair that "
+            "belongs in one step. Make it even, or lower mix.parallel."
+        )
+    order, waiting = list[int](), deque[int]()
+    epochs = math.ceil(samples / (len(alike) + 1))
+    units = deque(draw_order(len(starts), epochs * len(starts), seed).tolist())
+    while len(order) < samples:
+        room = batch_samples - len(order) % batch_samples
+        unit = (waiting if waiting and (room >= 2 or not units) else units).popleft()
+        if sizes[unit] > room and units:
+            waiting.append(unit)
+        else:
+            order += range(starts[unit], starts[unit] + sizes[unit])
+    return np.array(order[:samples], dtype=np.int64)
 
 
 def _hash(

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from lvlm.data.corpus import Corpus
-from lvlm.data.mix import LanguageMix, Numbers, hash_order, language_codes
+from lvlm.data.mix import LanguageMix, Numbers, hash_order, in_parallel, language_codes, pair_codes
 from lvlm.data.readers import Rows
 from lvlm.errors import InputError
-from lvlm.languages import in_table_order
+from lvlm.languages import in_table_order, language
 from lvlm.settings import CorpusUse, MixConfig
 
 
@@ -56,6 +57,13 @@ class Pool:
         part = self.parts[self.part[number]]
         return PlanEntry(part.corpus.name, part.rows.ids[self.row[number]], part.language, part.use.split, number)
 
+    def alike(self) -> npt.NDArray[np.bool_]:
+        """(samples - 1,): whether each sample and the next have one id, in two languages."""
+        names = [(part.corpus.name, part.use.split) for part in self.parts]
+        owners = zip(self.part.tolist(), self.row.tolist(), strict=True)
+        keys = [(names[part], self.parts[part].rows.ids[row]) for part, row in owners]
+        return np.array([one == other for one, other in pairwise(keys)], dtype=bool)
+
     def by_part(self, numbers: Numbers) -> Iterator[tuple[Part, Numbers]]:
         """`numbers` divided among the parts that have any of them, in their order."""
         owners = self.part[numbers]
@@ -78,7 +86,7 @@ def gather(mix: MixConfig, corpora: Mapping[str, Corpus], count: Count | None = 
     if not mix.corpora:
         raise InputError("The mix's field 'corpora' is empty: name at least one corpus and split to train on.")
     _check_used_once(mix, corpora)
-    usual = {"english_share": None, "allocation": "uniform", "share_of": "samples"}
+    usual = {"english_share": None, "allocation": "uniform", "share_of": "samples", "parallel": 0.0}
     idle = [name for name, value in usual.items() if getattr(mix, name) != value]
     if idle and not any(corpora[use.path].translatable for use in mix.corpora):
         raise InputError(
@@ -158,15 +166,43 @@ def _translated(
         return count(drawn.pool(chosen, codes.copy()))[:, column].astype(np.int64)
 
     pool_ids = drawn.names(np.arange(len(drawn.places)))
-    codes, _ = language_codes(
-        pool_ids,
-        languages=asked.languages,
-        english_share=asked.english_share,
-        allocation=asked.allocation,
-        tokens=None if mix.share_of == "samples" else tokens,
-    )
-    divided = drawn.divide(np.arange(len(pool_ids)), codes)
-    return [(code, rows) for code, _, rows in divided], asked.english_share
+    chosen, share = np.arange(len(pool_ids)), asked.english_share
+    if asked.pivot is not None:
+        assert mix.pairs is not None
+        codes = pair_codes(pool_ids, languages=asked.languages, pivot=asked.pivot, pairs=mix.pairs)
+        share = float(np.mean([asked.languages[number] == "en" for number in codes.tolist()]))
+    else:
+        codes, _ = language_codes(
+            pool_ids,
+            languages=asked.languages,
+            english_share=asked.english_share,
+            allocation=asked.allocation,
+            tokens=None if mix.share_of == "samples" else tokens,
+        )
+    if mix.parallel:
+        chosen, codes = _two_by_two(mix, drawn, codes)
+        share = float(np.mean([asked.languages[number] == "en" for number in codes.tolist()]))
+    divided = drawn.divide(chosen, codes)
+    return [(code, rows) for code, _, rows in divided], share
+
+
+def _two_by_two(mix: MixConfig, drawn: _Drawn, codes: Numbers) -> tuple[Numbers, Numbers]:
+    """(ids, codes) of the samples of a mix of which some come in pairs; an id that lacks a language comes alone."""
+    names, use, corpus = drawn.names(np.arange(len(codes))), drawn.use, drawn.corpus
+    lacking = frozenset[str]().union(*(corpus.refused(use.split, code) for code in drawn.languages))
+    order = hash_order(names, salt="parallel")
+    alone = np.array([names[at] in lacking for at in order.tolist()], dtype=bool)
+    whole = int(np.count_nonzero(~alone))
+    if mix.parallel * len(codes) > 2 * whole:
+        raise InputError(
+            f"The mix asks for parallel={mix.parallel} of corpus '{corpus.name}', split '{use.split}', where only "
+            f"{whole} of {len(codes)} samples are translated into every language of the mix. Lower the share, or leave "
+            "out the languages in which translations were refused."
+        )
+    pivot = drawn.languages.index(language(mix.pivot).code)
+    others = [number for number in range(len(drawn.languages)) if number != pivot]
+    order = np.concatenate([order[~alone], order[alone]])
+    return in_parallel(codes, order, pivot=pivot, others=others, share=mix.parallel)
 
 
 @dataclass(frozen=True, slots=True)

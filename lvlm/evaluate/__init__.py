@@ -15,13 +15,13 @@ from lvlm.evaluate.items import Asked, asked_items
 from lvlm.evaluate.kept import KeptAnswers
 from lvlm.evaluate.metrics import majority, normalise
 from lvlm.evaluate.tasks import MEASURES, TASKS, Scorer, scorer_of
-from lvlm.records import METRICS, NAMED_METRICS, PREDICTION_COLUMNS, SCORE_COLUMNS
+from lvlm.records import ANSWER_METRICS, NAMED_METRICS, PREDICTION_COLUMNS, SCORE_COLUMNS
 from lvlm.settings import EvaluateConfig
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lvlm.evaluate.generate import ImageFeatures, Prompt
+    from lvlm.evaluate.generate import Beginnings, ImageFeatures, Prompt
 
 CONSTANT, FEW = 0.95, 10
 """From this share of equal answers on, in rows of at least so many items, answers count as constant."""
@@ -87,7 +87,7 @@ def evaluate_with(
     for entry in asked:
         scorer_of(entry.corpus, entry.split)  # a fault in the corpus shows before the model has worked
     told = dict.fromkeys(corpora.values(), detector) if detector else detectors(config, corpora)
-    answers = _answers(answerer, asked, config.max_new_tokens, keep, on_progress)
+    answers = _answers(answerer, asked, config, keep, on_progress)
     scores, predictions = score_answers(asked, answers, told)
     scores.attrs["notes"] += detector_notes(told, predictions)
     return scores, predictions
@@ -133,14 +133,15 @@ def _fitted(corpora: tuple[Corpus, ...]) -> LanguageDetector:
 def _answers(
     answerer: Answerer,
     asked: Sequence[Asked],
-    max_new_tokens: int,
+    config: EvaluateConfig,
     keep: KeptAnswers | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> list[str]:
     """One answer per item, task by task: answers of one task are of similar length, so that batches stay full."""
     from lvlm.evaluate.generate import Prompt
 
-    known = keep.open(asked, max_new_tokens) if keep else {}
+    limit = config.max_new_tokens
+    known = keep.open(asked, limit, config.forced_tokens) if keep else {}
     answers: list[str] = []
 
     def of_task(prompts: list[Prompt], before: int) -> list[str]:
@@ -153,7 +154,7 @@ def _answers(
                 on_progress(before + done, len(asked))
 
         here = {place - before: answer for place, answer in known.items() if 0 <= place - before < len(prompts)}
-        return answerer(prompts, max_new_tokens=max_new_tokens, known=here, on_answers=add, on_progress=tell)
+        return answerer(prompts, max_new_tokens=limit, known=here, on_answers=add, on_progress=tell)
 
     for task in TASKS:
         prompts = [
@@ -161,12 +162,28 @@ def _answers(
                 entry.item.prompt,
                 tuple(entry.corpus.image_path(image) for image in entry.item.images),
                 name=f"{task}/{entry.item.language}/{entry.item.id}",
+                beginnings=_beginnings(entry, config.forced_tokens),
             )
             for entry in asked
             if entry.item.task == task
         ]
         answers += of_task(prompts, len(answers))
     return answers
+
+
+def _beginnings(entry: Asked, tokens: int) -> Beginnings | None:
+    """What the answer to an item may begin with, where that is forced."""
+    from lvlm.evaluate.generate import Beginnings
+
+    if not tokens or not MEASURES[entry.item.task].in_language:
+        return None
+    return Beginnings(_golds(entry.corpus, entry.split, *entry.row), tokens)
+
+
+@lru_cache(maxsize=1024)
+def _golds(corpus: Corpus, split: str, task: str, language: str) -> tuple[str, ...]:
+    items = corpus.items(split, language)
+    return tuple(dict.fromkeys(gold for item in items if item.task == task for gold in item.answers))
 
 
 def score_answers(
@@ -231,7 +248,7 @@ def _score_rows(asked: Sequence[Asked], rows: Sequence[Mapping[str, Any]]) -> li
             absent.add("random")
         if not MEASURES[task].together:
             absent.add("together")
-        result += [(task, language, metric, *values[metric]) for metric in METRICS if metric in values.keys() - absent]
+        result += [(task, language, metric, *values[metric]) for metric in ANSWER_METRICS if metric not in absent]
     return result
 
 

@@ -26,6 +26,18 @@ NAMED = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Beginnings:
+    """The first `tokens` of an answer follow one of these texts, as far as that goes."""
+
+    texts: tuple[str, ...]
+    tokens: int
+
+
+Next = Mapping[tuple[int, ...], Sequence[int]]
+"""Token ids that an answer has so far -> those that may follow; anything may follow where it is not there."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """What the model is asked: a user text, with `<image_placeholder>` where several images belong, and image files."""
 
@@ -33,6 +45,8 @@ class Prompt:
     images: tuple[Path, ...] = ()
     name: str = ""
     """What an error calls it: task, language and id of the item."""
+    beginnings: Beginnings | None = None
+    """What the answer may begin with; None leaves it free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +57,7 @@ class _Row:
     images: tuple[Path, ...]
     head: tuple[int, ...]
     tail: tuple[int, ...]
+    begins: Next | None = None
 
 
 def generate_answers(
@@ -149,6 +164,7 @@ def no_answer(prompts: Sequence[Prompt], error: Exception) -> InputError:
 
 def _rows(processor: Any, prompts: Sequence[Prompt]) -> Iterator[_Row]:
     image = processor.image_token_id
+    begins: dict[Beginnings | None, Next | None] = {None: None}
     for index, prompt in enumerate(prompts):
         try:
             ids = tuple(processor.encode_prompt(prompt.text, len(prompt.images)))
@@ -157,7 +173,20 @@ def _rows(processor: Any, prompts: Sequence[Prompt]) -> Iterator[_Row]:
         # At least one token on either side: the head must leave something in the cache, the tail must give logits.
         last = max((place for place, token in enumerate(ids) if token == image), default=0) if prompt.images else 0
         cut = min(last + 1, len(ids) - 1)
-        yield _Row(index, prompt.images, ids[:cut], ids[cut:])
+        if prompt.beginnings not in begins:
+            begins[prompt.beginnings] = _may_follow(processor.tokenizer, prompt.beginnings)
+        yield _Row(index, prompt.images, ids[:cut], ids[cut:], begins[prompt.beginnings])
+
+
+def _may_follow(tokenizer: Any, beginnings: Beginnings | None) -> Next:
+    assert beginnings is not None
+    found: dict[tuple[int, ...], dict[int, None]] = {}
+    whole = set[tuple[int, ...]]()
+    for ids in tokenizer(list(beginnings.texts), add_special_tokens=False)["input_ids"]:
+        whole.add(tuple(ids))
+        for place in range(min(len(ids), beginnings.tokens)):
+            found.setdefault(tuple(ids[:place]), {})[ids[place]] = None
+    return {before: list(after) for before, after in found.items() if before not in whole}
 
 
 def _head_batches(rows: Sequence[_Row], size: int) -> Iterator[list[_Row]]:
@@ -210,6 +239,11 @@ def _continue(model: Any, processor: Any, heads: _Heads, rows: Sequence[_Row], m
     for step in range(max_new_tokens):
         logits = _forward(model, ids, mask, cache)
         logits[:, never] = float("-inf")
+        for place, row in enumerate(active):
+            if (begins := rows[row].begins) and (allowed := begins.get(tuple(written[row]))):
+                kept_logits = logits[place, allowed]
+                logits[place] = float("-inf")
+                logits[place, allowed] = kept_logits
         chosen = logits.argmax(-1)
         going = []
         for place, token in enumerate(chosen.tolist()):

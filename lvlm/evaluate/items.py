@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lvlm.data.corpus import Corpus, Item, Permission
 from lvlm.data.mix import hash_order
 from lvlm.errors import InputError
-from lvlm.evaluate.tasks import TASKS
-from lvlm.languages import group_languages, in_table_order, is_group
+from lvlm.evaluate.tasks import MEASURES, TASKS
+from lvlm.languages import group_languages, in_table_order, is_group, language
 from lvlm.settings import CorpusUse, EvaluateConfig
 
 
@@ -54,7 +54,15 @@ def asked_items(config: EvaluateConfig, corpora: Mapping[str, Corpus], *, permis
         _check_unique([asked for _, _, asked in members])
         result += [asked for _, _, asked in members[: config.items]]
     _check_found(config, result)
-    return result
+    return [_named(asked) for asked in result] if config.name_language else result
+
+
+def _named(asked: Asked) -> Asked:
+    """The same, asked with the name of its language, where the answer is in one."""
+    item = asked.item
+    if not MEASURES[item.task].in_language:
+        return asked
+    return replace(asked, item=replace(item, prompt=f"{item.prompt}\nAnswer in {language(item.language).name}."))
 
 
 def _languages(config: EvaluateConfig, corpora: Sequence[Corpus]) -> tuple[str, ...]:

@@ -30,13 +30,14 @@ class KeptAnswers:
         self._pattern = ""
         self._file: IO[bytes] | None = None
 
-    def open(self, asked: Sequence[Asked], max_new_tokens: int) -> dict[int, str]:
+    def open(self, asked: Sequence[Asked], max_new_tokens: int, forced_tokens: int = 0) -> dict[int, str]:
         """The answers that there are, of whatever number of processes; `add` goes on with its own file."""
         items = [(*entry.row, entry.item.id, entry.item.prompt, entry.item.images) for entry in asked]
         pictures = content_digest(
             (entry.corpus.image_path(name) for entry in asked for name in entry.item.images), self.home
         )
-        key = fingerprint([self.model, max_new_tokens, items, pictures])
+        forced = [forced_tokens] if forced_tokens else []
+        key = fingerprint([self.model, max_new_tokens, items, pictures, *forced])
         self._pattern = f".answers-{key}-*.jsonl"
         known: dict[int, str] = {}
         for path in sorted(self.folder.glob(self._pattern)):

@@ -72,6 +72,11 @@ class VllmAnswerer:
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[str]:
         """See `generate_answers`."""
+        if any(prompt.beginnings for prompt in prompts):
+            raise InputError(
+                "evaluate.forced_tokens is above 0, and first tokens are forced by this package's own engine alone. "
+                "Leave --engine vllm out, or set forced_tokens to 0."
+            )
         answers = dict(known or {})
         left = [number for number in range(len(prompts)) if number not in answers]
         for start in range(0, len(left), AT_ONCE):

@@ -153,7 +153,7 @@ class Resampler(Adapter):
     def __init__(self, *, width: int, hidden: int, grid: Sequence[int], tiles: int, queries: int) -> None:
         super().__init__(grid=grid, tiles=tiles)
         if hidden % 4:
-            raise InputError(f"The resampler needs an LLM width that is a multiple of 4, not {hidden}.")
+            raise InputError(f"The resampler needs a width that is a multiple of 4, not {hidden}.")
         self.tokens = queries
         self.queries = nn.Parameter(torch.zeros(queries, hidden))
         self.width = nn.Linear(width, hidden, bias=False)
@@ -170,6 +170,20 @@ class Resampler(Adapter):
         queries = self.norm_queries(self.queries).expand(len(values), -1, -1)
         attended, _ = self.attention(queries, keys, values, need_weights=False)
         tokens: Tensor = self.linear(self.norm(attended))
+        return tokens
+
+
+class QueryMlp(Resampler):
+    """A resampler as wide as the tower, then an MLP into the LLM: the shape of VisCPM-Chat (arXiv 2308.12038, and its
+    code), whose 64 queries of 1024 pass an MLP of two layers. There the queries run through the tower itself; here they
+    read its features by one cross-attention."""
+
+    def __init__(self, *, width: int, hidden: int, grid: Sequence[int], tiles: int, queries: int) -> None:
+        super().__init__(width=width, hidden=width, grid=grid, tiles=tiles, queries=queries)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+
+    def forward(self, features: Tensor) -> Tensor:
+        tokens: Tensor = self.mlp(super().forward(features))
         return tokens
 
 
@@ -212,7 +226,12 @@ class Projector(nn.Module):
         return tokens
 
 
-DEFAULTS = {"window-pool": {"pool": 8}, "window-shuffle": {"shuffle": 2}, "resampler": {"queries": 64}}
+DEFAULTS = {
+    "window-pool": {"pool": 8},
+    "window-shuffle": {"shuffle": 2},
+    "resampler": {"queries": 64},
+    "query-mlp": {"queries": 64},
+}
 """The setting of its own that an adapter has, and its default: Centurio's for the first two, VisCPM's for the third."""
 KINDS: dict[str, type[Adapter]] = {
     "mlp": Mlp,
@@ -221,6 +240,7 @@ KINDS: dict[str, type[Adapter]] = {
     "window-shuffle": WindowShuffle,
     "multiscale-shuffle": MultiscaleShuffle,
     "resampler": Resampler,
+    "query-mlp": QueryMlp,
 }
 
 READS_VISION = ("linear_1", "mlp.0", "width")

@@ -12,6 +12,8 @@ from lvlm.model.layouts import content_digest, locate
 from lvlm.settings import ModelConfig
 
 TOKENIZER = "tiny-tokenizer"
+PAINTING = ("denoiser", "vae", "safety_checker")
+"""What a run starts from beside its vision-language model, where it paints."""
 
 
 def assets() -> Path:

@@ -54,14 +54,22 @@ class EncodedSample:
     """One entry of the plan, ready to be batched. Its tokens are made when they are asked for; their number is known
     from the plan."""
 
-    __slots__ = ("_encode", "_text", "images", "length", "supervised")
+    __slots__ = ("_encode", "_text", "images", "length", "number", "supervised")
 
     def __init__(
-        self, encode: Callable[[], EncodedText], *, length: int, supervised: int, images: tuple[Path, ...]
+        self,
+        encode: Callable[[], EncodedText],
+        *,
+        length: int,
+        supervised: int,
+        images: tuple[Path, ...],
+        number: int = -1,
     ) -> None:
         self._encode = encode
         self._text: EncodedText | None = None
         self.length, self.supervised, self.images = length, supervised, images
+        self.number = number
+        """In the pool of the plan; -1 for what the plan does not have."""
 
     @property
     def text(self) -> EncodedText:
@@ -91,6 +99,10 @@ class MicroBatch:
     images: tuple[Path, ...]
     last: bool = False
     """Whether this process has no other micro-batch in its optimizer step."""
+    numbers: tuple[int, ...] = ()
+    """Of its samples, in the pool of the plan."""
+    pull: Tensor | None = None
+    """(samples, hidden): the gradient of the step's contrastive term with respect to the mean state of each sample."""
 
     @property
     def told(self) -> str:
@@ -101,7 +113,7 @@ class MicroBatch:
         """The same with its tensors on `device`."""
         if device.type == "cpu":
             return self
-        names = ("input_ids", "position_ids", "positions", "targets", "weights")
+        names = ("input_ids", "position_ids", "positions", "targets", "weights", "pull")
         tensors = {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
@@ -209,6 +221,7 @@ class StepBatches:
                 length=text_tokens + len(images) * self.encoder.processor.image_tokens,
                 supervised=supervised,
                 images=images,
+                number=entry.number,
             )
         return self._samples[entry.number]
 
@@ -338,6 +351,7 @@ class StepBatches:
             weights=torch.cat([torch.full((sample.supervised,), weight) for sample, weight in members]),
             images=tuple(image for sample, _ in members for image in sample.images),
             last=last,
+            numbers=tuple(sample.number for sample, _ in members),
         )
 
 

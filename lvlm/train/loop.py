@@ -22,6 +22,7 @@ from lvlm.records import CURVE_FILE
 from lvlm.settings import StageConfig
 from lvlm.train.batches import BatchStream, StepBatches
 from lvlm.train.budgets import TokenBudgets
+from lvlm.train.contrast import StepContrast, step_contrast
 from lvlm.train.optim import lr_factor
 from lvlm.train.progress import Reporter
 from lvlm.train.resume import CheckpointTimer, load_checkpoint, save_checkpoint, seed_step
@@ -75,6 +76,8 @@ class StageLoop:
     train_mode: Callable[[], Any] | None = None
     spent: Spent = field(default_factory=Spent)
     strategy: Strategy = field(init=False)
+    contrast: dict[str, float] = field(default_factory=dict)
+    """For the curve: the contrastive term of the last step, where there is one; `loss` has it in its sum."""
     budgets: TokenBudgets = field(init=False)
 
     def __post_init__(self) -> None:
@@ -94,7 +97,7 @@ class StageLoop:
                 loss_value = float(self.accelerator.reduce(loss, "sum"))
                 self._check_finite(step, loss_value, norm)
                 self._count(step, started)
-                stop = self._tell(curve, {"loss": loss_value, "lr": lr, "grad_norm": norm})
+                stop = self._tell(curve, {"loss": loss_value, "lr": lr, "grad_norm": norm, **self.contrast})
                 if validates := self._validates_after(step, steps):
                     curve.append(self._validation())
                 # The clock of one decides for all: under ZeRO a state is gathered from every process.
@@ -188,14 +191,25 @@ class StageLoop:
             seed_step(self.seed, self.stage, step, self.accelerator.process_index)
             loss, trouble = torch.zeros((), device=self.accelerator.device), ""
             try:
+                contrast = self._contrast(step)
                 for batch, images in stream.step(step):
-                    loss += self.strategy.backward(batch, images)
+                    loss += self.strategy.backward(contrast.pull(batch) if contrast else batch, images)
+                if contrast and self.accelerator.is_main_process:
+                    loss += contrast.value
             except torch.OutOfMemoryError as error:
                 trouble = str(error)
                 self._leave_lockstep(step, trouble)
             if not self._anywhere(bool(trouble)):
                 return loss, stream
             stream = self._smaller(step, trouble)
+
+    def _contrast(self, step: int) -> StepContrast | None:
+        """The contrastive term of a step; None where there is none."""
+        if not self.config.contrast.weight:
+            return None
+        found = step_contrast(self.model, self.batches, step, self.config, self.compute)
+        self.contrast = {"contrast": found.value}
+        return found
 
     def _probe(self, stream: BatchStream) -> BatchStream:
         """Forward and backward of the longest micro-batch without an update: a lack of memory shows now, not in the

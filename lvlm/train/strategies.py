@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from lvlm.errors import InputError
 from lvlm.model.lora import sum_lora
+from lvlm.model.states import text_states
 from lvlm.model.weights import quantised_layers
 from lvlm.paint_settings import PaintConfig
-from lvlm.settings import StageConfig
+from lvlm.settings import ContrastSettings, StageConfig
 from lvlm.train.batches import MicroBatch
+from lvlm.train.contrast import layer_of, mean_states
 from lvlm.train.loss import supervised_loss
 from lvlm.train.optim import build_optimizer, set_lr
 
@@ -70,22 +72,31 @@ class Strategy(Protocol):
 class StepLoss(nn.Module):
     """A micro-batch's share of the step's loss, as a module of the parts that take part in it, under their names."""
 
-    def __init__(self, model: Lvlm, autocast: Autocast) -> None:
+    def __init__(self, model: Lvlm, autocast: Autocast, contrast: ContrastSettings | None = None) -> None:
         super().__init__()
         for name, part in model.named_children():
             if part is not model.vision_tower or any(parameter.requires_grad for parameter in part.parameters()):
                 self.add_module(name, part)  # a frozen tower works apart, ahead of the step
         self._of = (model,)  # in a tuple, so that it is no child
         self._autocast = autocast
+        self._layer = layer_of(model, contrast) if contrast and contrast.weight else 0
 
     def forward(self, batch: MicroBatch, images: Mapping[str, Tensor]) -> Tensor:
         """Logits exist at supervised positions only, some at a time."""
         (model,) = self._of
         with self._autocast():
-            hidden = model.hidden_states({**batch.inputs, **images}, read_at=batch.positions)
-            rows = hidden.flatten(0, 1).index_select(0, batch.positions)
-            vocabulary = model.config.get_text_config().vocab_size
-            return supervised_loss(model.logits, rows, batch.targets, batch.weights, vocabulary=vocabulary)
+            if batch.pull is not None:
+                states = text_states(model.language_model, batch.inputs)
+                pulled = (mean_states(states[self._layer], batch) * batch.pull).sum()
+                # Its gradient; the value of the term is that of the whole step.
+                return self._supervised(states[-1], batch) + (pulled - pulled.detach())
+            return self._supervised(model.hidden_states({**batch.inputs, **images}, read_at=batch.positions), batch)
+
+    def _supervised(self, hidden: Tensor, batch: MicroBatch) -> Tensor:
+        (model,) = self._of
+        rows = hidden.flatten(0, 1).index_select(0, batch.positions)
+        vocabulary = model.config.get_text_config().vocab_size
+        return supervised_loss(model.logits, rows, batch.targets, batch.weights, vocabulary=vocabulary)
 
 
 class WholeCopies:
@@ -108,7 +119,7 @@ class WholeCopies:
         self.clip = config.optim.clip or math.inf
         self.optimizer = optimizer or build_optimizer(model, config.optim)
         self.learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.loss = loss or StepLoss(model, autocast)
+        self.loss = loss or StepLoss(model, autocast, config.contrast)  # type: ignore[union-attr]
         self._let_go: Callable[[], None] | None = None
 
     def backward(self, batch: MicroBatch, images: Mapping[str, Tensor]) -> Tensor:
@@ -166,6 +177,11 @@ def share_work(model: Lvlm, config: StageConfig, compute: Compute) -> Strategy:
         raise InputError(
             "ZeRO 3 divides the weights themselves, and weights of 4 or 8 bits cannot be divided. Set "
             "compute.strategy to zero2 or ddp, or leave model.load_4bit and load_8bit out."
+        )
+    if compute.zero_stage and config.contrast.weight:
+        raise InputError(
+            "The contrastive term compares states of a whole step before its gradient is taken, which is not done "
+            "under ZeRO. Set compute.strategy to ddp, or contrast.weight to 0."
         )
     if compute.zero_stage:
         from lvlm.train.zero import Zero

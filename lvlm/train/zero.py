@@ -48,7 +48,7 @@ class Zero:
         self.learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.groups: list[list[nn.Parameter]] = [list(group["params"]) for group in optimizer.param_groups]
         accelerator.deepspeed_plugin.deepspeed_config["gradient_clipping"] = config.optim.clip or 0.0
-        module = StepLoss(model, autocast)
+        module = StepLoss(model, autocast, config.contrast)
         rounds = accelerator.mixed_precision == "bf16"
         self.frozen = {
             parameter: _lost_in_bf16(parameter)

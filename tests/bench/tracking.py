@@ -3,25 +3,19 @@ beside each the calls that one would write first.
 
     python tests/bench/tracking.py [--only cell,metrics,read] [--runs 1000]        about three minutes on a free core
 
-On SQLite, and on PostgreSQL where its programs are installed (a private cluster in a temporary folder).
+On SQLite, and on PostgreSQL where LVLM_TEST_POSTGRES names one (eval "$(.ci/services start)").
 """
 
 from __future__ import annotations
 
 import argparse
-import glob
 import json
 import os
 import secrets
-import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +33,7 @@ from sweeps.tracking import Tracker
 from sweeps.tracking_store import URI_VARIABLE, connect, tracking_uri
 from sweeps.worker import Worker
 from tests.sweeps_fakes import RUNNER, fake_study
+from tests.sweeps_storages import POSTGRES, postgres_url
 
 CELLS = 20
 TRIAL_SECONDS = 60.0
@@ -47,30 +42,12 @@ NAMES = 500
 """Metrics of a run in the study that is read back."""
 
 
-@contextmanager
-def postgres() -> Iterator[str | None]:
-    """The URL of a database in a cluster of its own; None where PostgreSQL is not installed."""
-    programs = sorted(glob.glob("/usr/lib/postgresql/*/bin"))
-    if not programs:
-        yield None
-        return
-    folder = tempfile.mkdtemp(prefix="bench-postgres-")
-    os.chmod(folder, 0o777)
-    data, who = f"{folder}/data", ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def call(program: str, *arguments: str) -> None:
-        subprocess.run([*who, f"{programs[-1]}/{program}", *arguments], check=True, stdout=subprocess.DEVNULL, cwd="/")
-
-    call("initdb", "-D", data, "-A", "trust", "-U", "postgres")
-    call("pg_ctl", "-D", data, "-w", "-l", f"{folder}/log", "-o", f"-p {port} -k {folder} -h 127.0.0.1", "start")
-    try:
-        yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
-    finally:
-        call("pg_ctl", "-D", data, "-m", "immediate", "stop")
-        shutil.rmtree(folder, ignore_errors=True)
+def stores() -> Iterator[tuple[str, str | None]]:
+    """The name of each store, and its URL where that is no file of the work folder."""
+    yield "SQLite", None
+    if POSTGRES in os.environ:
+        with postgres_url() as url:
+            yield "PostgreSQL", url
 
 
 def seconds(action: Callable[[], Any]) -> float:
@@ -178,27 +155,25 @@ def main() -> None:
     parser.add_argument("--only", default="cell,metrics,read", help="which of them (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=1000, help="runs of the study that is read (default: %(default)s)")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the cluster is stopped
     wanted, rows = options.only.split(","), []
-    with postgres() as url:
-        for store in ("SQLite", "PostgreSQL") if url else ("SQLite",):
-            with tempfile.TemporaryDirectory(prefix="bench-tracking-") as folder:
-                home = Path(folder)
-                os.environ.pop(URI_VARIABLE, None)
-                if store == "PostgreSQL":
-                    os.environ[URI_VARIABLE] = str(url)
-                connect(home)
-                if "cell" in wanted:
-                    ours, naive = cell_seconds(home)
-                    share = f"{ours:.2f} s a cell ({ours / TRIAL_SECONDS:.1%} of a minute)"
-                    rows.append([store, "MLflow, Optuna, files of a cell", share, f"{naive:.2f} s, MLflow alone"])
-                if "metrics" in wanted:
-                    ours, naive = metrics_seconds(home)
-                    rows.append([store, f"{METRICS:,} metrics of a run", f"{ours:.2f} s", f"{naive:.1f} s"])
-                if "read" in wanted:
-                    ours, naive, length = read_seconds(home, options.runs)
-                    what = f"{options.runs:,} runs x {NAMES} metrics -> table"
-                    rows.append([store, what, f"{ours:.1f} s ({length:,} rows)", f"{naive:.0f} s, one call a run"])
+    for store, url in stores():
+        with tempfile.TemporaryDirectory(prefix="bench-tracking-") as folder:
+            home = Path(folder)
+            os.environ.pop(URI_VARIABLE, None)
+            if url is not None:
+                os.environ[URI_VARIABLE] = url
+            connect(home)
+            if "cell" in wanted:
+                ours, naive = cell_seconds(home)
+                share = f"{ours:.2f} s a cell ({ours / TRIAL_SECONDS:.1%} of a minute)"
+                rows.append([store, "MLflow, Optuna, files of a cell", share, f"{naive:.2f} s, MLflow alone"])
+            if "metrics" in wanted:
+                ours, naive = metrics_seconds(home)
+                rows.append([store, f"{METRICS:,} metrics of a run", f"{ours:.2f} s", f"{naive:.1f} s"])
+            if "read" in wanted:
+                ours, naive, length = read_seconds(home, options.runs)
+                what = f"{options.runs:,} runs x {NAMES} metrics -> table"
+                rows.append([store, what, f"{ours:.1f} s ({length:,} rows)", f"{naive:.0f} s, one call a run"])
     print(table(["store", "what", "here", "one call each"], rows))
     print(load())
 

@@ -18,6 +18,8 @@ TAKES = {
     "plots": ("words",),
     "pages": ("words", "text", "photos"),
     "emoji": ("concepts", "names", "pictures"),
+    "sentences": (),
+    "origins": (),
     "paint": ("native", "mismatch"),
 }
 """Built-in corpus -> options that not every one of them takes."""
@@ -29,12 +31,14 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         "name",
         choices=TAKES,
         help="shapes: captions and dialogues about scenes; reading: words in scenes; plots: bar and pie plots (SMPQA); "
-        "pages: text on backgrounds (after Synthdog); emoji: pictures and their names; paint: small pictures to paint",
+        "pages: text on backgrounds (after Synthdog); emoji: pictures and their names; sentences: parallel text "
+        "without images; origins: dialogues in the pivot, translated and native, with and without noise; "
+        "paint: small pictures to paint",
     )
     sub.add_argument("folder", type=Path)
     sub.add_argument("--seed", type=int, default=0)
     for split, what in (("train", "train on"), ("tune", "choose settings on"), ("test", "report on")):
-        help_text = f"images to {what}, per language in reading, plots and pages"
+        help_text = f"images to {what}, per language in reading, plots and pages; in sentences scenes"
         sub.add_argument(f"--{split}", type=int, metavar="N", help=help_text)
     sub.add_argument("--english", type=int, metavar="N", help="reading: images to train on in English")
     sub.add_argument(
@@ -68,7 +72,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the corpus that was asked for; shapes, reading and emoji as they are by themselves may be there already."""
+    """Write the corpus that was asked for; all but plots and pages, as they are by themselves, may be there already."""
     name, folder = options.name, options.folder
     special = {option for taken in TAKES.values() for option in taken}
     own = {option: value for option in sorted(special) if (value := getattr(options, option)) is not None}
@@ -92,6 +96,10 @@ def _is_there(name: str, folder: Path) -> bool:
         from lvlm.data.worlds import emoji_writer
 
         return emoji_writer.is_written(folder)
+    if name in ("sentences", "origins"):
+        from lvlm.data.worlds import origins_writer
+
+        return origins_writer.is_written(name, folder)
     if name == "paint":
         from lvlm.data.worlds import paint_corpus
 
@@ -115,6 +123,11 @@ def _write(name: str, folder: Path, sizes: Mapping[str, Any], settings: Mapping[
         from lvlm.data.worlds.emoji_writer import write_emoji
 
         write_emoji(folder, **settings, **{f"{split}_images": size for split, size in sizes.items()})
+        return {}
+    if name in ("sentences", "origins"):
+        from lvlm.data.worlds.origins_writer import write_origins, write_sentences
+
+        (write_sentences if name == "sentences" else write_origins)(folder, **settings, **sizes)
         return {}
     from lvlm.data.worlds.pages_corpus import write_pages
     from lvlm.data.worlds.plots_corpus import write_plots

@@ -1,0 +1,90 @@
+"""The corpora of the pivot studies: parallel text, and dialogues whose origin and noise are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lvlm.data.corpus import Corpus, open_corpus
+from lvlm.data.pool import gather
+from lvlm.data.worlds.origins_writer import ERRORS, MISMATCHED, split_of, write_origins, write_sentences
+from lvlm.errors import InputError
+from lvlm.settings import MixConfig
+
+IMAGES = 40
+
+
+@pytest.fixture(scope="module")
+def origins(tmp_path_factory: pytest.TempPathFactory, monkeypatch_module: pytest.MonkeyPatch) -> Corpus:
+    from lvlm.data.worlds import origins_writer
+
+    monkeypatch_module.setitem(origins_writer.OWN_SIZES["origins"], "native_images", IMAGES)
+    folder = tmp_path_factory.mktemp("origins") / "origins"
+    return open_corpus(write_origins(folder, seed=0, train=IMAGES, languages=["en", "sw"]))
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+def words(corpus: Corpus, split: str) -> list[str]:
+    return [word for row in corpus.samples(split, "sw") for turn in row.turns for text in turn for word in text.split()]
+
+
+def test_translations_have_wrong_words_at_the_declared_rate_and_those_of_a_lower_one(origins: Corpus) -> None:
+    right, before = words(origins, "instruct"), set[int]()
+    for percent in ERRORS:
+        found = words(origins, split_of("errors", percent))
+        wrong = {place for place, (one, other) in enumerate(zip(right, found, strict=True)) if one != other}
+        assert len(wrong) / len(right) == pytest.approx(percent / 100, abs=0.05)  # a word may stand for itself
+        assert before <= wrong
+        before = wrong
+
+
+def test_native_dialogues_speak_of_another_picture_at_the_declared_rate_and_no_picture_is_shared(
+    origins: Corpus,
+) -> None:
+    right = {row.id: row for row in origins.samples("native", "sw")}
+    before = set[str]()
+    for percent in MISMATCHED:
+        rows = origins.samples(split_of("native", percent), "sw")
+        other = {row.id for row in rows if row.turns != right[row.id].turns}
+        assert len(other) / len(rows) == pytest.approx(percent / 100, abs=0.2)
+        assert before <= other and all(row.images == right[row.id].images for row in rows)
+        before = other
+    shown = {image for row in origins.samples("instruct", "sw") for image in row.images}
+    assert not shown & {image for row in right.values() for image in row.images}
+
+
+def test_translated_pairs_are_of_the_very_pictures_that_the_pivot_speaks_of(origins: Corpus) -> None:
+    path = str(origins.folder)
+    uses = [
+        {"path": path, "split": "instruct", "languages": ["en"], "samples_per_language": 20},
+        {"path": path, "split": "errors_25", "languages": ["sw"], "samples_per_language": 8},
+    ]
+    pool, _ = gather(MixConfig(corpora=uses), {path: origins})
+    entries = [pool.entry(number) for number in range(len(pool))]
+    pivot, translated = ({entry.id for entry in entries if entry.language == code} for code in ("en", "sw"))
+    assert len(pivot) == 20 and len(translated) == 8 and translated < pivot
+
+
+def test_sentences_are_parallel_and_have_no_image(tmp_path: Path) -> None:
+    corpus = open_corpus(write_sentences(tmp_path / "s", seed=0, train=12, test=5, languages=["en", "ka"]))
+    assert corpus.translatable and corpus.ids("train", "en") == corpus.ids("train", "ka")
+    for code in ("en", "ka"):
+        assert all(not row.images and len(row.turns) == 3 for row in corpus.samples("train", code))
+        assert all(not item.images and item.task == "caption" for item in corpus.items("test", code))
+    one, other = (corpus.samples("train", code)[0].turns for code in ("en", "ka"))
+    assert one != other
+    again = open_corpus(write_sentences(tmp_path / "t", seed=0, train=4, test=5, languages=["ka"]))
+    assert again.samples("train", "ka") == corpus.samples("train", "ka")[:4]
+
+
+def test_sizes_that_a_corpus_has_not_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="for training alone"):
+        write_origins(tmp_path / "o", seed=0, test=3)
+    with pytest.raises(InputError, match="no split to tune on"):
+        write_sentences(tmp_path / "s", seed=0, tune=3)
