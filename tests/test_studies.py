@@ -39,7 +39,7 @@ def declare(**changes):
 def test_the_shipped_studies_load_and_the_drivers_fit_a_lunch_break():
     assert list_studies() == (
         "allocation", "answer_mix", "continue_or_merge_lora", "drivers", "english_share", "hundred_languages",
-        "number_of_languages", "pretrain_share", "text_in_image", "tiling",
+        "number_of_languages", "paint_transfer", "pretrain_share", "text_in_image", "tiling",
     )  # fmt: skip
     drivers = load_study("drivers")
     assert 18 <= len(drivers.cells("default")) <= 24
