@@ -113,6 +113,7 @@ SUPPORTS: dict[str, Planted] = {
     ),
     "P2": lambda levels, task, tier: paired(levels, 45.0),
     "P3": lambda levels, task, tier: aligned(levels, 8.0, 20.0),
+    "P4": lambda levels, task, tier: {"score": -40.0},
     "P6": lambda levels, task, tier: captions(levels, {}),
     "T1": lambda levels, task, tier: {"score": 12.0 * (levels["tiles"] == 2)},
 }
@@ -138,6 +139,7 @@ CONTRADICTS: dict[str, Planted] = {
     "P1": lambda levels, task, tier: english(levels, -9.0, metric="right_elsewhere") | english(levels, -20.0),
     "P2": lambda levels, task, tier: paired(levels, 45.0 if tier != "T2" else 15.0),
     "P3": lambda levels, task, tier: aligned(levels, -8.0, 20.0),
+    "P4": lambda levels, task, tier: {"score": -70.0 if tier == "T1" else -40.0},
     "P6": lambda levels, task, tier: captions(levels, {"English only": -9.0}),
     "T1": lambda levels, task, tier: {"score": -12.0 * (levels["tiles"] == 2)},
 }
@@ -148,6 +150,7 @@ BORDER: dict[str, Planted] = {
     "C9": lambda levels, task, tier: {"score": 2.0 * (levels["allocation"] != "uniform")},
     "P2": lambda levels, task, tier: paired(levels, 30.0),
     "P3": lambda levels, task, tier: aligned(levels, 0.0, 0.0),
+    "P4": lambda levels, task, tier: {"score": 100 / 72 - 60},
     "P6": lambda levels, task, tier: captions(levels, {"English only": -2.0}),
 }
 """Where a margin stands for zero; the other claims are within noise where nothing is planted."""
