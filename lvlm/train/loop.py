@@ -205,7 +205,7 @@ class StageLoop:
 
     def _contrast(self, step: int) -> StepContrast | None:
         """The contrastive term of a step; None where there is none."""
-        if not self.config.contrast.weight:
+        if not isinstance(self.config, StageConfig) or not self.config.contrast.weight:
             return None
         found = step_contrast(self.model, self.batches, step, self.config, self.compute)
         self.contrast = {"contrast": found.value}
