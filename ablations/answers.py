@@ -28,6 +28,7 @@ KINDS = ("right", "right, in another language", "wrong", "wrong, in another lang
 """What becomes of an answer. Graded answers, such as captions, are right from half of the points on."""
 HALF = 50.0
 UNDETERMINED = "undetermined"
+LEFT = "text-align:left"
 COLUMNS = ("arm", "seed", "task", "language", "item", "source", "prompt", "answer", "prediction",
            "score", "score_any_language", "answer_language")  # fmt: skip
 COUNTED = ("arm", "seed", "task", "language", "answer_language", "kind")
@@ -64,8 +65,8 @@ class Disagreement:
             )
             mark = f"{int((given['score'] >= HALF).sum())} of {len(given)} right"
             lines.append(
-                f'<tr><th style="text-align:left">{escape(self.labels.get(str(arm), str(arm)))}</th>'
-                f'<td style="text-align:left">{said}</td><td>{mark}</td></tr>'
+                f'<tr><th style="{LEFT}">{escape(self.labels.get(str(arm), str(arm)))}</th>'
+                f'<td style="{LEFT};white-space:normal">{said}</td><td style="white-space:nowrap">{mark}</td></tr>'
             )
         picture = self.pictures.get((str(row["task"]), str(row["source"]), str(row["item"])))
         shown = (
@@ -76,8 +77,9 @@ class Disagreement:
             f'<span dir="auto">{escape(str(row["prompt"]))}</span><br>gold: <span dir="auto">'
             f"{escape(str(row['gold']))}</span></p>"
         )
+        body = f'<div style="flex:none">{shown}</div><div>{head}<table>{"".join(lines)}</table></div>'
         style = "display:flex;align-items:center;gap:20px;border-top:1px solid #ddd;padding:6px 0"
-        return f'<div style="{style}"><div>{shown}</div><div>{head}<table>{"".join(lines)}</table></div></div>'
+        return f'<div style="{style}">{body}</div>'
 
 
 def read_predictions(

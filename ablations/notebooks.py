@@ -28,6 +28,7 @@ NOTEBOOKS = {
     "text": "03_text_in_image",
     "tower": "03_text_in_image",
     "tiles": "04_tiling",
+    "learns": "07_paint",
     "pairs": "05_pivot",
     "alignment": "05_pivot",
 }
@@ -39,6 +40,7 @@ ALL_NOTEBOOKS = (
     "04_tiling",
     "05_pivot",
     "06_drivers",
+    "07_paint",
     "08_errors",
 )
 """Every notebook that reads results."""

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ablations.outcomes import DERIVED, group_names, members
+from ablations.outcomes import DERIVED, SUMMARISED, group_names, members
 from lvlm.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ def values(results: Results, metric: str) -> pd.DataFrame:
         whole, part = DERIVED[metric]
         return results.wide.setdefault(metric, values(results, whole) - values(results, part))
     rows = results.table[results.table["metric"] == metric]
+    if rows.empty and metric in SUMMARISED and not results.table.empty:  # no task of the study has it
+        score = results.table[results.table["metric"] == "score"]
+        nothing = score.pivot(index=["arm", "seed"], columns=PAIR, values="value").astype(float)
+        return results.wide.setdefault(metric, nothing * float("nan"))
     if rows.empty:
         known = sorted({*results.table["metric"], *DERIVED})
         raise InputError(f"There is no metric '{metric}' in {results.folder}; metrics: {', '.join(known)}.")

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from lvlm.config import RunConfig
 from lvlm.errors import InputError
+from lvlm.records import RECORD_FILE, RunRecord
 from lvlm.settings import CorpusUse, EvaluateConfig, StageConfig
+from lvlm.train.identity import config_diff
 
 if TYPE_CHECKING:
     from lvlm.data.corpus import Corpus, Permission
@@ -20,7 +22,9 @@ def open_corpora(config: RunConfig, *, home: Path | None = None) -> dict[str, Co
     """Path -> corpus, for all that the stages, the evaluation and the validation name; each split may be used so.
     Rows found sound are remembered under `home`."""
     uses: list[tuple[str, CorpusUse, Permission]] = [
-        (f"{name}.mix.corpora", use, "train") for name, stage in config.stages().items() for use in stage.mix.corpora
+        (f"{name}.mix.corpora", use, "train")
+        for name, stage in config.every_stage().items()
+        for use in stage.mix.corpora
     ]
     uses += [("evaluate.corpora", use, "report") for use in config.evaluate.corpora]
     uses += [("evaluate.tune_corpora", use, "tune") for use in config.evaluate.tune_corpora]
@@ -46,9 +50,8 @@ def _check_there(uses: Iterable[tuple[str, CorpusUse]]) -> None:
         return
     faults = "; ".join(f"{field}: {use.path} does not exist" for field, use in absent)
     field, use = absent[0]
-    built_in = next(
-        (use.path for _, use in absent if Path(use.path).name in ("shapes", "reading", "sentences", "origins")), None
-    )
+    written = ("shapes", "reading", "sentences", "origins", "paint")
+    built_in = next((use.path for _, use in absent if Path(use.path).name in written), None)
     hint = f" `python -m lvlm data {Path(built_in).name} {built_in}` writes a built-in one." if built_in else ""
     raise InputError(
         f"{faults} (looked for from {Path.cwd()}). A corpus is a folder with a corpus.yaml, or a JSON file. Put it "
@@ -92,20 +95,26 @@ def check_learns(config: StageConfig, plan: Plan) -> None:
 def check_evaluation(config: RunConfig, corpora: Mapping[str, Corpus], *, home: Path) -> list[Path]:
     """Raise for whatever is wrong with the items of the evaluation and of the validation, their pictures included;
     returns the images of the evaluation, once each. Pictures found sound are remembered under `home`."""
+    paints = config.paint is not None
     if config.evaluate.tune_corpora:
-        check_items(tuning(config.evaluate), corpora, permission="tune", home=home)
-    return check_items(config.evaluate, corpora, permission="report", home=home)
+        check_items(tuning(config.evaluate), corpora, permission="tune", home=home, paints=paints)
+    return check_items(config.evaluate, corpora, permission="report", home=home, paints=paints)
 
 
 def check_items(
-    config: EvaluateConfig, corpora: Mapping[str, Corpus], *, permission: Permission, home: Path
+    config: EvaluateConfig, corpora: Mapping[str, Corpus], *, permission: Permission, home: Path, paints: bool = False
 ) -> list[Path]:
-    """`check_evaluation` for the corpora of one evaluation."""
+    """`check_evaluation` for the corpora of one evaluation; `paints` says that a denoiser is there for prompts."""
     from lvlm.evaluate import detectors
     from lvlm.evaluate.items import asked_items
     from lvlm.evaluate.tasks import scorer_of
 
     asked = asked_items(config, corpora, permission=permission)
+    if not paints and (entry := next((one for one in asked if one.item.task == "paint"), None)) is not None:
+        raise InputError(
+            f"The evaluation asks for pictures (task paint, corpus {entry.corpus.name}/{entry.split}), but the run has "
+            "no stage paint. Give it one, or leave the task out (evaluate.tasks)."
+        )
     detectors(config, corpora)  # that of closed corpora reads more than what is asked; kept for then
     ids: dict[tuple[Corpus, str, str], set[str]] = {}
     for entry in asked:
@@ -114,6 +123,22 @@ def check_items(
     for (corpus, split, language), chosen in ids.items():
         corpus.check(split, [language], ids=chosen, images=True, home=home)
     return list(dict.fromkeys(entry.corpus.image_path(image) for entry in asked for image in entry.item.images))
+
+
+def check_same_data(folder: Path, config: RunConfig, record: RunRecord) -> None:
+    """Raise if the backbones or corpora of a finished run are no longer those that its record names."""
+    from lvlm.model.backbones import run_digests
+
+    now = {
+        "backbones": run_digests(config),
+        "corpora": {path: corpus.stamp() for path, corpus in open_corpora(config).items()},
+    }
+    if lines := config_diff({name: record.provenance.get(name, now[name]) for name in now}, now):
+        raise InputError(
+            f"The run in {folder} is finished, but what it was made of has changed since (digests there -> now): "
+            f"{'; '.join(lines)}. Name another folder, or remove this one, to run with what is there now; to keep the "
+            f"scores, put the old files back or read {folder / RECORD_FILE}."
+        )
 
 
 def tuning(config: EvaluateConfig) -> EvaluateConfig:
@@ -142,7 +167,7 @@ def setting_notes(config: RunConfig) -> list[str]:
 def refusal_notes(config: RunConfig, corpora: Mapping[str, Corpus]) -> list[str]:
     """How many samples of each stage lack a translation into some languages, and so stay in another."""
     notes = []
-    for name, stage in config.stages().items():
+    for name, stage in config.every_stage().items():
         for use in stage.mix.corpora:
             corpus = corpora[use.path]
             refused = {code: len(corpus.refused(use.split, code)) for code in corpus.languages_of(use.split)}
@@ -155,4 +180,4 @@ def refusal_notes(config: RunConfig, corpora: Mapping[str, Corpus]) -> list[str]
 
 
 def _validates(config: RunConfig) -> bool:
-    return any(stage.validate_every for stage in config.stages().values())
+    return any(stage.validate_every for stage in config.every_stage().values())

@@ -17,6 +17,9 @@ from lvlm.data.benchmarks import command as benchmark
 from lvlm.data.sources import command as corpus
 from lvlm.data.worlds import command as worlds
 from lvlm.errors import InputError
+from lvlm.paint import command as painting
+from lvlm.paint.captions import caption_measure
+from lvlm.paint_settings import PaintConfig
 from lvlm.processes import process_count, process_index, start
 from lvlm.ready import model_source, ready, recorded_config
 from lvlm.settings import EvaluateConfig
@@ -155,6 +158,8 @@ def _using(command: AddCommand) -> None:
     generate.add_argument("--max-new-tokens", type=int, default=128)
     _add_device(generate)
 
+    painting.add_options(command("paint", painting.run, painting.TEXT, painting.EXAMPLE))
+
     export = command(
         "export",
         _export,
@@ -202,7 +207,10 @@ def _making(command: AddCommand) -> None:
     )
     backbones.add_argument("--draws", type=int, nargs="+", help="default: 0 1 2 3 4; with --corpus 0")
     backbones.add_argument(
-        "--parts", nargs="+", choices=("lm", "clean", "vit", "card"), help="default: all; with --corpus lm vit"
+        "--parts",
+        nargs="+",
+        choices=("lm", "clean", "vit", "card", "denoiser"),
+        help="default: all; with --corpus lm vit",
     )
     backbones.add_argument(
         "--scale", type=float, default=1.0, help="train this share of the full length, to try the script out"
@@ -300,17 +308,19 @@ def _print_plan(options: argparse.Namespace) -> None:
     home = options.home or default_home()
     corpora = open_corpora(config, home=home)
     counter = load_counter(config.model, seed=config.seed)
-    for name, stage in config.stages().items():
+    for name, stage in config.every_stage().items():
+        paints = stage if isinstance(stage, PaintConfig) else None
         plan = build_plan(
             name,
             stage,
             seed=config.seed,
             corpora=corpora,
-            measure=counter.measure,
-            tokenizer=counter.key,
+            measure=caption_measure(counter.chat, paints.prompt) if paints else counter.measure,
+            tokenizer=None if paints else counter.key,
             home=home,
         )
-        check_learns(stage, plan)
+        if not isinstance(stage, PaintConfig):
+            check_learns(stage, plan)
         print("\n".join([*plan.table(), *(plan.fertility_table() if options.fertility else ())]) + "\n")
     images = check_evaluation(config, corpora, home=home)
     print(f"evaluation: {len(images):,} images, all sound")
@@ -364,7 +374,7 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from lvlm.model.export import LIMIT, export
-    from lvlm.run import quiet_transformers
+    from lvlm.startup import quiet_transformers
 
     if options.adapters and options.layout == "llava":
         raise InputError("--adapters keeps LoRA beside the weights, and --as llava merges it into them; choose one.")
@@ -385,7 +395,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _translate(options: argparse.Namespace) -> None:
-    from lvlm.run import quiet_transformers
+    from lvlm.startup import quiet_transformers
 
     with quiet_transformers():
         translate.run(options)
@@ -401,8 +411,11 @@ def _backbones(options: argparse.Namespace) -> None:
         from lvlm.backbones.emoji import build_emoji
         from lvlm.run import default_home
 
-        if options.parts is not None and "card" in options.parts:
-            raise InputError("--parts card belongs to the shipped backbones; with --corpus each draw has its own card.")
+        if idle := {"card", "denoiser"} & set(options.parts or ()):
+            raise InputError(
+                f"--parts {' '.join(sorted(idle))} belongs to the shipped backbones, and --corpus makes others: each "
+                "draw of those has its own card, and none paints."
+            )
         out = options.out or default_home() / "backbones" / "emoji"
         parts = options.parts or ["lm", "vit"]
         return build_emoji(options.corpus, out, draws=options.draws or [0], parts=parts, scale=options.scale, say=say)
@@ -419,10 +432,11 @@ def _backbones(options: argparse.Namespace) -> None:
 
     from lvlm.backbones.build import build
 
-    build(
-        options.out or Path(__file__).parent / "assets",
-        draws=options.draws or [0, 1, 2, 3, 4],
-        parts=options.parts or ["lm", "clean", "vit", "card"],
-        scale=options.scale,
-        say=say,
-    )
+    out = options.out or Path(__file__).parent / "assets"
+    parts = options.parts or ["lm", "clean", "vit", "card", "denoiser"]
+    if others := [part for part in parts if part != "denoiser"]:
+        build(out, draws=options.draws or [0, 1, 2, 3, 4], parts=others, scale=options.scale, say=say)
+    if "denoiser" in parts:
+        from lvlm.paint.tiny import build_denoiser
+
+        build_denoiser(out, draws=options.draws or [0], scale=options.scale, say=say)

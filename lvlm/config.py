@@ -24,6 +24,7 @@ from pydantic import (
 
 from lvlm.errors import InputError, nearest
 from lvlm.lineage import check_lineage
+from lvlm.paint_settings import PaintConfig
 from lvlm.settings import AnySettings, ComputeConfig, EvaluateConfig, Label, ModelConfig, Settings, StageConfig
 
 FREE_COMPUTE = (
@@ -35,9 +36,9 @@ cell's identity, and an unfinished run may be resumed with other values of them.
 MASKS_DEPEND_ON = ("micro_batch_tokens", "packing", "strategy")
 """Those among them that decide what a micro-batch is, and with it the masks of LoRA's dropout. Where there is dropout
 they are part of the stage's key, and `lvlm.run` refuses to resume with other values."""
-STAGES = ("align", "pretrain", "instruct")
+STAGES = ("align", "pretrain", "instruct", "paint")
 """In the order in which they run; a run has any of them."""
-NEW_STAGES = ("align",)
+NEW_STAGES = ("align", "paint")
 """Those that a config without them does not name: its fingerprint is that of before they existed."""
 LABELS = ("name", "tags")
 """Settings that say what a run is called: no part of what it is."""
@@ -55,12 +56,17 @@ class RunConfig(Settings):
     """The LLM alone, on text."""
     pretrain: StageConfig | None = None
     instruct: StageConfig | None = None
+    paint: PaintConfig | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
     compute: ComputeConfig = ComputeConfig()
 
     def stages(self) -> dict[str, StageConfig]:
-        """The stages that run, in order."""
-        return {name: stage for name in STAGES if (stage := getattr(self, name)) is not None}
+        """The stages that train parts of the vision-language model, in order."""
+        return {name: stage for name in STAGES if name != "paint" and (stage := getattr(self, name)) is not None}
+
+    def every_stage(self) -> dict[str, StageConfig | PaintConfig]:
+        """`stages`, and after them the one that trains a denoiser and leaves the LLM as it is."""
+        return {**self.stages(), **({} if self.paint is None else {"paint": self.paint})}
 
     @model_validator(mode="after")
     def _stages_fit_together(self) -> Self:

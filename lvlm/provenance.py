@@ -12,7 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("lvlm", "torch", "transformers", "timm", "peft", "accelerate", "deepspeed", "tokenizers", "pillow", "numpy")
+PACKAGES = (
+    "lvlm", "torch", "transformers", "timm", "peft", "accelerate", "deepspeed", "diffusers", "tokenizers", "pillow",
+    "numpy",
+)  # fmt: skip
 
 
 class Phases:

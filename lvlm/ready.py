@@ -63,7 +63,7 @@ def ready(
 ) -> Iterator[Ready]:
     """The model of `model_source` inside its autocast; without a run the compute settings are the defaults."""
     from lvlm.model.checkpoints import load
-    from lvlm.run import quiet_transformers
+    from lvlm.startup import quiet_transformers
     from lvlm.train.compute import compute
     from lvlm.train.features import TowerFeatures
 

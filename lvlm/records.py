@@ -25,6 +25,7 @@ TRAINER_VERSION = 5
 """Raised when a change to the trainer changes its numbers, so that old stages and cells are not taken for new ones."""
 STAGES_FILE = "stages.json"  # stage -> key of the trained stage that the run takes, as soon as it is known
 STAGE_FILE = "stage.json"  # in the folder of a stage, written last: its presence says that the stage is trained
+RENDERINGS_FILE = "renderings.json"  # in a corpus: its clean pictures, and the attributes that each shows
 RECORD_FILE = "record.json"  # written last: its presence says that the run is finished
 
 SCORE_COLUMNS = ("task", "language", "metric", "value", "n")
@@ -36,6 +37,11 @@ PREDICTION_COLUMNS = (
     "task", "language", "item", "source", "prompt", "answer", "prediction",
     "score", "score_any_language", "answer_language", *NAMED_METRICS,
 )  # fmt: skip
+PAINT_METRICS = (
+    "colour", "shape", "place", "ceiling", "empty", "gap", "transfer", "frechet", "agreement", "clip_score",
+    "frechet_model",
+)  # fmt: skip
+"""Of the task `paint` alone, beside `score` and `random`; `lvlm.paint.scores` says what they are."""
 ANSWER_METRICS = (
     "score", "score_any_language", "fidelity", "undetermined", "majority", "random", "together", *NAMED_METRICS,
 )  # fmt: skip
@@ -48,10 +54,10 @@ are not translated. A task has those that say something of it.
 ALIGNMENT_METRICS = ("retrieval", "cka", "tokens_per_word")
 """Of the language model that vision begins with, under `alignment` in the place of a task: see
 `lvlm.evaluate.alignment`. The first two are percent."""
-METRICS = (*ANSWER_METRICS, *ALIGNMENT_METRICS)
+METRICS = (*ANSWER_METRICS, *PAINT_METRICS, *ALIGNMENT_METRICS)
 TASKS = (
     "caption", "vqa", "reading", "naming", "choice", "pair", "xm3600", "maxm", "xgqa", "xvnli", "marvl", "vgr", "vlod",
-    "mtvqa", "smpqa_ground", "smpqa_read", "m3exam", "m3exam_cyclic", "xmmmu", "bin_mc", "cvqa", "mme", "mmmu",
+    "mtvqa", "smpqa_ground", "smpqa_read", "m3exam", "m3exam_cyclic", "xmmmu", "bin_mc", "cvqa", "mme", "mmmu", "paint",
 )  # fmt: skip
 """What can be scored, in the order of every table: the tasks of the worlds, then those of the benchmarks."""
 

@@ -4,14 +4,21 @@ by notebooks."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lvlm.check import check_evaluation, check_learns, open_corpora, refusal_notes, setting_notes, tuning
+from lvlm.check import (
+    check_evaluation,
+    check_learns,
+    check_same_data,
+    open_corpora,
+    refusal_notes,
+    setting_notes,
+    tuning,
+)
 from lvlm.config import RunConfig, fingerprint, to_yaml
-from lvlm.errors import InputError
 from lvlm.processes import process_count
 from lvlm.provenance import Phases, git_commit, machine, spent_on, versions
 from lvlm.records import (
@@ -29,14 +36,15 @@ from lvlm.records import (
     write_table,
     write_text,
 )
-from lvlm.startup import DataAhead, no_collection
-from lvlm.train.identity import check_same_config, config_diff
+from lvlm.startup import DataAhead, no_collection, quiet_transformers
+from lvlm.train.identity import check_same_config
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from lvlm.data.corpus import Corpus, Permission
     from lvlm.evaluate.kept import KeptAnswers
+    from lvlm.paint.stage import Painting
     from lvlm.settings import CorpusUse, EvaluateConfig
     from lvlm.train.batches import StepBatches
     from lvlm.train.compute import Compute
@@ -102,20 +110,6 @@ def run(
     return RunRecord.load(folder)
 
 
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without transformers' progress bars over the files of a model, which would tear the run's own."""
-    from transformers.utils import logging
-
-    was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_on:
-            logging.enable_progress_bar()
-
-
 def _finished(folder: Path, config: RunConfig, *, silent: bool = False) -> RunRecord:
     """The record of a finished run, if it still says what a new run would."""
     from lvlm.train.progress import Reporter
@@ -124,22 +118,6 @@ def _finished(folder: Path, config: RunConfig, *, silent: bool = False) -> RunRe
     check_same_data(folder, config, record)
     Reporter(silent=silent).say(f"{config.name}: already finished, taken from {folder}")
     return record
-
-
-def check_same_data(folder: Path, config: RunConfig, record: RunRecord) -> None:
-    """Raise if the backbones or corpora of a finished run are no longer those that its record names."""
-    from lvlm.model.backbones import backbone_digests
-
-    now = {
-        "backbones": backbone_digests(config.model, seed=config.seed),
-        "corpora": {path: corpus.stamp() for path, corpus in open_corpora(config).items()},
-    }
-    if lines := config_diff({name: record.provenance.get(name, now[name]) for name in now}, now):
-        raise InputError(
-            f"The run in {folder} is finished, but what it was made of has changed since (digests there -> now): "
-            f"{'; '.join(lines)}. Name another folder, or remove this one, to run with what is there now; to keep the "
-            f"scores, put the old files back or read {folder / RECORD_FILE}."
-        )
 
 
 class _Run:
@@ -168,6 +146,7 @@ class _Run:
         self.corpora: dict[str, Corpus] = {}
         self.stages: dict[str, Stage] = {}
         self.results: dict[str, dict[str, Any]] = {}
+        self.painting: Painting | None = None
         self.alignment: pd.DataFrame | None = None
 
     def run(self, notes: list[str]) -> RunRecord:
@@ -183,7 +162,7 @@ class _Run:
         self.reporter.say(f"{self.config.name}: {self.compute.line()}")
         if self.main:  # from here on the folder belongs to this configuration
             write_text(self.folder / CONFIG_FILE, to_yaml(self.config))
-        for name in self.config.stages():
+        for name in self.config.every_stage():
             if name != "align":
                 self._measure_alignment()
             self._train(name)
@@ -203,7 +182,7 @@ class _Run:
         """The data, planned, checked and tokenised, and the model."""
         with self.phases("start-up"):
             from lvlm.model.assembly import assemble
-            from lvlm.model.backbones import backbone_digests
+            from lvlm.model.backbones import run_digests
             from lvlm.train.batches import SampleEncoder
             from lvlm.train.train import StageTraining
 
@@ -213,7 +192,7 @@ class _Run:
             self.corpora = ahead.corpora if ahead else open_corpora(self.config, home=self.home)
             self.stamps = {path: corpus.stamp() for path, corpus in self.corpora.items()}
         with self.phases("start-up"):
-            self.backbones = backbone_digests(self.config.model, seed=self.config.seed)
+            self.backbones = run_digests(self.config)
             self.model, self.processor = assemble(
                 self.config.model, seed=self.config.seed, precision=self.compute.precision
             )
@@ -221,8 +200,12 @@ class _Run:
             self.training = StageTraining(
                 self.config, self.home, self.compute, self.reporter, self.phases, self.spare_stages
             )
+            if self.config.paint is not None:
+                from lvlm.paint.stage import Painting
+
+                self.painting = Painting(self.config, self.compute, self.reporter, self.phases)
         with self.phases("data"):
-            self.batches = {name: self._batches(name) for name in self.config.stages()}
+            self.batches = {name: self._batches(name) for name in self.config.every_stage()}
             self.reporter.samples = {name: len(batches.plan.order) for name, batches in self.batches.items()}
             self.evaluation_images = (
                 ahead.evaluation_images if ahead else check_evaluation(self.config, self.corpora, home=self.home)
@@ -233,6 +216,8 @@ class _Run:
         from lvlm.data.plan import build_plan
         from lvlm.train.batches import StepBatches
 
+        if name == "paint" and self.painting:
+            return self.painting.prepare(self.model, self.processor, self.corpora, self.home)
         config, accelerator = self.config.stages()[name], self.compute.accelerator
         plan = build_plan(
             name,
@@ -267,8 +252,12 @@ class _Run:
         def train() -> Mapping[str, Any]:
             nonlocal trained_here
             trained_here = True
-            later = list(self.evaluation_images) if name == list(self.config.stages())[-1] else []
             validate = self._validate if stage.config.validate_every else None
+            if name == "paint" and self.painting:
+                *earlier, _ = [None, *(one.model_folder for one in self.stages.values())]
+                scored = (lambda: self._validate(self._features())) if validate else None
+                return self.painting.train(stage, self.model, parent=earlier[-1], validate=scored)
+            later = list(self.evaluation_images) if name == list(self.config.stages())[-1] else []
             return self.training(
                 stage,
                 batches=self.batches[name],
@@ -285,7 +274,9 @@ class _Run:
             )
             if not trained_here:
                 self.reporter.say(f"{name}: taken from {stage.folder}")
-            if not trained_here or self.compute.zero_stage:  # a model that was divided is read back whole
+            if name == "paint" and self.painting:
+                self.painting.take(self.model, None if trained_here else stage.model_folder)
+            elif not trained_here or self.compute.zero_stage:  # a model that was divided is read back whole
                 self.model, self.processor = load(
                     stage.model_folder,
                     attn=self.config.model.attn,
@@ -298,19 +289,22 @@ class _Run:
     def _stage(self, name: str) -> Stage:
         """The stage in the cache, keyed by all that it depends on."""
         from lvlm.data.images import content_digest
+        from lvlm.model.backbones import PAINTING
         from lvlm.train.stages import make_stage
 
         batches = self.batches[name]
         with self.phases("data"):
             data = {"images": content_digest(batches.images(), self.home)}
-            if self.config.stages()[name].validate_every:
+            if name == "paint":  # what stands around the LLM decides nothing before
+                data |= {part: digest for part, digest in self.backbones.items() if part in PAINTING}
+            if self.config.every_stage()[name].validate_every:
                 data |= {f"tune {use.path}:{use.split}": self._digest(use) for use in self.config.evaluate.tune_corpora}
         return make_stage(
             self.home,
             self.config,
             name,
             parent=next((stage.key for stage in reversed(self.stages.values())), None),
-            backbones=self.backbones,
+            backbones={part: digest for part, digest in self.backbones.items() if part not in PAINTING},
             plan_hash=batches.plan.hash,
             data=data,
             compute=self.compute.identity(),
@@ -357,7 +351,7 @@ class _Run:
         )
         shared = all(stage.train.tower == "frozen" for stage in self.config.stages().values())
         wanted = self.config.compute.feature_cache
-        used = any(result["features"] == "stored" for result in self.results.values())
+        used = any(self.results[name]["features"] == "stored" for name in self.config.stages() if name in self.results)
         if not shared or wanted == "off" or (wanted == "auto" and not used):
             return tower
         return self.training.store(tower)
@@ -365,20 +359,34 @@ class _Run:
     def _evaluate(
         self, features: ImageFeatures, config: EvaluateConfig, permission: Permission, keep: KeptAnswers | None = None
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """(scores, predictions) of the model in memory."""
+        """(scores, predictions) of the model in memory, and of the pictures that it has painted."""
         from lvlm.evaluate import evaluate
 
         self.model.to(self.compute.device)
         with self.compute.autocast(), self.reporter.evaluation() as progress:
-            return evaluate(
-                self.model,
-                self.processor,
+
+            def answered(config: EvaluateConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
+                return evaluate(
+                    self.model,
+                    self.processor,
+                    config,
+                    self.corpora,
+                    permission=permission,
+                    features=features,
+                    batch_size=self.config.compute.evaluate_batch,
+                    keep=keep,
+                    on_progress=progress,
+                )
+
+            if self.painting is None:
+                return answered(config)
+            return self.painting.evaluate(
+                answered,
                 config,
                 self.corpora,
                 permission=permission,
-                features=features,
-                batch_size=self.config.compute.evaluate_batch,
-                keep=keep,
+                folder=self.folder,
+                key=self.stages["paint"].key,
                 on_progress=progress,
             )
 
@@ -427,7 +435,8 @@ class _Run:
                 **self.compute.describe(),
                 "backbones": self.backbones,
                 "corpora": self.stamps,
-                "model": str(list(self.stages.values())[-1].model_folder) if self.stages else None,
+                "model": next((str(self.stages[name].model_folder) for name in [*self.config.stages()][::-1]), None),
+                **({"painter": str(self.stages["paint"].model_folder)} if self.painting else {}),
                 "plan_hashes": hashes,
                 "seconds": seconds,
                 "stages_trained_here": [name for name, result in self.results.items() if result["trained_here"]],

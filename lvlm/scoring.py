@@ -44,9 +44,25 @@ def evaluate(options: argparse.Namespace) -> None:
         raise InputError(f"--out {options.out} is a file; name a folder for the two tables.")
     answered = _by_vllm if options.engine == "vllm" else partial(_by_own_engine, recorded=recorded)
     corpora = open_used(config.corpora)
-    check_items(config, corpora, permission="report", home=default_home())
+    paints = recorded is not None and recorded.paint is not None
+    check_items(config, corpora, permission="report", home=default_home(), paints=paints)
     main = process_index() == 0
-    (scores, predictions), keep = answered(options, config, corpora, Reporter(silent=not main))
+    keep: KeptAnswers | None = None
+    reporter = Reporter(silent=not main)
+
+    def texts(config: EvaluateConfig) -> Tables:
+        nonlocal keep
+        tables, keep = answered(options, config, corpora, reporter)
+        return tables
+
+    if recorded is not None and recorded.paint is not None:
+        from lvlm.paint.evaluation import evaluate_painted
+
+        scores, predictions = evaluate_painted(
+            texts, options.checkpoint, recorded, config, corpora, reporter, out=options.out, device=options.device
+        )
+    else:
+        scores, predictions = texts(config)
     if not main:
         return
     for name, value in summarise(scores).items():
@@ -56,10 +72,11 @@ def evaluate(options: argparse.Namespace) -> None:
             print(f"score by {by}: {row.group:20s} {row.value:6.1f}  ({row.pairs} pairs of task and language)")
     for note in [*scores.attrs["notes"], *left_out(scores)]:
         print(f"note: {note}")
-    if options.out and keep:
+    if options.out:
         for frame, name in ((scores, SCORES_FILE), (predictions, PREDICTIONS_FILE)):
             write_table(options.out / name, frame)
-        keep.remove()
+        if keep:
+            keep.remove()
         print(f"written: {options.out}")
 
 

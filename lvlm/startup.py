@@ -49,6 +49,20 @@ def no_collection() -> Iterator[None]:
         gc.enable()
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' progress bars over the files of a model, which would tear the run's own."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
+
+
 @dataclass(frozen=True)
 class CheckedData:
     """The corpora of a run with the rows that it uses, all of them sound, and the images of its evaluation."""
@@ -119,14 +133,14 @@ def _work(config: RunConfig, home: Path, receiver: Connection, answer: Connectio
 def _read(config: RunConfig, home: Path) -> CheckedData | None:
     from lvlm.data.plan import build_plan
 
-    uses = [use for stage in config.stages().values() for use in stage.mix.corpora]
+    uses = [use for stage in config.every_stage().values() for use in stage.mix.corpora]
     uses += [*config.evaluate.corpora, *config.evaluate.tune_corpora]
     if sum(path.stat().st_size for path in {path for use in uses for path in _files(use)}) > LARGEST_BYTES:
         return None
-    if any(stage.mix.share_of != "samples" for stage in config.stages().values()):
+    if any(stage.mix.share_of != "samples" for stage in config.every_stage().values()):
         return None  # which sample is in which language takes a tokenizer to say
     corpora = open_corpora(config, home=home)
-    for name, stage in config.stages().items():
+    for name, stage in config.every_stage().items():
         build_plan(name, stage, seed=config.seed, corpora=corpora, home=home)  # reads what the stage uses
     return CheckedData(corpora, check_evaluation(config, corpora, home=home))
 

@@ -18,6 +18,8 @@ from ablations.factors import with_values
 from ablations.studies import Amount, Cell, Study, cell_id
 from lvlm.config import RunConfig, make_config
 from lvlm.errors import InputError
+from lvlm.paint.captions import caption_measure
+from lvlm.paint_settings import PaintConfig
 from sweeps.plan import PlannedCell
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ class Meter:
 
     def pool(self, config: RunConfig, stage: str) -> StagePool:
         """The pool of a stage of a run. Raises `InputError` for data or backbones that cannot be read."""
-        key = _key(config.model, config.stages()[stage], stage)
+        key = _key(config.model, config.every_stage()[stage], stage)
         if key not in self._pools:
             self._pools[key] = self._pool(config, stage)
         return self._pools[key]
@@ -85,20 +87,20 @@ class Meter:
         """How many samples a stage sees."""
         from lvlm.data.plan import stage_samples
 
-        return stage_samples(config.stages()[stage], len(self.pool(config, stage)))
+        return stage_samples(config.every_stage()[stage], len(self.pool(config, stage)))
 
     def stages(self, config: RunConfig) -> dict[str, dict[Amount, float]]:
         """Stage -> what it amounts to."""
         return {
             stage: self.pool(config, stage).sums(self.samples(config, stage), seed=config.seed)
-            for stage in config.stages()
+            for stage in config.every_stage()
         }
 
     def corpora(self, config: RunConfig) -> dict[str, Corpus]:
         """The corpora of a run, opened."""
         from lvlm.check import open_corpora
 
-        key = _key(*config.stages().values(), config.evaluate)
+        key = _key(*config.every_stage().values(), config.evaluate)
         if key not in self._corpora:
             self._corpora[key] = open_corpora(config, home=self.home)
         return self._corpora[key]
@@ -118,8 +120,10 @@ class Meter:
     def _pool(self, config: RunConfig, name: str) -> StagePool:
         from lvlm.model.work import planned_outline
 
-        stage, counter = config.stages()[name], self.counter(config)
+        stage, counter = config.every_stage()[name], self.counter(config)
         text, supervised, images = self._counted(config, name).T
+        if isinstance(stage, PaintConfig):
+            return self._painted(config, stage, text)
         vocabulary = len(counter.chat.tokenizer)
         outline = planned_outline(config.model, seed=config.seed, vocabulary=vocabulary, home=self.home)
         work = outline.work(stage, text=text, supervised=supervised, images=images)
@@ -132,13 +136,21 @@ class Meter:
             }
         )
 
+    def _painted(self, config: RunConfig, stage: PaintConfig, text: npt.NDArray[np.int64]) -> StagePool:
+        """Of captions with so many tokens: one picture each, and the work of the denoiser on the largest."""
+        from lvlm.paint.work import planned_flops
+
+        flops = planned_flops(config, stage, tokens=max(1, round(float(text.mean()))))
+        each = np.ones(len(text))
+        return StagePool({"samples": each, "llm_tokens": text.astype(float), "images": each, "flops": flops * each})
+
     def _counted(self, config: RunConfig, name: str) -> npt.NDArray[np.int64]:
         """(pool, 3): text tokens, supervised tokens and images of every sample, by its number in the pool."""
         from lvlm.data.plan import build_plan
 
-        stage, counter = config.stages()[name], self.counter(config)
-        model = config.model
-        key = _key(stage.mix, stage.max_text_tokens, model.llm, model.template, model.checkpoint)
+        stage, counter = config.every_stage()[name], self.counter(config)
+        model, read_as = config.model, stage.prompt if isinstance(stage, PaintConfig) else None
+        key = _key(stage.mix, stage.max_text_tokens, model.llm, model.template, model.checkpoint, read_as)
         if key not in self._samples:
             whole = stage.model_copy(update={"epochs": 1.0, "samples": None, "steps": None})
             plan = build_plan(
@@ -146,8 +158,8 @@ class Meter:
                 whole,
                 seed=config.seed,
                 corpora=self.corpora(config),
-                measure=counter.measure,
-                tokenizer=counter.key,
+                measure=caption_measure(counter.chat, read_as) if read_as else counter.measure,
+                tokenizer=None if read_as else counter.key,
                 home=self.home,
                 look_at_images=False,
             )
@@ -170,8 +182,9 @@ def _same_steps(study: Study, cell: Cell, baseline: RunConfig, _: Meter) -> dict
     """Stage -> samples, where steps are given and an arm's hold another number of them than the baseline's."""
     varied = {path for factor in study.factors for path in factor.paths}
     found: dict[str, int] = {}
-    for name, stage in cell.config.stages().items():
-        own, wanted = (one and one.steps and one.steps * one.batch_samples for one in (stage, baseline.stages()[name]))
+    for name, stage in cell.config.every_stage().items():
+        both = (stage, baseline.every_stage()[name])
+        own, wanted = (one and one.steps and one.steps * one.batch_samples for one in both)
         if own and wanted and own != wanted and f"{name}.steps" not in varied:
             found[name] = wanted
     return found
@@ -183,7 +196,7 @@ def _same_amounts(study: Study, cell: Cell, baseline: RunConfig, meter: Meter) -
     found: dict[str, int] = {}
     if cell.config == baseline:
         return {}
-    for name in cell.config.stages():
+    for name in cell.config.every_stage():
         wanted = meter.pool(baseline, name).sums(meter.samples(baseline, name), seed=cell.seed)[amount]
         pool, samples = meter.pool(cell.config, name), meter.samples(cell.config, name)
         if not wanted or not pool.each[amount].sum():

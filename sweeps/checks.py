@@ -127,7 +127,7 @@ def check_making(plan: Plan, place: Place) -> None:
 
     Once for the whole plan, before any worker starts.
     """
-    from lvlm.model.backbones import backbone_digests
+    from lvlm.model.backbones import run_digests
 
     opened: dict[str, dict[str, str]] = {}
     digests: dict[str, dict[str, str]] = {}
@@ -144,9 +144,9 @@ def check_making(plan: Plan, place: Place) -> None:
             if recorded is None:
                 raise
             continue  # nothing is left to train on it: its results stand for themselves
-        model = f"{config.model.tower} {config.model.llm} {config.seed}"
+        model = f"{config.model.tower} {config.model.llm} {config.paint and config.paint.denoiser} {config.seed}"
         if model not in digests:
-            digests[model] = backbone_digests(config.model, seed=config.seed)
+            digests[model] = run_digests(config)
         if recorded is None:
             continue
         now = {"backbones": digests[model], "corpora": opened[data], "trainer": TRAINER_VERSION}

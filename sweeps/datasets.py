@@ -26,7 +26,7 @@ def dataset_inputs(config: RunConfig, record: RunRecord) -> list[DatasetInput]:
     hashes = record.provenance.get("plan_hashes") or {}
     stamps = record.provenance.get("corpora") or {}
     found: dict[tuple[str, str, str], str] = {}
-    for stage, settings in config.stages().items():
+    for stage, settings in config.every_stage().items():
         for use in settings.mix.corpora:
             found.setdefault((Path(use.path).name, hashes.get(stage, record.plan_hash), stage), use.path)
     for use in config.evaluate.corpora:

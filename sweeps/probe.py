@@ -95,9 +95,11 @@ def _estimate(timed: Sequence[Timed], left: Sequence[PlannedCell], meter: Meter)
     for cell in left:
         config = cell.run_config()
         keys, flops = stage_keys(cell), _flops(config, meter)
-        for name, stage in config.stages().items():
+        for name, stage in config.every_stage().items():
             samples, pool = meter.samples(config, name), meter.pool(config, name)
             train[keys[name]] = samples * _seconds(timed, name, flops[name])
+            if name not in config.stages():  # its pictures have no features
+                continue
             images = min(samples, len(pool)) * pool.mean("images")
             views = [cell.seed, *(cell.config["model"][key] for key in ("tower", "tiles", "fit", "image_size"))]
             key = fingerprint([views, [use.model_dump(mode="json") for use in stage.mix.corpora]])
@@ -127,7 +129,7 @@ def _seconds(timed: Sequence[Timed], stage: str, flops: float) -> float:
 
 def _flops(config: RunConfig, meter: Meter) -> dict[str, float]:
     """Stage -> floating-point operations of one sample, on the mean."""
-    return {name: meter.pool(config, name).mean("flops") for name in config.stages()}
+    return {name: meter.pool(config, name).mean("flops") for name in config.every_stage()}
 
 
 def _asked(config: RunConfig, meter: Meter) -> list[Asked]:
@@ -161,7 +163,7 @@ def _time(cell: PlannedCell, folder: Path, home: Path, meter: Meter, *, workers:
 def _shortened(config: RunConfig, meter: Meter, *, workers: int) -> RunConfig:
     """A few steps, and an evaluation of about one batch whose answers stop where the longest gold one does."""
     changes: dict[str, Any] = {"compute.threads": config.compute.threads or max(1, cores() // workers)}
-    for name in config.stages():
+    for name in config.every_stage():
         changes |= {f"{name}.epochs": None, f"{name}.samples": None, f"{name}.steps": STEPS}
         changes[f"{name}.validate_every"] = None
     if asked := _asked(config, meter):

@@ -118,11 +118,18 @@ def _write_predictions(place: Place, cells: list[PlannedCell]) -> Path | None:
     path = place.folder / PREDICTIONS_FILE
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     writer: pq.ParquetWriter | None = None
+    schema: pa.Schema | None = None
+    for table in _predictions(place, cells):  # runs that paint have columns that others lack
+        own = table.schema
+        schema = own if schema is None else pa.unify_schemas([schema, own], promote_options="permissive")
     try:
         for table in _predictions(place, cells):
             if writer is None:
-                writer = pq.ParquetWriter(temporary, table.schema)
-            writer.write_table(table.cast(writer.schema))
+                writer = pq.ParquetWriter(temporary, schema)
+            for name in writer.schema.names:
+                if name not in table.column_names:
+                    table = table.append_column(name, pa.nulls(len(table), writer.schema.field(name).type))
+            writer.write_table(table.select(writer.schema.names).cast(writer.schema))
     finally:
         if writer is not None:
             writer.close()
@@ -137,9 +144,8 @@ def _write_thumbnails(place: Place, cells: list[PlannedCell]) -> str:
     try:
         written = write_thumbnails(cells[0].run_config(), place.folder)
     except (InputError, OSError) as error:
-        return (
-            "" if (place.folder / THUMBNAILS_FILE).exists() else one_line(error)
-        )  # of an earlier export: the same items
+        earlier = (place.folder / THUMBNAILS_FILE).exists()  # of the same items
+        return "" if earlier else one_line(error)
     return "" if written else "no item has a picture"
 
 

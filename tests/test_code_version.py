@@ -17,7 +17,7 @@ from lvlm.records import TRAINER_VERSION
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = Path(__file__).with_name("code_version.json")
-FOLDERS = ("lvlm/model", "lvlm/train")
+FOLDERS = ("lvlm/model", "lvlm/train", "lvlm/paint")
 ALSO = ("lvlm/data/readers.py", "lvlm/data/boundaries.py")
 """What makes a sample of a row; all else in `lvlm.data` decides the plan, whose hash is in the key itself."""
 NO_NUMBERS = {
@@ -33,6 +33,7 @@ NO_NUMBERS = {
         "agreement",
     },
     "lvlm/train": {"decide", "identity", "locks", "progress", "shelf", "space", "stages"},
+    "lvlm/paint": {"command", "work", "tiny", "sheet", "plugins", "evaluation"},
 }  # fmt: skip
 """Modules that name, lock, list or export, and decide no number of a stage."""
 

@@ -20,7 +20,7 @@ from lvlm.model.templates import centurio_template
 from tests.full_size import LLMS, full_size_model
 
 PRESETS = sorted(path.stem for path in cli.PRESETS.glob("*.yaml"))
-FULL_SIZE = [name for name in PRESETS if name != "tiny"]
+FULL_SIZE = [name for name in PRESETS if not name.startswith("tiny") and name != "viscpm_paint"]
 CENTURIO = [name for name in FULL_SIZE if name.startswith("centurio")]
 
 
@@ -35,17 +35,21 @@ def built(name: str) -> Lvlm:
 
 
 def test_the_presets_are_these() -> None:
-    assert PRESETS == ["centurio_aya", "centurio_ocr", "centurio_phi35", "centurio_qwen", "tiny", "viscpm_chat"]
+    assert PRESETS == [
+        "centurio_aya", "centurio_ocr", "centurio_phi35", "centurio_qwen", "tiny", "tiny_paint", "viscpm_chat",
+        "viscpm_paint",
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FULL_SIZE)
+@pytest.mark.parametrize("name", [*FULL_SIZE, "viscpm_paint"])
 def test_a_preset_says_what_it_is_and_takes_any_override(name: str) -> None:
-    config = cli.read_run(name, ["pretrain=null", "instruct.mix.english_share=0.25", "tags=[mine]"])
-    assert (config.name, config.tags, list(config.stages())) == (name, ("mine",), ["instruct"])
+    stage = "paint" if name == "viscpm_paint" else "instruct"
+    config = cli.read_run(name, ["pretrain=null", f"{stage}.mix.english_share=0.25", "tags=[mine]"])
+    assert (config.name, config.tags, list(config.every_stage())) == (name, ("mine",), [stage])
     text = (cli.PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
     for said in ("arXiv 2", "Taken from the paper:", "Taken from its code:", "Substituted", "data/..."):
         assert said in text.partition("name: ")[0], said
-    uses = [use for stage in config.stages().values() for use in stage.mix.corpora] + [*config.evaluate.corpora]
+    uses = [use for one in config.every_stage().values() for use in one.mix.corpora] + [*config.evaluate.corpora]
     assert all(Path(use.path).parts[0] == "data" for use in uses)
 
 

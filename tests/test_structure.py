@@ -21,6 +21,7 @@ ORDER = [
     "commands",
     "languages",
     "settings",
+    "paint_settings",
     "config",
     "records",
     "trident",
@@ -33,6 +34,7 @@ ORDER = [
     "provenance",
     "check",
     "startup",
+    "paint",
     "run",
     "ready",
     "scoring",
@@ -47,15 +49,20 @@ NO_TORCH = (
     "lvlm/commands",
     "lvlm/languages",
     "lvlm/settings",
+    "lvlm/paint_settings",
     "lvlm/lineage",
     "lvlm/config",
     "lvlm/records",
     "lvlm/trident",
     "lvlm/data",
     "lvlm/evaluate/metrics",
+    "lvlm/paint/command",
+    "lvlm/paint/captions",
+    "lvlm/paint/reader",
+    "lvlm/paint/frechet",
     "ablations",
 )
-HEAVY = {"torch", "transformers", "timm", "peft", "accelerate"}
+HEAVY = {"torch", "transformers", "timm", "peft", "accelerate", "diffusers"}
 
 
 def modules() -> list[Path]:
@@ -106,7 +113,13 @@ def test_light_modules_import_no_torch(path: Path) -> None:
         assert not {name.split(".")[0] for name in imports(path)} & HEAVY
 
 
-LATE = {"peft": {"sums", "snapshots"}, "pandas": set(), "deepspeed": {"zero"}, "bitsandbytes": set()}
+LATE = {
+    "diffusers": {"denoisers"},
+    "peft": {"sums", "snapshots"},
+    "pandas": set(),
+    "deepspeed": {"zero"},
+    "bitsandbytes": set(),
+}
 """Packages that take long to import and that many runs do without -> the modules of `lvlm` that begin with them, which
 are imported late themselves."""
 
@@ -164,6 +177,7 @@ def test_conda_environment_says_the_same() -> None:
 COMMANDS = [
     "lvlm", "lvlm train", "lvlm evaluate", "lvlm generate", "lvlm export", "lvlm data", "lvlm plan", "lvlm backbones",
     "lvlm from-trident", "lvlm corpus", "lvlm benchmark", "lvlm translate", "lvlm fidelity", "lvlm lmms-eval",
+    "lvlm paint",
     "sweeps", "sweeps launch", "sweeps plan", "sweeps worker", "sweeps status", "sweeps export", "sweeps cache",
     "sweeps ui", "sweeps new",
     "ablations", "ablations report", "ablations power", "ablations list",
@@ -178,7 +192,7 @@ def test_help_is_cheap_and_ends_in_a_line_to_paste(command: str) -> None:
         f"sys.argv = ['{package}', *{verb!r}, '--help']\n"
         f"try: runpy.run_module('{package}', run_name='__main__')\n"
         "except SystemExit as stop: assert not stop.code\n"
-        "heavy = {'torch', 'transformers', 'mlflow', 'optuna', 'pandas', 'matplotlib'}\n"
+        "heavy = {'torch', 'transformers', 'diffusers', 'mlflow', 'optuna', 'pandas', 'matplotlib'}\n"
         "print('HEAVY', sorted(heavy & set(sys.modules)))"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout

@@ -47,14 +47,15 @@ def importance(
                 for marker, colour, face, label in kinds
             ]
             style.legend(figure, handles, width=width, beside="")
-        notes = dict.fromkeys(str(note) for note in frame["note"] if note)
-        note = " ".join(
-            [f"{', '.join(dict.fromkeys(frame['method']))}, bars: 95 %. n = {int(frame['n_runs'].max())} runs.", *notes]
-        )
+        notes = dict.fromkeys(part for note in frame["note"] for part in str(note).split("; ") if part)
+        said = [*dict.fromkeys(frame["method"]), "bars: 95 %", f"n = {int(frame['n_runs'].max())} runs", *notes]
+        note = f"{'; '.join(said)}."
         rows = zip(names, values["omega2"], strict=True)
         alt = "; ".join(f"{name} {value:.0f} %" for name, value in rows if not np.isnan(value))
         title = f"What explains {style.metric_title(metric).lower()}, {style.group_title(group)}"
-        return style.finish(figure, f"{alt} of the variance between runs.", title=title, note=note)
+        return style.finish(
+            figure, f"{alt} of the variance between runs.", title=title, note=note[0].upper() + note[1:]
+        )
 
 
 def _named(factors: object) -> str:

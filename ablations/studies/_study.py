@@ -287,7 +287,7 @@ class Study:
 
     def _check_validates(self, prune: str) -> None:
         config = make_config(self.base_data, where="base")
-        name, stage = next(reversed(config.stages().items()), (None, None))
+        name, stage = next(reversed(config.every_stage().items()), (None, None))
         if stage is None or stage.validate_every is None or not config.evaluate.tune_corpora:
             raise InputError(
                 f"prune='{prune}' compares scores that are taken while training: set {name or 'a stage'}.validate_every"

@@ -30,7 +30,7 @@ __all__ = ["CORPUS_FILE", "IMAGE_PLACEHOLDER", "Corpus", "Item", "Permission", "
 CORPUS_FILE = "corpus.yaml"
 REFUSED_FOLDER = "refused"
 """Beside the splits: per split and language, which ids its file leaves out, as their translation was refused."""
-BUILT_IN = ("shapes", "reading", "plots", "pages", "emoji", "sentences", "origins")
+BUILT_IN = ("shapes", "reading", "plots", "pages", "emoji", "sentences", "origins", "paint")
 
 Permission = Literal["train", "tune", "report"]
 """What a split may be used for: learning, choosing settings while training, or reported scores."""

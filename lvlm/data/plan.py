@@ -26,6 +26,7 @@ from lvlm.data.readers import Sample
 from lvlm.data.tally import Tally, add_up, lines, realised, total_rows
 from lvlm.errors import InputError
 from lvlm.languages import language
+from lvlm.paint_settings import PaintConfig
 from lvlm.settings import StageConfig, Unit
 
 HASHED_TOGETHER = 1 << 16
@@ -214,7 +215,7 @@ class Plan:
 
 def build_plan(
     stage: str,
-    config: StageConfig,
+    config: StageConfig | PaintConfig,
     *,
     seed: int,
     corpora: Mapping[str, Corpus],
@@ -300,7 +301,7 @@ def _cut(
     return cuts
 
 
-def stage_samples(config: StageConfig, pool: int) -> int:
+def stage_samples(config: StageConfig | PaintConfig, pool: int) -> int:
     """How many samples a stage sees that draws from a pool of so many."""
     if config.samples is not None:
         return config.samples

@@ -69,6 +69,7 @@ MEASURES: Mapping[str, Measure] = {
     "mme": replace(YES_NO, together=lambda item: (item.source, item.images)),
     "vlod": Measure("relaxed", ("A", "B", "C", "D", "E"), in_language=False),
     **dict.fromkeys(("m3exam", "xmmmu", "bin_mc", "cvqa", "mmmu"), LETTER),
+    "paint": Measure("exact", in_language=False),  # its answers are pictures, scored in `lvlm.paint`
     "m3exam_cyclic": replace(LETTER, together=lambda item: item.id.rpartition("-")[0]),
 }
 

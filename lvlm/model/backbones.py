@@ -6,11 +6,14 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
+from lvlm.config import RunConfig
 from lvlm.errors import InputError
 from lvlm.model.layouts import content_digest, locate
 from lvlm.settings import ModelConfig
 
 TOKENIZER = "tiny-tokenizer"
+PAINTING = ("denoiser", "vae", "safety_checker")
+"""What a run starts from beside its vision-language model, where it paints."""
 
 
 def assets() -> Path:
@@ -19,7 +22,7 @@ def assets() -> Path:
 
 
 def draws(family: str) -> int:
-    """How many draws of `tiny-lm` or `tiny-vit` are shipped, numbered from 0."""
+    """How many draws of `tiny-lm`, `tiny-vit` or `tiny-unet` are shipped, numbered from 0."""
     return len(list(assets().glob(f"{family}-[0-9]*")))
 
 
@@ -30,14 +33,14 @@ def resolve(name: str, *, seed: int) -> str:
     initialisation and backbones. So does a folder that holds draws, named 0, 1, ...
     """
     family, _, draw = name.partition("/")
-    if family in ("tiny-lm", "tiny-vit"):
+    if family in ("tiny-lm", "tiny-vit", "tiny-unet"):
         shipped = draws(family)
         if draw and draw not in map(str, range(shipped)):
             raise InputError(
                 f"The backbone '{name}' does not exist: draws go from 0 to {shipped - 1}, such as {family}/0."
             )
         folder = assets() / f"{family}-{draw or seed % max(1, shipped)}"
-    elif name == "tiny-lm-clean":
+    elif name in ("tiny-lm-clean", "sd21-base"):
         folder = assets() / name
     else:
         return _local_draw(name, seed)
@@ -82,6 +85,16 @@ def backbone_digests(config: ModelConfig, *, seed: int) -> dict[str, str]:
             return digests
     tower, llm = resolve(config.tower, seed=seed), resolve(config.llm, seed=seed)
     return {**digests, "tower": _digest(tower), "llm": _digest(llm), "tokenizer": _digest(tokenizer_source(llm))}
+
+
+def run_digests(config: RunConfig) -> dict[str, str]:
+    """`backbone_digests` of a run, and those of the denoiser and what stands around it where the run paints."""
+    digests = backbone_digests(config.model, seed=config.seed)
+    if config.paint is not None:
+        digests["denoiser"] = _digest(resolve(config.paint.denoiser, seed=config.seed))
+        around = {name: getattr(config.paint, name) for name in ("vae", "safety_checker")}
+        digests |= {name: _digest(folder) for name, folder in around.items() if folder is not None}
+    return digests
 
 
 def _digest(source: str) -> str:

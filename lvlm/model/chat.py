@@ -105,6 +105,13 @@ class Chat:
         pieces = self._pieces(texts, literals, system=system, placeholders=placeholders)
         return _joined(self._token_pieces([pieces])[0])[0]
 
+    def encode_text(self, text: str) -> list[int]:
+        """The ids of a text by itself, in which control strings are ordinary text, and of the token that ends a
+        turn."""
+        pieces = [(piece, False) for piece in self._ordinary(text, placeholders=False) if piece]
+        ids = _joined(self._token_pieces([pieces])[0])[0] if pieces else [self.begin] if self.begin is not None else []
+        return [*ids, self.end_of_turn_ids()[-1]]
+
     def end_of_turn_ids(self) -> list[int]:
         """The ids that end an assistant's turn; generation stops at the last of them."""
         _, literals = self._parts([("x", "y")], system=None, prompt=False)

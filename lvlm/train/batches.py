@@ -104,6 +104,11 @@ class MicroBatch:
     pull: Tensor | None = None
     """(samples, hidden): the gradient of the step's contrastive term with respect to the mean state of each sample."""
 
+    @property
+    def told(self) -> str:
+        """Its size, for a reader."""
+        return f"{len(self.lengths)} samples, {self.input_ids.numel()} tokens with padding"
+
     def to(self, device: torch.device) -> MicroBatch:
         """The same with its tensors on `device`."""
         if device.type == "cpu":

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lvlm.errors import Diverged, InputError, StartAgain
 from lvlm.model.parts import set_train_mode
+from lvlm.paint_settings import PaintConfig
 from lvlm.records import CURVE_FILE
 from lvlm.settings import StageConfig
 from lvlm.train.batches import BatchStream, StepBatches
@@ -52,14 +53,15 @@ class StageLoop:
 
     `fetch` is called before every step and makes its image features ready, outside the time that training takes.
     `validate` returns numbers for the curve; it is called every `validate_steps` steps and after the last one.
-    `identity` is what a checkpoint must agree with to be resumed, `memory` the settings, beside those of the strategy,
-    that decide what memory holds.
+    `share` and `train_mode` say how the work is shared and put the model into training, where the model is not one of
+    vision and language. `identity` is what a checkpoint must agree with to be resumed, `memory` the settings, beside
+    those of the strategy, that decide what memory holds.
     """
 
-    model: Lvlm
+    model: nn.Module
     batches: StepBatches
     stream_from: Callable[[int], BatchStream]
-    config: StageConfig
+    config: StageConfig | PaintConfig
     stage: str
     seed: int
     folder: Path
@@ -70,6 +72,8 @@ class StageLoop:
     checkpoint_seconds: float | None = None
     fetch: Callable[[int], None] | None = None
     validate: Callable[[], Mapping[str, float]] | None = None
+    share: Callable[[], Strategy] | None = None
+    train_mode: Callable[[], Any] | None = None
     spent: Spent = field(default_factory=Spent)
     strategy: Strategy = field(init=False)
     contrast: dict[str, float] = field(default_factory=dict)
@@ -108,7 +112,7 @@ class StageLoop:
     def _begin(self) -> tuple[BatchStream, _Curve]:
         """Go to where the checkpoint stands, or to the start, where it is tried whether memory suffices."""
         accelerator = self.accelerator
-        self.strategy = share_work(self.model, self.config, self.compute)
+        self.strategy = self.share() if self.share else self._share_work()
         self.folder.mkdir(parents=True, exist_ok=True)
         position: dict[str, Any] = load_checkpoint(self.folder, self.strategy, identity=self.identity) or {}
         curve = _Curve(self.folder / CURVE_FILE, position.pop("curve_bytes", 0), writes=accelerator.is_main_process)
@@ -116,8 +120,23 @@ class StageLoop:
         settings = {**self.memory, "processes": accelerator.num_processes, "strategy": self.compute.strategy}
         self.budgets = TokenBudgets(self.folder, self.batches.token_budget, settings)
         stream = self._stream(self.spent.step)
-        set_train_mode(self.model, self.config.train)
+        self._train_mode()
         return (stream if self.spent.step else self._probe(stream)), curve
+
+    def _share_work(self) -> Strategy:
+        model, config = self._of_language()
+        return share_work(model, config, self.compute)
+
+    def _train_mode(self) -> None:
+        if self.train_mode:
+            self.train_mode()
+        else:
+            model, config = self._of_language()
+            set_train_mode(model, config.train)
+
+    def _of_language(self) -> tuple[Lvlm, StageConfig]:
+        assert isinstance(self.config, StageConfig)
+        return cast("Lvlm", self.model), self.config
 
     def _update(self, step: int) -> tuple[float, float]:
         """Let what learns take its step: (highest learning rate, gradient norm)."""
@@ -210,10 +229,7 @@ class StageLoop:
                 break
             stream = self._smaller(0, trouble)
         if longest is not None:
-            self.reporter.say(
-                f"{self.stage}: longest micro-batch fits: {len(longest.lengths)} samples, "
-                f"{longest.input_ids.numel()} tokens with padding"
-            )
+            self.reporter.say(f"{self.stage}: longest micro-batch fits: {longest.told}")
         return stream
 
     def _anywhere(self, here: bool) -> bool:
@@ -268,7 +284,7 @@ class StageLoop:
         started = time.monotonic()
         with self.strategy.whole():
             numbers = self.validate()
-        set_train_mode(self.model, self.config.train)
+        self._train_mode()
         self.spent.validation_seconds += time.monotonic() - started
         row = {"stage": self.stage, "step": self.spent.step, "samples": self.spent.samples, **numbers}
         self.reporter.tell("validation", **row)
@@ -290,7 +306,7 @@ class StageLoop:
         return None
 
 
-def validation_interval(config: StageConfig, steps: int) -> int | None:
+def validation_interval(config: StageConfig | PaintConfig, steps: int) -> int | None:
     """`validate_every` in steps: below 1 a fraction of the stage, from 1 on a number of steps, None is off."""
     if config.validate_every is None:
         return None

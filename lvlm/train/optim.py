@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -19,7 +20,9 @@ def part_of(parameter_name: str) -> str:
     return PARTS[parameter_name.partition(".")[0]]
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, *, part_of: Callable[[str], str] = part_of
+) -> torch.optim.AdamW:
     """AdamW over what learns, one group per part and decay; matrices decay, vectors (biases, norms) do not."""
     rates = {"llm": config.lr, "adapter": config.adapter_lr or config.lr, "tower": config.tower_lr or config.lr}
     own_decay = {"adapter": config.adapter_weight_decay, "tower": config.tower_weight_decay}

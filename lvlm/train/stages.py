@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from lvlm.config import RunConfig, fingerprint
+from lvlm.paint_settings import PaintConfig
 from lvlm.records import CURVE_FILE, PLAN_FILE, STAGE_FILE, TRAINER_VERSION, write_json
 from lvlm.settings import StageConfig
 from lvlm.train.budgets import BUDGETS_FILE
@@ -25,6 +26,8 @@ from lvlm.train.resume import CHECKPOINT_FILE
 from lvlm.train.shelf import GIB, Shelf
 
 MODEL_FOLDER = "model"
+UNTRAINED = {"denoiser", "vae", "safety_checker", "guidance", "sample_steps", "clip", "features"}
+"""Settings of the stage `paint` that no weight depends on, but for denoiser and VAE, which enter by their content."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Stage:
     """One stage in the stage cache, trained or not."""
 
     name: str
-    config: StageConfig
+    config: StageConfig | PaintConfig
     identity: Mapping[str, Any]
     folder: Path
 
@@ -47,6 +50,12 @@ class Stage:
     @property
     def curve(self) -> Path:
         return self.folder / CURVE_FILE
+
+    @property
+    def of_language(self) -> StageConfig:
+        """`config`, where the stage trains parts of the vision-language model."""
+        assert isinstance(self.config, StageConfig)
+        return self.config
 
     @cached_property
     def shelf(self) -> Shelf:
@@ -150,8 +159,10 @@ def make_stage(
     objective and stay outside, but where LoRA has dropout: its masks are drawn for each micro-batch of each process,
     and `masks` says what decides which those are.
     """
-    stage = config.stages()[name]
-    settings = stage.model_dump(mode="json", exclude={"mix", "epochs", "samples", "steps", "validate_every"})
+    stage = config.every_stage()[name]
+    settings = stage.model_dump(
+        mode="json", exclude={"mix", "epochs", "samples", "steps", "validate_every", *UNTRAINED}
+    )
     identity: dict[str, Any] = {
         "trainer": TRAINER_VERSION,
         "stage": name,
@@ -164,12 +175,13 @@ def make_stage(
         "compute": dict(compute),
         "validation": None,
     }
-    if stage.lora.dropout > 0:
+    if isinstance(stage, StageConfig) and stage.lora.dropout > 0:
         identity["masks"] = dict(masks)
     if stage.validate_every is not None:
         wanted = {"tasks", "languages", "tune_corpora", "tune_items", "max_new_tokens", "detector"}
         identity["validation"] = {
             "every": stage.validate_every,
             **config.evaluate.model_dump(mode="json", include=wanted),
+            **stage.model_dump(mode="json", include=UNTRAINED),
         }
     return Stage(name=name, config=stage, identity=identity, folder=home / "stages" / fingerprint(identity))

@@ -16,6 +16,7 @@ from lvlm.errors import InputError
 from lvlm.model.lora import sum_lora
 from lvlm.model.states import text_states
 from lvlm.model.weights import quantised_layers
+from lvlm.paint_settings import PaintConfig
 from lvlm.settings import ContrastSettings, StageConfig
 from lvlm.train.batches import MicroBatch
 from lvlm.train.contrast import layer_of, mean_states
@@ -34,7 +35,7 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 class Strategy(Protocol):
     """One optimizer step, by whoever holds the weights. Every process calls every method, in the same order."""
 
-    model: Lvlm
+    model: Any
     lockstep: bool
     """Whether every process must run as many passes through the same modules as the others."""
 
@@ -103,13 +104,22 @@ class WholeCopies:
 
     lockstep = False
 
-    def __init__(self, model: Lvlm, config: StageConfig, accelerator: Accelerator, autocast: Autocast) -> None:
+    def __init__(
+        self,
+        model: Any,
+        config: StageConfig | PaintConfig,
+        accelerator: Accelerator,
+        autocast: Autocast,
+        *,
+        loss: nn.Module | None = None,
+        optimizer: torch.optim.AdamW | None = None,
+    ) -> None:
         self.model = model
         self.accelerator = accelerator
         self.clip = config.optim.clip or math.inf
-        self.optimizer = build_optimizer(model, config.optim)
+        self.optimizer = optimizer or build_optimizer(model, config.optim)
         self.learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.loss = StepLoss(model, autocast, config.contrast)
+        self.loss = loss or StepLoss(model, autocast, config.contrast)  # type: ignore[union-attr]
         self._let_go: Callable[[], None] | None = None
 
     def backward(self, batch: MicroBatch, images: Mapping[str, Tensor]) -> Tensor:

@@ -62,7 +62,9 @@ class StageTraining:
         accelerator = self.compute.accelerator
         counts = self._prepare(stage, model)
         text, supervised, images = batches.plan.per_sample().T
-        work = outline(model.config, home=self.home).work(stage.config, text=text, supervised=supervised, images=images)
+        work = outline(model.config, home=self.home).work(
+            stage.of_language, text=text, supervised=supervised, images=images
+        )
         self.reporter.say(f"{stage.name}: what learns\n" + "\n".join(describe(counts)))
         self.reporter.say("\n".join(batches.plan.table()))
         stage.folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +111,7 @@ class StageTraining:
         with self.phases("start-up"):
             counts = prepare_training(
                 model,
-                stage.config,
+                stage.of_language,
                 seed=self.config.seed,
                 name=stage.name,
                 precision=self.compute.precision,
@@ -130,7 +132,7 @@ class StageTraining:
         validate: Validate | None,
     ) -> StageLoop:
         """The loop over the steps of `batches`, with features from the store, of a frozen tower, or of none."""
-        model, settings, frozen = tower.model, self.config.compute, stage.config.train.tower == "frozen"
+        model, settings, frozen = tower.model, self.config.compute, stage.of_language.train.tower == "frozen"
 
         def stream_from(step: int) -> BatchStream:
             return BatchStream(
@@ -157,7 +159,7 @@ class StageTraining:
             model=model,
             batches=batches,
             stream_from=stream_from,
-            config=stage.config,
+            config=stage.of_language,
             stage=stage.name,
             seed=self.config.seed,
             folder=stage.folder,
@@ -194,8 +196,8 @@ class StageTraining:
     ) -> CacheDecision:
         """Whether the features are kept. The setting `on` keeps them wherever they find room, `auto` where a
         measurement says that it pays too. A resumed stage keeps its first decision, unless that lacked room."""
-        if stage.config.train.tower != "frozen":
-            return CacheDecision(False, f"the tower is trained ({stage.config.train.tower})")
+        if stage.of_language.train.tower != "frozen":
+            return CacheDecision(False, f"the tower is trained ({stage.of_language.train.tower})")
         setting, decided = self.config.compute.feature_cache, stage.folder / DECISION_FILE
         uses = list(batches.images())
         if not uses or setting == "off":

@@ -26,8 +26,8 @@ from lvlm.evaluate.generate import Prompt, generate_answers
 from lvlm.model.checkpoints import load as load_checkpoint
 from lvlm.model.lvlm import Lvlm
 from lvlm.model.tiling import open_image, pixels
-from lvlm.run import quiet_transformers
 from lvlm.settings import ModelConfig
+from lvlm.startup import quiet_transformers
 
 HELD_EQUAL = """\
 Held equal: model, ids, pixels, greedy search, at most {limit} new tokens, fp32, {threads} thread(s), no cached

@@ -20,6 +20,7 @@ TAKES = {
     "emoji": ("concepts", "names", "pictures"),
     "sentences": (),
     "origins": (),
+    "paint": ("native", "mismatch"),
 }
 """Built-in corpus -> options that not every one of them takes."""
 
@@ -31,7 +32,8 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         choices=TAKES,
         help="shapes: captions and dialogues about scenes; reading: words in scenes; plots: bar and pie plots (SMPQA); "
         "pages: text on backgrounds (after Synthdog); emoji: pictures and their names; sentences: parallel text "
-        "without images; origins: dialogues in the pivot, translated and native, with and without noise",
+        "without images; origins: dialogues in the pivot, translated and native, with and without noise; "
+        "paint: small pictures to paint",
     )
     sub.add_argument("folder", type=Path)
     sub.add_argument("--seed", type=int, default=0)
@@ -62,6 +64,10 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="emoji: a colour font with bitmaps, or a folder of PNG files named by code points such as 1f436.png "
         "(default: where Debian's fonts-noto-color-emoji puts it)",
+    )
+    sub.add_argument("--native", action="store_true", default=None, help="paint: each language has pictures of its own")
+    sub.add_argument(
+        "--mismatch", type=float, metavar="SHARE", help="paint --native: captions that tell of another picture"
     )
 
 
@@ -94,6 +100,10 @@ def _is_there(name: str, folder: Path) -> bool:
         from lvlm.data.worlds import origins_writer
 
         return origins_writer.is_written(name, folder)
+    if name == "paint":
+        from lvlm.data.worlds import paint_corpus
+
+        return paint_corpus.is_written(folder)
     return False
 
 
@@ -103,6 +113,11 @@ def _write(name: str, folder: Path, sizes: Mapping[str, Any], settings: Mapping[
         from lvlm.data.worlds.writer import write_world
 
         write_world(name, folder, **settings, **sizes)
+        return {}
+    if name == "paint":
+        from lvlm.data.worlds.paint_corpus import write_paint
+
+        write_paint(folder, **settings, **{f"{split}_images": size for split, size in sizes.items()})
         return {}
     if name == "emoji":
         from lvlm.data.worlds.emoji_writer import write_emoji

@@ -100,7 +100,7 @@ def write_shapes(
     Every second test image holds a colour and shape that never meet in training (`source` starts with `unseen`); tune
     images hold training pairs only. Questions that need binding carry `:binding` in `source`.
     """
-    lexicons = _lexicons(languages)
+    lexicons = chosen_lexicons(languages)
     codes = [lexicon.code for lexicon in lexicons]
     sizes = {"train_images": train_images, "tune_images": tune_images, "test_images": test_images}
     check_numbers(seed, sizes)
@@ -156,7 +156,7 @@ def write_reading(
     Every second tune and test item shows a word that training never shows (`source` is `unseen`), the others a training
     word in a new image (`seen`).
     """
-    lexicons = _lexicons(languages)
+    lexicons = chosen_lexicons(languages)
     codes = [lexicon.code for lexicon in lexicons]
     sizes = {
         "train_english": train_english,
@@ -288,7 +288,7 @@ def _draw_scene(seed: int, split: str, index: int, pool: Path, *, unseen: bool) 
     return scene
 
 
-def _lexicons(languages: Sequence[str] | None) -> tuple[Lexicon, ...]:
+def chosen_lexicons(languages: Sequence[str] | None) -> tuple[Lexicon, ...]:
     """The lexicons asked for (all when None), in the order of the language table."""
     if languages is not None and not languages:
         raise InputError("languages is empty. Name at least one language, or leave it out to write all of the world.")
