@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -65,7 +66,9 @@ def transfer(
     and its mean over seeds with a 95 % t interval.
 
     Columns arm, pivot, language, tier, ratio, low, high, seeds, pivot score (percent). Ratios of arms whose pivot
-    scores differ say as much of how well the pivot was learned as of transfer. `pivot` may differ by arm.
+    scores differ say as much of how well the pivot was learned as of transfer; and in any language an answer in the
+    pivot is easier than one in the target, so that arms of different fidelity differ for that reason too: compare
+    these with `score` and a forced first token. `pivot` may differ by arm.
     """
     rows = []
     for arm in results.arms().index:
@@ -93,12 +96,13 @@ def distances(ratios: pd.DataFrame, results: Results, *, noun_first: Collection[
         return 100 * len(words.get(one, set()) & words.get(other, set())) / len(both) if both else float("nan")
 
     pairs = [(language(one), language(other)) for one, other in zip(ratios["pivot"], ratios["language"], strict=True)]
-    found = ratios.copy()
-    found["same script"] = [one.script == other.script for one, other in pairs]
-    found["same family"] = [one.family == other.family for one, other in pairs]
-    found["same order"] = [(one.code in noun_first) == (other.code in noun_first) for one, other in pairs]
-    found["shared words"] = [shared(one.code, other.code) for one, other in pairs]
-    return found
+    common: dict[str, Any] = {
+        "same script": [one.script == other.script for one, other in pairs],
+        "same family": [one.family == other.family for one, other in pairs],
+        "same order": [(one.code in noun_first) == (other.code in noun_first) for one, other in pairs],
+        "shared words": [shared(one.code, other.code) for one, other in pairs],
+    }
+    return ratios.assign(**common)
 
 
 def by_distance(found: pd.DataFrame) -> pd.DataFrame:
