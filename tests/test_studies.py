@@ -39,7 +39,9 @@ def declare(**changes):
 def test_the_shipped_studies_load_and_the_drivers_fit_a_lunch_break():
     assert list_studies() == (
         "allocation", "answer_mix", "continue_or_merge_lora", "drivers", "english_share", "hundred_languages",
-        "number_of_languages", "paint_transfer", "pretrain_share", "text_in_image", "tiling",
+        "number_of_languages", "paint_transfer", "pivot_alignment", "pivot_choice", "pivot_frozen", "pivot_kind",
+        "pivot_output", "pivot_pairs", "pivot_text", "pivot_unseen", "pivot_where", "pretrain_share", "text_in_image",
+        "tiling",
     )  # fmt: skip
     drivers = load_study("drivers")
     assert 18 <= len(drivers.cells("default")) <= 24
