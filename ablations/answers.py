@@ -78,7 +78,8 @@ class Disagreement:
             f"{escape(str(row['gold']))}</span></p>"
         )
         body = f'<div style="flex:none">{shown}</div><div>{head}<table>{"".join(lines)}</table></div>'
-        return f'<div style="display:flex;align-items:center;gap:20px;border-top:1px solid #ddd;padding:6px 0">{body}</div>'
+        style = "display:flex;align-items:center;gap:20px;border-top:1px solid #ddd;padding:6px 0"
+        return f'<div style="{style}">{body}</div>'
 
 
 def read_predictions(

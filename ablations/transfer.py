@@ -93,12 +93,12 @@ def distances(ratios: pd.DataFrame, results: Results, *, noun_first: Collection[
         return 100 * len(words.get(one, set()) & words.get(other, set())) / len(both) if both else float("nan")
 
     pairs = [(language(one), language(other)) for one, other in zip(ratios["pivot"], ratios["language"], strict=True)]
-    return ratios.assign(**{
-        "same script": [one.script == other.script for one, other in pairs],
-        "same family": [one.family == other.family for one, other in pairs],
-        "same order": [(one.code in noun_first) == (other.code in noun_first) for one, other in pairs],
-        "shared words": [shared(one.code, other.code) for one, other in pairs],
-    })  # fmt: skip
+    found = ratios.copy()
+    found["same script"] = [one.script == other.script for one, other in pairs]
+    found["same family"] = [one.family == other.family for one, other in pairs]
+    found["same order"] = [(one.code in noun_first) == (other.code in noun_first) for one, other in pairs]
+    found["shared words"] = [shared(one.code, other.code) for one, other in pairs]
+    return found
 
 
 def by_distance(found: pd.DataFrame) -> pd.DataFrame:

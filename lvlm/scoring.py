@@ -199,7 +199,7 @@ def _language_model(options: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
         return
     from lvlm.model.assembly import load_llm
     from lvlm.model.backbones import resolve
-    from lvlm.run import quiet_transformers
+    from lvlm.startup import quiet_transformers
     from lvlm.train.compute import compute
 
     settings = RunConfig().compute.model_copy(update={"device": options.device} if options.device else {})

@@ -43,6 +43,7 @@ def results_of(home, name: str, planted: Planted, *, noise: float = NOISE, seeds
                     ("score", told["score"]),
                     ("score_any_language", told["score"] + told["right_elsewhere"] + own.normal(0, noise / 5)),
                     ("fidelity", told["fidelity"]),
+                    *((metric, told[metric]) for metric in told.keys() & {"retrieval"}),
                 ):
                     rows.append({"task": task, "language": code, "metric": metric, "value": 60 + value + moved, "n": 9})
         done.append((cell, pd.DataFrame(rows)))
@@ -75,6 +76,15 @@ def captions(levels, by_level):
     return {"score": by_level.get(levels["captions"], 0.0)}
 
 
+def paired(levels, points):
+    return {"fidelity": points if levels["pairs"] == 128 else 0.0}
+
+
+def aligned(levels, transfer, retrieval):
+    strong = levels["alignment"] == "contrast 1"
+    return {"score": transfer * strong, "retrieval": retrieval * strong}
+
+
 def added(levels, tier, gain):
     """`gain` for a tier once it is among the training languages."""
     trained = {"T5": 1, "T4": 2, "T3": 3, "T2": 4, "T1": 5}.get(tier, 0)
@@ -101,6 +111,9 @@ SUPPORTS: dict[str, Planted] = {
     "P1": lambda levels, task, tier: (
         english(levels, 15.0, metric="right_elsewhere") | english(levels, -20.0, metric="fidelity")
     ),
+    "P2": lambda levels, task, tier: paired(levels, 45.0),
+    "P3": lambda levels, task, tier: aligned(levels, 8.0, 20.0),
+    "P4": lambda levels, task, tier: {"score": -40.0},
     "P6": lambda levels, task, tier: captions(levels, {}),
     "T1": lambda levels, task, tier: {"score": 12.0 * (levels["tiles"] == 2)},
 }
@@ -124,6 +137,9 @@ CONTRADICTS: dict[str, Planted] = {
     "C9": lambda levels, task, tier: {"score": 9.0 * (levels["allocation"] == "inverse_tier" and tier == "T1")},
     "L1": lambda levels, task, tier: {"score": 5.0 * (levels["start_lora"] == "merge")},
     "P1": lambda levels, task, tier: english(levels, -9.0, metric="right_elsewhere") | english(levels, -20.0),
+    "P2": lambda levels, task, tier: paired(levels, 45.0 if tier != "T2" else 15.0),
+    "P3": lambda levels, task, tier: aligned(levels, -8.0, 20.0),
+    "P4": lambda levels, task, tier: {"score": -70.0 if tier == "T1" else -40.0},
     "P6": lambda levels, task, tier: captions(levels, {"English only": -9.0}),
     "T1": lambda levels, task, tier: {"score": -12.0 * (levels["tiles"] == 2)},
 }
@@ -132,6 +148,9 @@ BORDER: dict[str, Planted] = {
     "C3": lambda levels, task, tier: english(levels, 3.0),
     "C7c": lambda levels, task, tier: {"score": 5.0 * (levels["text"] == "English only")},
     "C9": lambda levels, task, tier: {"score": 2.0 * (levels["allocation"] != "uniform")},
+    "P2": lambda levels, task, tier: paired(levels, 30.0),
+    "P3": lambda levels, task, tier: aligned(levels, 0.0, 0.0),
+    "P4": lambda levels, task, tier: {"score": 100 / 72 - 60},
     "P6": lambda levels, task, tier: captions(levels, {"English only": -2.0}),
 }
 """Where a margin stands for zero; the other claims are within noise where nothing is planted."""
@@ -269,7 +288,7 @@ def test_other_studies_with_the_same_levels_test_a_claim_too(tmp_path):
     found = {one.claim.id: one for one in one_each([mix])}
     assert found["C1b"].verdict == "supported" and found["C1b"].study == "answer_mix"
     assert found["C2"].verdict == "no study run" and "sweeps launch number_of_languages" in found["C2"].note
-    assert "is not there yet" in found["P2"].note
+    assert "is not there yet" in found["P5"].note
     assert len(found) == len(CLAIMS)
     own = results_of(tmp_path, "number_of_languages", planted)
     assert {one.claim.id: one.study for one in one_each([mix, own])}["C1b"] == "number_of_languages"

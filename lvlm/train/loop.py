@@ -207,7 +207,8 @@ class StageLoop:
         """The contrastive term of a step; None where there is none."""
         if not isinstance(self.config, StageConfig) or not self.config.contrast.weight:
             return None
-        found = step_contrast(self.model, self.batches, step, self.config, self.compute)
+        model, config = self._of_language()
+        found = step_contrast(model, self.batches, step, config, self.compute)
         self.contrast = {"contrast": found.value}
         return found
 
