@@ -30,7 +30,8 @@ study: setup
 	@test $(STUDY) != hundred_languages || { $(BIN)/python -m lvlm data emoji runs/data/emoji && { \
 		$(BIN)/python -m lvlm backbones --corpus runs/data/emoji --out runs/backbones/emoji --parts vit & \
 		$(BIN)/python -m lvlm backbones --corpus runs/data/emoji --out runs/backbones/emoji --parts lm && wait $$!; }; }
-	@test $(STUDY) != paint_transfer || { $(BIN)/python -m lvlm data paint runs/data/paint && { test -e runs/data/paint_native || \
+	@test $(STUDY) != paint_transfer || { $(BIN)/python -m lvlm data sentences runs/data/sentences && \
+		$(BIN)/python -m lvlm data paint runs/data/paint && { test -e runs/data/paint_native || \
 		$(BIN)/python -m lvlm data paint runs/data/paint_native --native --mismatch 0.25 --train 60 --tune 1 --test 1; }; }
 	@status=0; $(BIN)/python -m sweeps launch $(STUDY) --workers $(WORKERS) --budget $(BUDGET) || status=$$?; \
 	if test $$status != 2 && test -e "$${LVLM_HOME:-runs}/studies/$(STUDY)/results.parquet"; then \

@@ -183,7 +183,7 @@ def _same_steps(study: Study, cell: Cell, baseline: RunConfig, _: Meter) -> dict
     varied = {path for factor in study.factors for path in factor.paths}
     found: dict[str, int] = {}
     for name, stage in cell.config.every_stage().items():
-        both = (stage, baseline.every_stage()[name])
+        both = (stage, baseline.every_stage().get(name))
         own, wanted = (one and one.steps and one.steps * one.batch_samples for one in both)
         if own and wanted and own != wanted and f"{name}.steps" not in varied:
             found[name] = wanted

@@ -32,6 +32,7 @@ Changes = dict[str, Any]
 PLAN, WEIGHTS, PICTURES, REFUSED, METRICS = "plan", "weights", "pictures", "refused", "metrics"
 BY_SIZE: Changes = {"mix__allocation": "temperature", "mix__sizes": {"de": 8, "sw": 1}, "mix__temperature": 1}
 BY_WEIGHT: Changes = {"mix__allocation": "weights", "mix__weights": {"de": 8, "sw": 1}}
+BY_PAIRS: Changes = {"mix__allocation": "pairs", "mix__pairs": 2}
 FIELDS: dict[str, tuple[str, Changes]] = {
     "mix.corpora": (PLAN, {"mix__corpora": "half"}),
     "mix.languages": (PLAN, {"mix__languages": ["en", "de"]}),
@@ -41,6 +42,9 @@ FIELDS: dict[str, tuple[str, Changes]] = {
     "mix.temperature": (PLAN, BY_SIZE | {"mix__temperature": 5}),
     "mix.sizes": (PLAN, BY_SIZE | {"mix__sizes": {"de": 1, "sw": 8}}),
     "mix.weights": (PLAN, BY_WEIGHT | {"mix__weights": {"de": 1, "sw": 8}}),
+    "mix.pairs": (PLAN, BY_PAIRS | {"mix__pairs": 3}),
+    "mix.pivot": (PLAN, BY_PAIRS | {"mix__pivot": "de"}),
+    "mix.parallel": (PLAN, {"mix__parallel": 0.5}),
     "batch_samples": (PLAN, {"batch_samples": 3}),
     "epochs": (PLAN, {"epochs": 0.5, "steps": None}),
     "samples": (PLAN, {"samples": 7, "steps": None}),
@@ -82,6 +86,8 @@ NEEDS: dict[str, Changes] = {
     "mix.temperature": BY_SIZE,
     "mix.sizes": BY_SIZE,
     "mix.weights": BY_WEIGHT,
+    "mix.pairs": BY_PAIRS,
+    "mix.pivot": BY_PAIRS,
     "later_image_size": {"later_image_size": 16, "later_from": 1},
     "later_from": {"later_image_size": 16, "later_from": 1},
 }

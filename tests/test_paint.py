@@ -276,6 +276,26 @@ def test_painting_and_answering_stand_in_one_table(tmp_path: Path) -> None:
     assert about["llm"]["folder"] == record.provenance["model"]
 
 
+def test_the_denoiser_reads_the_language_model_that_text_has_aligned(tmp_path: Path) -> None:
+    from tests.train_world import write_rows
+
+    for code, said in (("en", "a red cross"), ("de", "ein rotes Kreuz")):
+        rows = [{"id": f"t{n}", "context": [f"{n}?"], "label": [said], "image_id": ""} for n in range(8)]
+        write_rows(tmp_path / f"text/train/{code}.jsonl", rows)
+    entry = "name: text\nlanguages: [en, de]\ntranslatable: true\nsplits: {train: {permission: train}}\n"
+    (tmp_path / "text/corpus.yaml").write_text(entry, encoding="utf-8")
+    align = {
+        "mix": {"corpora": [{"path": str(tmp_path / "text"), "split": "train"}], "languages": ["en", "de"]},
+        "train": {"adapter": "frozen", "llm": "full"},
+        "steps": 2,
+    }
+    record = run(paint_config(align=align, evaluate__items=1), tmp_path / "run", home=tmp_path)
+    assert list(record.stage_keys) == ["align", "paint"]
+    aligned = load_painter(Path(record.provenance["painter"])).states
+    assert Path(record.provenance["model"]).parent.name == record.stage_keys["align"]
+    assert not torch.equal(aligned(CAPTIONS[:1])[0], states()(CAPTIONS[:1])[0])
+
+
 def test_prompts_without_a_painter_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no stage paint"):
         run(paint_config(paint=None), tmp_path / "run", home=tmp_path)

@@ -1,11 +1,12 @@
-"""Do prompts in languages without any picture paint what they say? (VisCPM-Paint; claim P4 of MPM; P1, P3 and P5)
+"""Do prompts in languages without any picture paint what they say? (VisCPM-Paint; claim P4 of MPM; P1, P2, P3, P5)
 
     python -m lvlm data paint runs/data/paint
     python -m lvlm data paint runs/data/paint_native --native --mismatch 0.25 --train 60 --tune 1 --test 1
-    python -m sweeps launch paint_transfer        # 7 arms x 5 seeds
+    python -m lvlm data sentences runs/data/sentences
+    python -m sweeps launch paint_transfer        # 9 arms x 5 seeds
     python -m ablations report paint_transfer
 
-Cost: under five minutes a run on one core, so about an hour and a half on 2. All arms and seeds begin with the same
+Cost: under five minutes a run on one core, so about two hours on 2. All arms and seeds begin with the same
 denoiser, trained once on English captions with a table of words (`tiny-unet`), so that intervals speak of language
 models, data order and noise like these, and of this denoiser.
 
@@ -14,10 +15,19 @@ captions, in English alone, with half of them translated, or with half of them n
 a quarter of whose captions tell of another picture. Pictures are painted from prompts in all 16 languages with the same
 noise and read by the nearest clean rendering; chance is 1.4 % (`random`), the empty prompt stands under `empty`.
 
-Expected: zero-shot prompts are far above chance and below English, less so in low tiers; translated captions close most
-of the gap, noisy native ones less; English pays little. The projection alone reads worse, keys and values do as well as
-all of cross-attention; the last hidden state, made to predict the next word, transfers less than the one before it.
+In two arms the language model reads 2,400 texts in 16 languages before: without parallel samples, the control, and with
+half of them parallel and a contrastive term.
+
+Expected: zero-shot prompts are above chance and below English, less so in low tiers; translated captions close most of
+the gap, noisy native ones less; English pays little. The aligned model transfers more than its control. The projection
+alone reads worse, keys and values do as well as all of cross-attention; the last hidden state, made to predict the next
+word, transfers less than the one before it.
+
+One run beforehand (seed 0, English captions): all right in English 100 %, elsewhere 3.1 % [1.4, 4.9] over languages;
+with an aligned model, whose mean states find 81 % of parallel sentences, 100 % and 3.5 % [2.2, 4.8].
 """
+
+from typing import Any
 
 from ablations.designs import OneAtATime
 from ablations.factors import Factor
@@ -28,12 +38,30 @@ PAINT = {"path": "runs/data/paint", "split": "captions"}
 OTHERS = in_table_order(["ar", "de", "fr", "fi", "ru", "tr", "el", "he", "ka", "ht", "is", "sw", "eo", "jv", "no"])
 NATIVE = {"path": "runs/data/paint_native", "split": "captions", "languages": list(OTHERS), "samples_per_language": 53}
 
-TRANSLATED, FOUND = {"data": "translated"}, {"data": "native"}
+SENTENCES = "runs/data/sentences"
+TRANSLATED, FOUND, ALIGNED = {"data": "translated"}, {"data": "native"}, {"llm": "aligned"}
+
+
+def reading(parallel: float, weight: float) -> dict[str, Any]:
+    """What the language model reads: the share of parallel samples, and the weight of the contrastive term."""
+    return {
+        "align.mix": {
+            "corpora": [{"path": SENTENCES, "split": "train", "samples": 2400}],
+            "languages": "all",
+            "english_share": 0.5,
+            "parallel": parallel,
+        },
+        "align.train": {"adapter": "frozen", "llm": "full"},
+        "align.optim": {"lr": 5.0e-4},
+        "align.contrast": {"weight": weight},
+    }
+
 
 study = Study(
     name="paint_transfer",
     question="Do prompts in languages without any picture paint what they say?",
     base="tiny_paint",
+    fixed={"evaluate.alignment": [{"path": SENTENCES, "split": "test"}]},
     factors=(
         Factor(
             name="data",
@@ -65,8 +93,15 @@ study = Study(
         Factor(
             name="state", path="paint.layer", levels=(-1, -2), labels={-1: "last state", -2: "last but one"}
         ),
+        Factor(
+            name="llm",
+            path="align.mix.parallel",
+            levels=("shipped", "unaligned", "aligned"),
+            labels={"shipped": "model as shipped", "unaligned": "more text", "aligned": "parallel text, contrast"},
+            settings={"shipped": {"align": None}, "unaligned": reading(0.0, 0.0), "aligned": reading(0.5, 1.0)},
+        ),
     ),
-    baseline={"data": "pivot", "learns": "cross_attention", "state": -2},
+    baseline={"data": "pivot", "learns": "cross_attention", "state": -2, "llm": "shipped"},
     design=OneAtATime(),
     seeds=(0, 1, 2, 3, 4),
     primary="paint/multilingual",
@@ -82,6 +117,14 @@ study = Study(
         Expectation(
             claim="Translated captions paint better from other languages than as many noisy native ones",
             metric="score", group="multilingual", arm=TRANSLATED, against=FOUND, direction="higher",
+        ),
+        Expectation(
+            claim="An aligned language model transfers more than its unaligned control",
+            metric="transfer", group="multilingual", arm=ALIGNED, against={"llm": "unaligned"}, direction="higher",
+        ),
+        Expectation(
+            claim="The control matches: English from the unaligned model (less than 10 points either way)",
+            metric="score", group="en", arm=ALIGNED, against={"llm": "unaligned"}, direction="little", margin=10.0,
         ),
         Expectation(
             claim="The last hidden state transfers less than the one before it",
