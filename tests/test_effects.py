@@ -11,7 +11,7 @@ from scipy import stats
 
 from ablations.contrasts import effect, effects, groups, interaction, judge, level, main_effect, paired
 from ablations.designs import FullGrid
-from ablations.report import _combined
+from ablations.report.sections import combined
 from ablations.studies import Expectation
 from ablations.table import load_results
 from lvlm.errors import InputError
@@ -279,7 +279,7 @@ def test_a_baseline_to_which_a_factor_does_not_apply(crossed):
     study = replace(crossed.study, baseline=baseline, design=FullGrid(), full_design=None, expectations=())
     english = replace(crossed, study=study, wide={})
     assert english.margin("english_share") == [english.baseline]
-    assert "Main effects" in "".join(_combined(english))
+    assert [section.title for section in combined(english)] == ["Main effects and interactions"]
 
 
 def test_an_arm_to_which_a_factor_does_not_apply_stands_beside_all_its_levels(crossed):
