@@ -24,7 +24,8 @@ alone reads worse, keys and values do as well as all of cross-attention; the las
 word, transfers less than the one before it.
 
 One run beforehand (seed 0, English captions): all right in English 100 %, elsewhere 3.1 % [1.4, 4.9] over languages;
-with an aligned model, whose mean states find 81 % of parallel sentences, 100 % and 3.5 % [2.2, 4.8].
+with an aligned model, whose mean states find 81 % of parallel sentences, 100 % and 3.5 % [2.2, 4.8]; with half of the
+captions translated 100 % and 86.9 % [80.3, 93.5].
 """
 
 from typing import Any
@@ -37,7 +38,6 @@ from lvlm.languages import in_table_order
 PAINT = {"path": "runs/data/paint", "split": "captions"}
 OTHERS = in_table_order(["ar", "de", "fr", "fi", "ru", "tr", "el", "he", "ka", "ht", "is", "sw", "eo", "jv", "no"])
 NATIVE = {"path": "runs/data/paint_native", "split": "captions", "languages": list(OTHERS), "samples_per_language": 53}
-
 SENTENCES = "runs/data/sentences"
 TRANSLATED, FOUND, ALIGNED = {"data": "translated"}, {"data": "native"}, {"llm": "aligned"}
 
