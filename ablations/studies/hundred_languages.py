@@ -16,7 +16,7 @@ few minutes of it, with fewer steps: instruct.mix.corpora='[{path: runs/data/emo
 evaluate.items=2 behind the command.
 
 Found by default (2 seeds, one draw of the backbones, 79 languages beside English, fidelity in 72 of them): English
-only costs 48.9 points of fidelity [42.0, 55.8] and 1.8 [0.8, 2.9] of the naming of pictures, of which only 3.9 % are
+only costs 48.9 points of fidelity [39.5, 58.2] and 1.8 [-0.2, 3.8] of the naming of pictures, of which only 3.9 % are
 named right with all languages: tower and language model are too small for these names, and differences between tiers
 do not show.
 
