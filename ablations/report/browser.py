@@ -42,9 +42,9 @@ def browser(results: Results) -> Section:
     total = "Their pictures are small copies." if pictures else "No pictures of the items lie beside the results."
     body = (
         f"<p>{len(chosen)} of the test items, chosen by their ids alone, with the answers of every arm (seed "
-        f"{answers['seed'].min()}) in every language. {total} Graded answers, such as captions, are right from half of "
-        "the points on.</p><noscript><p class='warning'>Reading the answers needs scripts, which this page keeps in "
-        "itself.</p></noscript><div id='answers-browser'>"
+        f"{answers['seed'].min()}) in every language. {total} Graded answers, such as captions, are called right from "
+        "half of the points on.</p><noscript><p class='warning'>Reading the answers needs scripts, which this page keeps "
+        "in itself.</p></noscript><div id='answers-browser'>"
         f"<div class='filters' role='group' aria-label='Which answers are shown'>{controls}</div>"
         "<p role='status' aria-live='polite'></p><div class='cards'></div>"
         "<div class='pager'><button type='button'>Back</button><button type='button'>Next questions</button></div>"
@@ -88,7 +88,10 @@ def _data(results: Results, answers: pd.DataFrame, pictures: dict[tuple[str, str
         told = row["answer_language"] if isinstance(row["answer_language"], str) else None
         said = [texts.setdefault(str(text), len(texts)) for text in (row["prompt"], row["answer"], row["prediction"])]
         place = None if not told else texts.setdefault(told, len(texts))
-        rows.append([items[key], order[row["arm"]], codes.index(row["language"]), *said, int(row["kind"]), place])
+        points = round(max(row["score"], row["score_any_language"]))
+        rows.append(
+            [items[key], order[row["arm"]], codes.index(row["language"]), *said, int(row["kind"]), place, points]
+        )
     rows.sort(key=lambda row: (row[0], row[2], row[1]))
     return {
         "arms": [results.short_label(arm) for arm in arms],

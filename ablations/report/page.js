@@ -32,7 +32,7 @@ function sortable(table) {
 
 function answers(place) {
   const data = JSON.parse(document.getElementById("answers-data").textContent);
-  const [ITEM, ARM, LANGUAGE, PROMPT, GOLD, SAID, KIND, TOLD] = [0, 1, 2, 3, 4, 5, 6, 7];
+  const [ITEM, ARM, LANGUAGE, PROMPT, GOLD, SAID, KIND, TOLD, POINTS] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
   const cards = place.querySelector(".cards"), status = place.querySelector("[role=status]");
   const [back, on] = place.querySelectorAll(".pager button");
   const chosen = {};
@@ -80,7 +80,8 @@ function answers(place) {
       const told = row[TOLD] === null ? "undetermined" : data.texts[row[TOLD]];
       const said = element("td");
       said.append(element("span", data.texts[row[SAID]], row[TOLD] === null ? code : told));
-      line.append(arm, said, element("td", data.kinds[row[KIND]]), element("td", told));
+      const graded = row[POINTS] > 0 && row[POINTS] < 100 ? ` (${row[POINTS]} of 100 points)` : "";
+      line.append(arm, said, element("td", data.kinds[row[KIND]] + graded), element("td", told));
     }
     table.prepend(caption);
     words.append(element("h3", `${data.languages[rows[0][LANGUAGE]]}, ${data.tasks[item[1]]}, ${item[0]}`), question, gold, table);
