@@ -43,8 +43,8 @@ def browser(results: Results) -> Section:
     body = (
         f"<p>{len(chosen)} of the test items, chosen by their ids alone, with the answers of every arm (seed "
         f"{answers['seed'].min()}) in every language. {total} Graded answers, such as captions, are called right from "
-        "half of the points on.</p><noscript><p class='warning'>Reading the answers needs scripts, which this page keeps "
-        "in itself.</p></noscript><div id='answers-browser'>"
+        "half of the points on.</p><noscript><p class='warning'>Reading the answers needs scripts, which this page "
+        "keeps in itself.</p></noscript><div id='answers-browser'>"
         f"<div class='filters' role='group' aria-label='Which answers are shown'>{controls}</div>"
         "<p role='status' aria-live='polite'></p><div class='cards'></div>"
         "<div class='pager'><button type='button'>Back</button><button type='button'>Next questions</button></div>"
