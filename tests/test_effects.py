@@ -146,7 +146,7 @@ def test_the_tiling_study_finds_its_planted_gain_in_english_reading_alone(tiling
     english, others, shapes = (found for _, found in tiling.verdicts())
     assert (english.group, others.group) == ("reading/en", "reading/multilingual")
     assert english.verdict == "shown" and english.low < 25 < english.high
-    assert (english.n_languages, english.n_seeds, english.method) == (1, 3, "t over seeds")
+    assert (english.n_languages, english.n_seeds, english.method) == (1, 5, "t over seeds")
     assert others.verdict == "within noise" and others.low < 0 < others.high
     assert shapes.low < 0 < shapes.high, "nothing is planted there"
     assert "the margin of ±5 points" in shapes.reason, "one language and three seeds are too few for five points"

@@ -103,7 +103,7 @@ def test_other_outcomes_and_what_they_cost(results):
     assert (found["seconds"] == 42.0).all()
     bare = pareto(replace(results, folder=results.folder / "nowhere"))
     assert bare["seconds"].isna().all()
-    with pytest.raises(InputError, match="no group"):
+    with pytest.raises(InputError, match="not a group"):
         pareto(results, x="score/T9")
 
 
