@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from ablations.notebooks import FOLDER
-from tests.browser import CHROMIUM, browser_page
+from tests.browser import browser_page, needs_chromium
 
 pytestmark = [
     pytest.mark.system,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)"),
+    needs_chromium,
 ]
 STEM = "01_number_of_languages"
 SECONDS = 180

@@ -14,14 +14,14 @@ from sweeps.queue import Queue
 from sweeps.tracking import Tracker
 from sweeps.tracking_store import connect
 from sweeps.worker import Worker
-from tests.browser import CHROMIUM
+from tests.browser import needs_chromium
 from tests.mlflow_pages import browser_page, compare, open_runs, served
 from tests.sweeps_fakes import fake_study
 from tests.sweeps_home import enqueued, lay_database
 
 pytestmark = [
     pytest.mark.system,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)"),
+    needs_chromium,
 ]
 
 PICTURE = bytes.fromhex(  # one pixel

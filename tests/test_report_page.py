@@ -18,10 +18,8 @@ from ablations import load_results
 from ablations.report import write_report
 from ablations.report.printing import write_pdf
 from lvlm.errors import InputError
-from tests.browser import CHROMIUM, browser_page
+from tests.browser import browser_page, needs_chromium
 from tests.synthetic_results import write_answers, write_study
-
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
 
 
 @pytest.fixture(scope="module")

@@ -28,34 +28,16 @@ with an aligned model, whose mean states find 81 % of parallel sentences, 100 % 
 captions translated 100 % and 86.9 % [80.3, 93.5].
 """
 
-from typing import Any
-
 from ablations.designs import OneAtATime
 from ablations.factors import Factor
 from ablations.studies import Expectation, Study
+from ablations.studies._texts import SENTENCES, reading
 from lvlm.languages import in_table_order
 
 PAINT = {"path": "runs/data/paint", "split": "captions"}
 OTHERS = in_table_order(["ar", "de", "fr", "fi", "ru", "tr", "el", "he", "ka", "ht", "is", "sw", "eo", "jv", "no"])
 NATIVE = {"path": "runs/data/paint_native", "split": "captions", "languages": list(OTHERS), "samples_per_language": 53}
-SENTENCES = "runs/data/sentences"
 TRANSLATED, FOUND, ALIGNED = {"data": "translated"}, {"data": "native"}, {"llm": "aligned"}
-
-
-def reading(parallel: float, weight: float) -> dict[str, Any]:
-    """What the language model reads: the share of parallel samples, and the weight of the contrastive term."""
-    return {
-        "align.mix": {
-            "corpora": [{"path": SENTENCES, "split": "train", "samples": 2400}],
-            "languages": "all",
-            "english_share": 0.5,
-            "parallel": parallel,
-        },
-        "align.train": {"adapter": "frozen", "llm": "full"},
-        "align.optim": {"lr": 5.0e-4},
-        "align.contrast": {"weight": weight},
-    }
-
 
 study = Study(
     name="paint_transfer",

@@ -22,34 +22,17 @@ Expected: parallel text alone moves alignment little, the contrastive term much;
 pivot rises with measured alignment; fidelity need not.
 """
 
-from typing import Any
-
 from ablations.designs import FullGrid
 from ablations.factors import Factor
 from ablations.studies import Expectation, Study
+from ablations.studies._texts import SENTENCES, reading
 
-SENTENCES = "runs/data/sentences"
 STRENGTHS = {
     "0%": (0.0, 0.0), "1%": (0.01, 0.0), "10%": (0.10, 0.0), "50%": (0.50, 0.0),
     "contrast 0.1": (0.50, 0.1), "contrast 1": (0.50, 1.0),
 }  # fmt: skip
 """Level -> (share of parallel samples, weight of the contrastive term)."""
 STRONG = {"alignment": "contrast 1"}
-
-
-def reading(parallel: float, weight: float) -> dict[str, Any]:
-    return {
-        "align.mix": {
-            "corpora": [{"path": SENTENCES, "split": "train", "samples": 2400}],
-            "languages": "all",
-            "english_share": 0.5,
-            "parallel": parallel,
-        },
-        "align.train": {"adapter": "frozen", "llm": "full"},
-        "align.optim": {"lr": 5.0e-4},
-        "align.contrast": {"weight": weight},
-    }
-
 
 study = Study(
     name="pivot_alignment",
