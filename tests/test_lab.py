@@ -66,6 +66,7 @@ def test_a_notebook_runs_to_its_end_in_jupyterlab(tmp_path: Path) -> None:
     with lab(folder, settings) as address, browser_page(width=1300, height=1000) as page:
         page.goto(f"{address}/tree/{STEM}.ipynb")
         page.locator(".jp-Notebook h1").first.wait_for(timeout=SECONDS * 1000)
+        page.get_by_text("| Idle").wait_for(timeout=SECONDS * 1000)  # cells run before the kernel is there are dropped
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name=re.compile("^Run All Cells")).click()
         deadline = time.monotonic() + SECONDS
