@@ -4,13 +4,14 @@
 
 The tables are kept whole. Of the per-item table those items stay that have a picture beside it, a few of each task, so
 that the answers of all arms to them can be read; how many answers of which kind and language there were is counted over
-all of them beforehand.
+all of them beforehand. Of a study that paints some pictures of one run stay.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,22 +29,30 @@ ITEMS = 8
 """Items kept of each task and source."""
 MOST_ANSWERS = 20_000
 """Answers kept of a study: with many arms, fewer items."""
+PAINTED = 6
+"""Prompts of which pictures are kept."""
 PACKED: Any = {"compression": "zstd", "compression_level": 19, "index": False}
 
 
 def write_example(folder: str | Path, *, into: Path = EXAMPLES, items: int = ITEMS) -> Path:
-    """Write the example records of one study's folder; returns where they lie. Whatever lay there is replaced."""
+    """Write the example records of one study's folder, whole or not at all; returns where they lie. Whatever lay there
+    is replaced."""
     results = load_results(folder)
     place = into / results.name
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    table = results.table.assign(value=results.table["value"].round(4))
-    table.to_parquet(place / RESULTS_FILE, **PACKED)
-    for name in (PLANNED_FILE, BUDGET_FILE, ORIGIN_FILE):
-        if (results.folder / name).exists():
-            shutil.copy(results.folder / name, place / name)
-    if (results.folder / PREDICTIONS_FILE).exists():
-        _write_answers(results, place, items)
+    into.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=into, prefix=".") as beside:
+        made = Path(beside) / results.name
+        made.mkdir()
+        table = results.table.assign(value=results.table["value"].round(4))
+        table.to_parquet(made / RESULTS_FILE, **PACKED)
+        for name in (PLANNED_FILE, BUDGET_FILE, ORIGIN_FILE):
+            if (results.folder / name).exists():
+                shutil.copy(results.folder / name, made / name)
+        if (results.folder / PREDICTIONS_FILE).exists():
+            _write_answers(results, made, items)
+        _keep_painted(results, made)
+        shutil.rmtree(place, ignore_errors=True)
+        made.rename(place)
     return place
 
 
@@ -69,10 +78,30 @@ def _write_answers(results: Results, place: Path, items: int) -> None:
     chosen.to_parquet(place / PREDICTIONS_FILE, **PACKED)
 
 
+def _keep_painted(results: Results, place: Path) -> None:
+    """Keep some pictures of one run of the baseline, in every language, where it has painted any."""
+    runs = results.table.loc[results.table["arm"] == results.baseline].sort_values("seed")["run"]
+    cell = Path("cells") / runs.iloc[0]
+    if "paint" not in set(results.table["task"]) or not (results.folder / cell / PREDICTIONS_FILE).exists():
+        return
+    answers = pd.read_parquet(results.folder / cell / PREDICTIONS_FILE)
+    painted = answers[answers["task"] == "paint"]
+    items = painted["item"].unique()
+    kept = painted[painted["item"].isin(items[:: max(1, len(items) // PAINTED)][:PAINTED])]
+    for name in kept["image"]:
+        (place / cell / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(results.folder / cell / name, place / cell / name)
+    kept.to_parquet(place / cell / PREDICTIONS_FILE, **PACKED)
+
+
 def main(folders: Sequence[str]) -> int:
-    """Write the example records of these folders and say how large they are."""
+    """Write the example records of these folders and say how large they are; returns the exit status."""
     for folder in folders:
-        place = write_example(folder)
+        try:
+            place = write_example(folder)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         print(f"{place}: {_size(place) / 1e3:,.0f} kB")
     print(f"all examples: {_size(EXAMPLES) / 1e6:.2f} MB")
     return 0

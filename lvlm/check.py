@@ -97,8 +97,23 @@ def check_evaluation(config: RunConfig, corpora: Mapping[str, Corpus], *, home: 
     returns the images of the evaluation, once each. Pictures found sound are remembered under `home`."""
     paints = config.paint is not None
     if config.evaluate.tune_corpora:
+        _check_validated(config, corpora)
         check_items(tuning(config.evaluate), corpora, permission="tune", home=home, paints=paints)
     return check_items(config.evaluate, corpora, permission="report", home=home, paints=paints)
+
+
+def _check_validated(config: RunConfig, corpora: Mapping[str, Corpus]) -> None:
+    """Raise where a stage before `paint` is to be validated on prompts alone, which nothing paints by then."""
+    from lvlm.evaluate.items import asked_items
+
+    validated = [name for name, stage in config.stages().items() if stage.validate_every]
+    if config.paint is None or not validated:
+        return
+    if all(entry.item.task == "paint" for entry in asked_items(tuning(config.evaluate), corpora, permission="tune")):
+        raise InputError(
+            f"{validated[0]}.validate_every is set, but evaluate.tune_corpora holds prompts to paint alone, and "
+            "nothing paints before the stage paint. Name a corpus with questions as well, or leave it out there."
+        )
 
 
 def check_items(

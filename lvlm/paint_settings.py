@@ -52,6 +52,10 @@ class PaintConfig(Settings):
     """Steps of the noise schedule; None is what the denoiser learned with, else 1000."""
     caption_dropout: Share = 0.1
     """Share of the captions that are emptied while training: what guidance compares with."""
+    state_noise: Annotated[float, Field(ge=0)] = 0.0
+    """Noise on the hidden states while training, normal and in units of each token's root mean square, so that what is
+    learned from captions in one language does not hang on what sets their states apart from those of others (after
+    CapDec, arXiv 2211.00575, where text stands for images)."""
     image_size: Annotated[int, Field(ge=8)] | None = None
     """Pixels of a picture's side; None is the denoiser's own size, times the VAE's factor."""
     later_image_size: Annotated[int, Field(ge=8)] | None = None

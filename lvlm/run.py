@@ -386,7 +386,7 @@ class _Run:
                 self.corpora,
                 permission=permission,
                 folder=self.folder,
-                key=self.stages["paint"].key,
+                key=self.stages["paint"].key if "paint" in self.stages else None,
                 on_progress=progress,
             )
 

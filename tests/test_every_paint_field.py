@@ -60,6 +60,7 @@ FIELDS: dict[str, tuple[str, Changes]] = {
     "schedule": (WEIGHTS, {"schedule": "linear"}),
     "prediction": (WEIGHTS, {"prediction": "epsilon"}),
     "timesteps": (WEIGHTS, {"timesteps": 100}),
+    "state_noise": (WEIGHTS, {"state_noise": 0.5}),
     "caption_dropout": (WEIGHTS, {"caption_dropout": 0.9}),
     "image_size": (WEIGHTS, {"image_size": 16}),
     "later_image_size": (WEIGHTS, {"later_image_size": 20, "later_from": 1}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,20 @@ from lvlm.cli import main
 from lvlm.config import RunConfig
 from lvlm.data.corpus import open_corpus
 from lvlm.errors import InputError
+from lvlm.evaluate.items import asked_items
 from lvlm.paint.denoisers import learns, load_denoiser
 from lvlm.paint.painter import Painter, load_painter
 from lvlm.paint.sample import Drawing, paint
+from lvlm.paint.scores import PaintedScores
 from lvlm.paint.stage import Painting, PaintLoss
 from lvlm.paint.states import CaptionStates
 from lvlm.records import RunRecord
 from lvlm.run import run
+from lvlm.settings import EvaluateConfig
 from lvlm.train.compute import compute
 from lvlm.train.progress import Reporter
 from tests.paint_world import paint_config, paint_world
+from tests.processes import together
 from tests.tiny import tiny_world
 
 
@@ -152,11 +157,30 @@ def gradient(config: RunConfig, home: Path) -> list[torch.Tensor]:
 
 
 def test_the_gradient_does_not_depend_on_the_micro_batches(tmp_path: Path) -> None:
-    whole = gradient(paint_config(compute__micro_batch_tokens=1 << 16), tmp_path)
-    parts = gradient(paint_config(compute__micro_batch_tokens=400), tmp_path)
+    noisy = {"paint__state_noise": 0.5}
+    whole = gradient(paint_config(compute__micro_batch_tokens=1 << 16, **noisy), tmp_path)
+    parts = gradient(paint_config(compute__micro_batch_tokens=400, **noisy), tmp_path)
     assert len(whole) == len(parts) > 10
     for one, other in zip(whole, parts, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-7)
+
+
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    config = paint_config(evaluate__corpora=[], paint__train="all")
+
+    def work(processes: int) -> None:
+        run(config, tmp_path / f"{processes}/run", home=tmp_path / str(processes))
+
+    for processes in (1, 2):
+        assert together(partial(work, processes), processes) == [0] * processes
+    records = [RunRecord.load(tmp_path / f"{processes}/run") for processes in (1, 2)]
+    one, two = (load_denoiser(Path(record.provenance["painter"]), width=32, seed=0) for record in records)
+    before = load_denoiser(Path(str(config.paint and config.paint.denoiser)), width=32, seed=0)
+    moved, apart = (
+        torch.cat([(a - b).flatten() for a, b in zip(other.parameters(), one.parameters(), strict=True)])
+        for other in (before, two)
+    )
+    assert torch.linalg.norm(apart) < 1e-3 * torch.linalg.norm(moved)
 
 
 def test_activations_that_are_computed_again_change_nothing(done: Path, tmp_path: Path) -> None:
@@ -276,6 +300,28 @@ def test_painting_and_answering_stand_in_one_table(tmp_path: Path) -> None:
     assert about["llm"]["folder"] == record.provenance["model"]
 
 
+def test_a_stage_before_painting_is_validated_on_questions_alone(tmp_path: Path) -> None:
+    corpus, _ = paint_world()
+    from tests.train_world import write_corpus
+
+    noise = write_corpus(tmp_path / "noise")
+    mix = {"corpora": [{"path": str(noise), "split": "train"}], "languages": "en"}
+    prompts = {"path": str(corpus), "split": "tune"}
+    config = {"instruct": {"mix": mix, "steps": 2, "validate_every": 1}, "evaluate__items": 1}
+    with pytest.raises(InputError, match=r"instruct\.validate_every is set, but evaluate\.tune_corpora holds prompts"):
+        run(paint_config(**config), tmp_path / "run", home=tmp_path)
+    questions = {"path": str(noise), "split": "tune"}
+    seen: dict[str, set[str]] = {}
+
+    def watch(event: dict[str, Any]) -> None:
+        if event["kind"] == "validation":
+            seen.setdefault(event["stage"], set()).update(name.partition("/")[0] for name in event)
+
+    both = paint_config(**config, paint__validate_every=2, evaluate__tune_corpora=[prompts, questions])
+    run(both, tmp_path / "run", home=tmp_path, on_progress=watch)
+    assert "vqa" in seen["instruct"] and "paint" not in seen["instruct"] and {"vqa", "paint"} <= seen["paint"]
+
+
 def test_the_denoiser_reads_the_language_model_that_text_has_aligned(tmp_path: Path) -> None:
     from tests.train_world import write_rows
 
@@ -325,6 +371,7 @@ def test_the_command_writes_a_grid_whole_or_not_at_all(
         (["--languages", "zh"], "in zh, and it is known in en, de, sw"),
         (["--images", "0"], "--images is 0"),
         (["--steps", "2000"], "2000 steps were asked for"),
+        (["--guidance", "inf"], "--guidance is inf"),
         (["--out", str(tmp_path / "x.jpg")], "ends in .png"),
         (["--out", str(tmp_path / "nowhere/x.png")], "must be there"),
     ):
@@ -359,5 +406,30 @@ def test_captions_are_dropped_as_often_as_is_said(tmp_path: Path) -> None:
     assert {sample.caption == "" for sample in samples if sample.dropped} == {True}  # type: ignore[attr-defined]
 
 
-def test_a_drawing_is_named_by_all_that_decides_it() -> None:
-    assert replace(Drawing(0, 20, 3.0), guidance=1.0) != Drawing(0, 20, 3.0)
+def test_noise_on_states_is_as_large_as_is_said_and_none_follows_the_end_of_a_caption(tmp_path: Path) -> None:
+    from lvlm.paint.batches import PaintStream
+
+    def states(noise: float) -> list[dict[str, torch.Tensor]]:
+        painting, _ = prepared(paint_config(paint__state_noise=noise), tmp_path)
+        stream = PaintStream(painting.batches, device=torch.device("cpu"), first_step=0)
+        return [inputs for _, inputs in stream.step(0)]
+
+    for clean, noisy in zip(states(0.0), states(0.5), strict=True):
+        moved, mask = noisy["states"] - clean["states"], clean["mask"]
+        sizes = moved[mask].square().mean(dim=-1).sqrt() / clean["states"][mask].square().mean(dim=-1).sqrt()
+        assert sizes.mean() == pytest.approx(0.5, abs=0.05)
+        assert not moved[~mask].any()
+
+
+def test_kept_pictures_are_taken_by_the_same_drawing_and_painter_alone(done: Path, tmp_path: Path) -> None:
+    painter = load_painter(Path(RunRecord.load(done).provenance["painter"]))
+    corpus = open_corpus(paint_world()[0])
+    config = EvaluateConfig(corpora=({"path": "c", "split": "test"},), languages=["en"], items=2)  # type: ignore[arg-type]
+    asked = asked_items(config, {"c": corpus}, permission="report")
+    first = PaintedScores(painter, Drawing(0, 2, 3.0), tmp_path / "pictures", "key")
+    for number, scores in enumerate((
+        first, replace(first, drawing=Drawing(1, 2, 3.0)), replace(first, drawing=Drawing(0, 1, 3.0)),
+        replace(first, drawing=Drawing(0, 2, 1.0)), replace(first, key="another"), first,
+    )):  # fmt: skip
+        scores(asked)
+        assert len(list(tmp_path.rglob("*.png"))) == 4 * min(number + 1, 5)  # two prompts, and their empty captions

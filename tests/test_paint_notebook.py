@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from ablations.example import write_example
 from ablations.notebooks import read_notebook, run_notebooks
 from ablations.studies import Arm, load_study
 from ablations.table import tidy, write_results
@@ -30,6 +31,8 @@ def made_up(arm: Arm, seed: int) -> pd.DataFrame:
         for metric in ("score", "random", *PAINT_METRICS):
             value = FLAT.get(metric, score + rng.normal(0, 3))
             rows.append({"task": "paint", "language": code, "metric": metric, "value": value, "n": 72})
+        retrieval = 80.0 if arm.levels["llm"] == "aligned" else 55.0
+        rows.append({"task": "alignment", "language": code, "metric": "retrieval", "value": retrieval, "n": 200})
     return pd.DataFrame(rows)
 
 
@@ -74,6 +77,8 @@ def test_the_notebook_runs_and_shows_pictures_and_tables(home: Path) -> None:
     assert sum("image/png" in kind for kind in kinds) == 2, "the sheet and the figure"
     text = "".join(output["data"].get("text/plain", "") for output in outputs if "data" in output)
     assert "T1" in text and "1.4" in text
+    (aligned,) = [line for line in text.splitlines() if line.startswith("retrieval, multilingual")]
+    assert float(aligned.split()[2]) == 25
 
 
 def test_a_sheet_has_a_row_for_every_language_and_frames_what_is_right(home: Path) -> None:
@@ -84,3 +89,11 @@ def test_a_sheet_has_a_row_for_every_language_and_frames_what_is_right(home: Pat
     assert (40, 150, 70) in colours or (190, 190, 190) in colours
     with pytest.raises(InputError, match=r"predictions\.parquet"):
         side_by_side(home)
+
+
+def test_example_records_keep_what_the_sheet_shows(home: Path, tmp_path: Path) -> None:
+    place = write_example(home / "studies/paint_transfer", into=tmp_path)
+    cell = load_study("paint_transfer").cells()[0].id
+    own, kept = (side_by_side(folder / "cells" / cell) for folder in (home / "studies/paint_transfer", place))
+    assert own.tobytes() == kept.tobytes()
+    assert len(list((place / "cells" / cell).rglob("*.png"))) == 3 * 6

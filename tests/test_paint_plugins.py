@@ -20,6 +20,7 @@ from transformers import (
     ViTModel,
 )
 
+from lvlm.cli import main
 from lvlm.errors import InputError
 from lvlm.paint.plugins import ClipScore, ModelFeatures
 from lvlm.run import run
@@ -75,6 +76,17 @@ def test_a_run_that_names_them_has_their_rows(clip: Path, image_model: Path, tmp
     run(config, tmp_path / "run", home=tmp_path)
     scores = pd.read_parquet(tmp_path / "run/scores.parquet").set_index(["language", "metric"])["value"]
     assert scores["de", "clip_score"] == scores["de", "clip_score"] and scores["de", "frechet_model"] > 0
+
+
+def test_a_run_is_scored_anew_by_the_models_that_it_names_though_another_trained_its_denoiser(
+    clip: Path, tmp_path: Path
+) -> None:
+    run(paint_config(paint__steps=1, evaluate__items=1), tmp_path / "first", home=tmp_path)
+    named = paint_config(paint__steps=1, evaluate__items=1, paint__clip=str(clip))
+    assert run(named, tmp_path / "second", home=tmp_path).provenance["stages_trained_here"] == []
+    assert main(["evaluate", str(tmp_path / "second"), "--out", str(tmp_path / "again")]) == 0
+    found = [pd.read_parquet(tmp_path / name / "scores.parquet") for name in ("second", "again")]
+    assert all("clip_score" in set(scores["metric"]) for scores in found)
 
 
 def test_a_folder_without_a_model_is_an_error(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from lvlm.paint.denoisers import build, read_shape, set_learning
 from lvlm.paint.diffusion import Diffusion, saved_diffusion
 from lvlm.paint.frechet import frechet_distance, local_features
 from lvlm.paint.reader import AttributeReader
-from lvlm.paint.scores import gold_attributes, wrong_captions
+from lvlm.paint.scores import gold_attributes, reader_of, wrong_captions
 from lvlm.paint.work import sample_flops
 from lvlm.settings import EvaluateConfig
 from tests.paint_world import LANGUAGES, SHAPE, paint_world
@@ -60,6 +60,12 @@ def test_the_reader_of_a_corpus_is_that_of_its_renderings(reader: AttributeReade
     found = AttributeReader.of_corpus(corpus)
     assert found is not None and found.kinds == ("colour", "shape", "place")
     assert np.array_equal(found.renderings, reader.renderings)
+
+
+def test_the_renderings_of_a_corpus_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus, opened = open_corpus(paint_world()[0]), []
+    monkeypatch.setattr(AttributeReader, "of_corpus", lambda corpus: opened.append(corpus))
+    assert [reader_of(corpus) for _ in range(3)] == [None] * 3 and opened == [corpus]
 
 
 def test_renderings_that_are_none_are_an_error(tmp_path: Path) -> None:
@@ -178,6 +184,11 @@ def test_what_diffusers_says_of_its_noise_is_read(tmp_path: Path) -> None:
     (scheduler / "scheduler_config.json").write_text(json.dumps({"beta_schedule": "odd"}), encoding="utf-8")
     with pytest.raises(InputError, match="beta_schedule"):
         saved_diffusion(unet)
+    for name, value in (("beta_end", 0.02), ("rescale_betas_zero_snr", True)):
+        (scheduler / "scheduler_config.json").write_text(json.dumps({**written, name: value}), encoding="utf-8")
+        with pytest.raises(InputError, match=f"field '{name}', is {value!r}"):
+            saved_diffusion(unet)
+    (scheduler / "scheduler_config.json").unlink()
     assert saved_diffusion(tmp_path) == {}
 
 

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SAID_FIRST = 0x7A17
 """Tells the random streams of this stage from those of others."""
+STATES = 0x57A7E
+"""Tells the noise on a caption's states from that on its picture."""
 
 
 class PaintSample(EncodedSample):
@@ -60,6 +62,8 @@ class PaintBatch:
     """(pictures,)."""
     weights: Tensor
     """(pictures,): the share of each in the loss of the step."""
+    draws: tuple[int, ...]
+    """Seeds of each picture's noise."""
     size: int
     """Pixels of a picture's side."""
     last: bool = False
@@ -73,7 +77,7 @@ class PaintBatch:
         """The same with its tensors on `device`."""
         moved = (tensor.to(device) for tensor in (self.noise, self.vae_noise, self.timesteps, self.weights))
         noise, vae_noise, timesteps, weights = moved
-        return PaintBatch(self.captions, self.images, noise, vae_noise, timesteps, weights, self.size, self.last)
+        return replace(self, noise=noise, vae_noise=vae_noise, timesteps=timesteps, weights=weights)
 
 
 class PaintBatches(StepBatches):
@@ -132,8 +136,8 @@ class PaintBatches(StepBatches):
             yield self.caption(entry)
 
     def _heaviest(self) -> set[int]:
-        """The steps with the largest pictures, of which all are alike."""
-        return {self.plan.steps - 1}
+        """A step with the largest pictures; all of one size are alike."""
+        return {max(self.plan.steps - 1, 0, key=self.size)}
 
     def _collate(self, members: Group, *, last: bool = False) -> Any:
         samples: list[Any] = [sample for sample, _ in members]
@@ -148,6 +152,7 @@ class PaintBatches(StepBatches):
             vae_noise=both[:, 1],
             timesteps=torch.tensor([sample.timestep for sample in samples]),
             weights=torch.tensor([weight for _, weight in members]),
+            draws=tuple(sample.draw for sample in samples),
             size=size,
             last=last,
         )
@@ -187,5 +192,17 @@ class PaintStream:
     def _ready(self, batch: PaintBatch, pixels: Tensor) -> tuple[PaintBatch, dict[str, Tensor]]:
         painter, batch = self.batches.painter, batch.to(self.device)
         states, mask = painter.states(batch.captions)
+        if painter.config.state_noise:
+            states = states + painter.config.state_noise * _noise_like(states, mask, batch.draws)
         clean = painter.encode(pixels[:, 0].to(self.device), batch.vae_noise)
         return batch, {"clean": clean, "states": states.to(self.device), "mask": mask.to(self.device)}
+
+
+def _noise_like(states: Tensor, mask: Tensor, draws: Sequence[int]) -> Tensor:
+    """Normal noise (captions, tokens, width) as large as each token of `states`, from a seed for each caption, whoever
+    it is computed with; none where `mask` says that a caption has ended."""
+    noise = torch.zeros(states.shape)
+    for row, length, draw in zip(noise, mask.sum(dim=1).tolist(), draws, strict=True):
+        own = torch.Generator().manual_seed(draw ^ STATES)
+        row[:length] = torch.randn((length, states.shape[-1]), generator=own)
+    return noise.to(states.device) * states.square().mean(dim=-1, keepdim=True).sqrt()

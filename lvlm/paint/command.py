@@ -144,7 +144,7 @@ def _check(options: argparse.Namespace) -> None:
     """Raise for options that nothing can be painted with, before anything heavy is loaded."""
     for name, least in (("images", 1), ("seed", 0), ("steps", 1), ("guidance", 0)):
         value = getattr(options, name)
-        if value is not None and not value >= least:
+        if value is not None and not least <= value < float("inf"):
             raise InputError(f"--{name} is {value}; give a number from {least}.")
     if options.out.suffix.lower() != ".png":
         raise InputError(f"--out {options.out}: pictures are written as PNG; give a name that ends in .png.")

@@ -1,5 +1,5 @@
 """Noise, and what is to be told of it: the forward process and the target of the loss, as diffusers' schedulers have
-them. Used by `lvlm.paint.loss`, `lvlm.paint.sample` and `lvlm.paint.tiny`."""
+them. Used by `lvlm.paint.painter`, `lvlm.paint.stage`, `lvlm.paint.scores` and `lvlm.paint.tiny`."""
 
 from __future__ import annotations
 
@@ -76,6 +76,12 @@ def saved_diffusion(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}, field 'beta_schedule', is {found.get('beta_schedule')!r}; known here: {', '.join(names)}. Set "
             "paint.schedule to one of these, and remove the file."
+        )
+    ours = {"rescale_betas_zero_snr": False, "trained_betas": None, **BETAS[schedule]}
+    if others := [name for name, value in ours.items() if name in found and found[name] != value]:
+        raise InputError(
+            f"{path}, field '{others[0]}', is {found[others[0]]!r}, and the noise of schedule '{schedule}' has "
+            f"{ours[others[0]]!r} here. A denoiser that learned with another noise would be misread; choose another."
         )
     return {
         "schedule": schedule,

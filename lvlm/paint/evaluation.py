@@ -35,6 +35,7 @@ def evaluate_painted(
     with compute(settings) as machinery, quiet_transformers(), reporter.evaluation() as progress:
         folder, _ = painter_folder(checkpoint)
         painter = load_painter(folder, autocast=machinery.autocast, precision=machinery.precision)
+        painter.config = recorded.paint  # runs that share the stage may differ in what decides no weight
         painter.states.llm.to(machinery.device)
         painter.to(machinery.device)
         drawing = Drawing(recorded.seed, recorded.paint.sample_steps, recorded.paint.guidance)

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ from lvlm.settings import EvaluateConfig
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lvlm.paint.plugins import ClipScore, ModelFeatures
+
 Tables = tuple["pd.DataFrame", "pd.DataFrame"]
 Row = tuple[str, str, str, float, int]
 """task, language, metric, value, n: a row of the scores."""
@@ -46,14 +49,15 @@ NAN = float("nan")
 
 def evaluate_both(
     answered: Callable[[EvaluateConfig], Tables],
-    painted: PaintedScores,
+    painted: PaintedScores | None,
     config: EvaluateConfig,
     corpora: Mapping[str, Corpus],
     *,
     permission: Permission,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Tables:
-    """(scores, predictions) of all tasks: those of text are `answered`, prompts of the task `paint` are `painted`."""
+    """(scores, predictions) of all tasks: those of text are `answered`, prompts of the task `paint` are `painted`, or
+    left out with None, as long as nothing can paint."""
     import pandas as pd
 
     asked = asked_items(config, corpora, permission=permission) if config.corpora else []
@@ -61,6 +65,8 @@ def evaluate_both(
     others = tuple(dict.fromkeys(entry.item.task for entry in asked if entry.item.task != TASK))
     if not prompts:
         return answered(config)
+    if painted is None:
+        return answered(config.model_copy(update={"tasks": others}))
     scores, predictions = painted(prompts, on_progress=on_progress)
     if not others:
         return scores, predictions
@@ -233,19 +239,16 @@ class PaintedScores:
     def _transform(self) -> Any:
         return self.painter.transform(self.painter.size)
 
-    def _reader(self, corpus: Corpus) -> AttributeReader | None:
-        return READERS.setdefault(corpus, AttributeReader.of_corpus(corpus))
-
     def _read(self, corpus: Corpus, picture: npt.NDArray[np.uint8]) -> Attributes:
-        reader = self._reader(corpus)
+        reader = reader_of(corpus)
         return {} if reader is None else reader.read(picture[None])[0]
 
     def _chance(self, corpus: Corpus) -> float:
-        reader = self._reader(corpus)
+        reader = reader_of(corpus)
         return NAN if reader is None else reader.chance()
 
     def _kinds(self, asked: Sequence[Asked], places: Sequence[int]) -> list[str]:
-        readers = [self._reader(asked[place].corpus) for place in places]
+        readers = [reader_of(asked[place].corpus) for place in places]
         return list(dict.fromkeys(kind for reader in readers if reader for kind in reader.kinds))
 
     @torch.no_grad()
@@ -296,20 +299,31 @@ class PaintedScores:
         real: Sequence[npt.NDArray[np.uint8]],
     ) -> dict[str, tuple[float, int]]:
         """Metrics by models of the user's, where the config names them."""
-        from lvlm.paint.plugins import ClipScore, ModelFeatures
-
-        config, painted = self.painter.config, np.stack([pictures[place] for place in own])
+        painted = np.stack([pictures[place] for place in own])
         found: dict[str, tuple[float, int]] = {}
-        if config.clip is not None:
+        if self._clip is not None:
             english = {entry.item.id: entry.item.prompt for entry in asked if entry.item.language == "en"}
             texts = [english.get(asked[place].item.id, asked[place].item.prompt) for place in own]
-            found["clip_score"] = _mean(ClipScore(Path(config.clip))(painted, texts))
-        if config.features is not None:
-            features = ModelFeatures(Path(config.features))
-            sets = features(painted), features(np.stack([real[place] for place in own]))
+            found["clip_score"] = _mean(self._clip(painted, texts))
+        if self._features is not None:
+            sets = self._features(painted), self._features(np.stack([real[place] for place in own]))
             enough = len(own) > 1
             found["frechet_model"] = frechet_distance(*sets) if enough else NAN, len(own)
         return found
+
+    @cached_property
+    def _clip(self) -> ClipScore | None:
+        from lvlm.paint.plugins import ClipScore
+
+        folder = self.painter.config.clip
+        return None if folder is None else ClipScore(Path(folder))
+
+    @cached_property
+    def _features(self) -> ModelFeatures | None:
+        from lvlm.paint.plugins import ModelFeatures
+
+        folder = self.painter.config.features
+        return None if folder is None else ModelFeatures(Path(folder))
 
     def _agreement(
         self,
@@ -335,7 +349,7 @@ class PaintedScores:
             f"{', '.join(self.painter.languages) or 'no language'}"
         ]
         for corpus in dict.fromkeys(entry.corpus for entry in asked):
-            if self._reader(corpus) is None:
+            if reader_of(corpus) is None:
                 notes.append(f"score of paint has no value for {corpus.name}: it has no clean renderings to read by")
         few = {entry.item.language for entry in asked}
         if any(sum(entry.item.language == code for entry in asked) <= LOCAL_FEATURES for code in few):
@@ -343,8 +357,10 @@ class PaintedScores:
         return notes
 
 
-READERS: dict[Corpus, AttributeReader | None] = {}
-"""Of opened corpora, each read once."""
+@lru_cache(maxsize=16)
+def reader_of(corpus: Corpus) -> AttributeReader | None:
+    """That of a corpus, whose renderings are read once."""
+    return AttributeReader.of_corpus(corpus)
 
 
 def gold_attributes(entry: Asked) -> dict[str, str]:

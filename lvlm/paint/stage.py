@@ -249,14 +249,16 @@ class Painting:
         *,
         permission: Permission,
         folder: Path,
-        key: str,
+        key: str | None,
         on_progress: Callable[[int, int], None],
     ) -> Tables:
         """(scores, predictions) of both kinds of task: what is `answered`, and what is painted into `folder` by the
-        denoiser of the stage `key`."""
-        drawing = Drawing(self.config.seed, self.settings.sample_steps, self.settings.guidance)
-        pictures = folder / PICTURES if permission == "report" else None
-        painted = PaintedScores(self.painter, drawing, pictures, key, batch_size=self.config.compute.evaluate_batch)
+        denoiser of the stage `key`, where that has begun."""
+        painted = None
+        if key is not None:
+            drawing = Drawing(self.config.seed, self.settings.sample_steps, self.settings.guidance)
+            pictures = folder / PICTURES if permission == "report" else None
+            painted = PaintedScores(self.painter, drawing, pictures, key, batch_size=self.config.compute.evaluate_batch)
         return evaluate_both(answered, painted, config, corpora, permission=permission, on_progress=on_progress)
 
 
