@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from lvlm.cli import main
 from lvlm.data.corpus import Corpus, open_corpus
 from lvlm.data.pool import gather
-from lvlm.data.worlds.origins_writer import ERRORS, MISMATCHED, split_of, write_origins, write_sentences
+from lvlm.data.worlds.lexicon import load_lexicon
+from lvlm.data.worlds.origins_writer import ERRORS, MISMATCHED, _scene, split_of, write_origins, write_sentences
+from lvlm.data.worlds.writer import write_shapes
 from lvlm.errors import InputError
 from lvlm.settings import MixConfig
 
@@ -19,7 +22,8 @@ IMAGES = 40
 def origins(tmp_path_factory: pytest.TempPathFactory, monkeypatch_module: pytest.MonkeyPatch) -> Corpus:
     from lvlm.data.worlds import origins_writer
 
-    monkeypatch_module.setitem(origins_writer.OWN_SIZES["origins"], "native_images", IMAGES)
+    for name, size in (("native_images", IMAGES), ("own_images", IMAGES)):
+        monkeypatch_module.setitem(origins_writer.OWN_SIZES["origins"], name, size)
     folder = tmp_path_factory.mktemp("origins") / "origins"
     return open_corpus(write_origins(folder, seed=0, train=IMAGES, languages=["en", "sw"]))
 
@@ -59,6 +63,30 @@ def test_native_dialogues_speak_of_another_picture_at_the_declared_rate_and_no_p
     assert not shown & {image for row in right.values() for image in row.images}
 
 
+def test_captions_that_a_language_has_by_itself_share_no_picture_and_are_wrong_at_the_declared_rate(
+    origins: Corpus,
+) -> None:
+    own = {code: origins.samples("found", code) for code in ("en", "sw")}
+    pictures = [{image for row in rows for image in row.images} for rows in own.values()]
+    others = {image for split in ("captions", "native") for row in origins.samples(split, "sw") for image in row.images}
+    assert [len(rows) for rows in own.values()] == [IMAGES, IMAGES] and not pictures[0] & pictures[1]
+    assert not others & (pictures[0] | pictures[1])
+    before = set[str]()
+    for percent in MISMATCHED:
+        rows = origins.samples(split_of("found", percent), "sw")
+        wrong = {row.id for row, right in zip(rows, own["sw"], strict=True) if row.turns != right.turns}
+        assert len(wrong) / IMAGES == pytest.approx(percent / 100, abs=0.2) and before <= wrong
+        before = wrong
+
+
+def test_a_true_caption_tells_of_its_own_picture_in_every_language(origins: Corpus) -> None:
+    lexicon, scenes = load_lexicon("sw"), [_scene(0, "train", index) for index in range(IMAGES)]
+    told = {row.id: row.turns[0][1] for row in origins.samples("captions", "sw")}
+    assert told == {f"origins-train-{index:05d}": lexicon.caption(scene) for index, scene in enumerate(scenes)}
+    own = [_scene(0, "own", index) for index in range(1, 2 * IMAGES, 2)]  # every other picture is the second language's
+    assert [row.turns[0][1] for row in origins.samples("found", "sw")] == [lexicon.caption(scene) for scene in own]
+
+
 def test_translated_pairs_are_of_the_very_pictures_that_the_pivot_speaks_of(origins: Corpus) -> None:
     path = str(origins.folder)
     uses = [
@@ -88,3 +116,26 @@ def test_sizes_that_a_corpus_has_not_are_errors(tmp_path: Path) -> None:
         write_origins(tmp_path / "o", seed=0, test=3)
     with pytest.raises(InputError, match="no split to tune on"):
         write_sentences(tmp_path / "s", seed=0, tune=3)
+
+
+def test_translations_of_the_shapes_have_mistakes_where_they_are_trained_on_and_english_has_none(
+    tmp_path: Path,
+) -> None:
+    sizes = {"train_images": 60, "tune_images": 6, "test_images": 6, "languages": ["en", "sw"]}
+    right = open_corpus(write_shapes(tmp_path / "right", seed=0, **sizes))
+    poor = open_corpus(write_shapes(tmp_path / "poor", seed=0, mistakes=0.25, **sizes))
+    for split in ("captions", "instruct"):
+        assert poor.samples(split, "en") == right.samples(split, "en")
+        one, other = words(right, split), words(poor, split)
+        wrong = sum(a != b for a, b in zip(one, other, strict=True))
+        assert wrong / len(one) == pytest.approx(0.25, abs=0.05)
+    for code in ("en", "sw"):
+        assert poor.items("test", code) == right.items("test", code)
+
+
+@pytest.mark.parametrize(("name", "share", "said"), [("shapes", "1.5", "from 0 to 1"), ("reading", "0.5", "no use")])
+def test_mistakes_are_a_share_of_the_words_of_shapes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, share: str, said: str
+) -> None:
+    assert main(["data", name, str(tmp_path / "w"), "--mistakes", share]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "w").exists()

@@ -40,8 +40,8 @@ def test_the_shipped_studies_load_and_the_drivers_fit_a_lunch_break():
     assert list_studies() == (
         "allocation", "answer_mix", "continue_or_merge_lora", "drivers", "english_share", "hundred_languages",
         "number_of_languages", "paint_transfer", "pivot_alignment", "pivot_choice", "pivot_frozen", "pivot_kind",
-        "pivot_output", "pivot_pairs", "pivot_text", "pivot_unseen", "pivot_where", "pretrain_share", "text_in_image",
-        "tiling",
+        "pivot_native", "pivot_output", "pivot_pairs", "pivot_text", "pivot_unseen", "pivot_where", "pretrain_share",
+        "text_in_image", "tiling", "translation_quality",
     )  # fmt: skip
     drivers = load_study("drivers")
     assert 18 <= len(drivers.cells("default")) <= 24
@@ -58,11 +58,12 @@ SHIPPED = {
     ("allocation", "default"): "02562e3429f5", ("continue_or_merge_lora", "default"): "e125f8f1b49a",
     ("pretrain_share", "default"): "6f9c30ba9c51", ("answer_mix", "default"): "135354160988",
     ("text_in_image", "default"): "72da9ce805fa",
-    ("pivot_alignment", "default"): "e0e0c0087724", ("pivot_choice", "default"): "671b8af55863",
+    ("pivot_alignment", "default"): "292b00c0d8f5", ("pivot_choice", "default"): "671b8af55863",
     ("pivot_frozen", "default"): "997aa3512c97", ("pivot_kind", "default"): "3ff4e609a959",
     ("pivot_output", "default"): "999aa0ec62fd", ("pivot_pairs", "default"): "b15133be45df",
     ("pivot_text", "default"): "b985ec204f0c", ("pivot_unseen", "default"): "244746eca406",
-    ("pivot_where", "default"): "3f3a5e7a4b67",
+    ("pivot_where", "default"): "3f3a5e7a4b67", ("pivot_native", "default"): "ad7d82880022",
+    ("translation_quality", "default"): "a224c9765a53",
 }  # fmt: skip
 """Study and budget -> fingerprint of the ids of its cells, under which finished runs lie in users' folders."""
 
@@ -79,7 +80,8 @@ def test_the_cells_of_the_shipped_studies_keep_their_ids(name, budget):
 def test_the_studies_of_the_claims_have_five_seeds(name):
     study = load_study(name)
     assert study.seeds_of("default") == study.seeds_of("full") == (0, 1, 2, 3, 4)
-    assert len(study.cells()) <= (155 if name.startswith(("pivot_", "paint_")) else 40) and study.expectations
+    most = {"pivot": 155, "paint": 55}.get(name.partition("_")[0], 40)
+    assert len(study.cells()) <= most and study.expectations
 
 
 def named(**changes):
@@ -306,3 +308,14 @@ def test_faults_of_a_table_are_errors(tmp_path):
     write_results(tmp_path, doubled.drop(columns="tier"))
     with pytest.raises(InputError, match=r"lacks the column\(s\) tier"):
         load_results(tmp_path)
+    good = tidy(study, [(cell, scores(cell.arm, 0))])
+    for column, wrong, said in (
+        ("value", "much", "row 2: the value 'much' is no number"),
+        ("value", float("inf"), "row 2: the value 'inf' is no number"),
+        ("language", "xx", "row 2: 'xx' is no code of the language table; the nearest are"),
+        ("language", "deu_Latn", "row 2: 'deu_Latn' is no code of the language table; write 'de'"),
+    ):
+        path = tmp_path / "results.csv"
+        good.assign(**{column: good[column].astype(object).where(good.index != 2, wrong)}).to_csv(path, index=False)
+        with pytest.raises(InputError, match=said):
+            load_results(path)

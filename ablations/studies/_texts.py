@@ -17,6 +17,7 @@ def reading(parallel: float, weight: float) -> dict[str, Any]:
             "parallel": parallel,
         },
         "align.train": {"adapter": "frozen", "llm": "full"},
-        "align.optim": {"lr": 5.0e-4},
-        "align.contrast": {"weight": weight},
+        "align.optim": {"lr": 1.0e-3},
+        "align.batch_samples": 64,  # half of them parallel are 16 pairs to tell apart
+        "align.contrast": {"weight": weight, "layer": 3} if weight else {},
     }

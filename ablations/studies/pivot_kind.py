@@ -9,8 +9,9 @@ Cost: about a minute a run on one core, so about 25 minutes on 2; the pretrain s
 Every arm sees 3,200 dialogues, 2,560 of them the same ones in the pivot, English. The other 640 are further ones in the
 pivot, or 128 in each of five target languages (one of each tier): translated from pictures that the pivot speaks of,
 with no, 10, 25 or 50 % of their words exchanged for other words of the language; or native, about pictures of their
-own, where no, 25, 50 or 75 % of the dialogues speak of another picture. Rates are those of the corpus `origins`: what
-is wrong at a low rate is wrong at a higher one too.
+own, where no, 25, 50 or 75 % of the dialogues speak of another picture. The pivot alone so sees 3,200 pictures, with
+translations 2,560 and with native dialogues 2,688: a translation shows nothing new. Rates are those of the corpus
+`origins`: what is wrong at a low rate is wrong at a higher one too.
 
 Expected: any data in the target language repairs fidelity, noise or not; the score follows how clean it is, so that
 translations are worth as much as native data without noise and more than noisy ones; the crossing point is what is

@@ -13,7 +13,7 @@ from lvlm.errors import InputError
 TEXT = "Write a built-in corpus as JSON and images."
 EXAMPLE = "data shapes runs/data/shapes"
 TAKES = {
-    "shapes": (),
+    "shapes": ("mistakes",),
     "reading": ("english",),
     "plots": ("words",),
     "pages": ("words", "text", "photos"),
@@ -32,7 +32,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         choices=TAKES,
         help="shapes: captions and dialogues about scenes; reading: words in scenes; plots: bar and pie plots (SMPQA); "
         "pages: text on backgrounds (after Synthdog); emoji: pictures and their names; sentences: parallel text "
-        "without images; origins: dialogues in the pivot, translated and native, with and without noise; "
+        "without images; origins: dialogues and captions, pivot, translated and native, with and without noise; "
         "paint: small pictures to paint",
     )
     sub.add_argument("folder", type=Path)
@@ -41,6 +41,10 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         help_text = f"images to {what}, per language in reading, plots and pages; in sentences scenes"
         sub.add_argument(f"--{split}", type=int, metavar="N", help=help_text)
     sub.add_argument("--english", type=int, metavar="N", help="reading: images to train on in English")
+    sub.add_argument(
+        "--mistakes", type=float, metavar="SHARE",
+        help="shapes: wrong words in what is to train on in other languages than English",
+    )  # fmt: skip
     sub.add_argument(
         "--languages",
         nargs="+",

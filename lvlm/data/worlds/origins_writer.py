@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -29,6 +28,7 @@ from lvlm.data.worlds.folder import (
     written_whole,
 )
 from lvlm.data.worlds.lexicon import Lexicon, lexicon_codes, load_lexicon
+from lvlm.data.worlds.mistakes import Turns, with_mistakes
 from lvlm.data.worlds.questions import questions_for
 from lvlm.data.worlds.render import render
 from lvlm.data.worlds.scenes import Scene, sample_scene
@@ -36,19 +36,18 @@ from lvlm.data.worlds.writer import DIALOGUE_TURNS
 from lvlm.errors import InputError
 from lvlm.languages import in_table_order
 
-VERSION = 1
+VERSIONS = {"sentences": 1, "origins": 2}
 """Of what is written; raised when the same seed and sizes give other files than before."""
 TARGETS = ("en", "de", "ru", "el", "sw", "jv")
 """The languages of `origins` unless others are asked for: English, and one of each tier."""
 ERRORS = (10, 25, 50)
 """Percent of the words of a translation that are wrong, split by split."""
 MISMATCHED = (0, 25, 50, 75)
-"""Percent of the native dialogues that speak of another picture, split by split."""
+"""Percent of the native dialogues, and of the native captions, that speak of another picture, split by split."""
 OWN_SIZES = {
     "sentences": {"train_scenes": 6000, "test_scenes": 200},
-    "origins": {"train_images": 3200, "native_images": 1024},
+    "origins": {"train_images": 3200, "native_images": 1024, "own_images": 320},
 }
-Turns = list[tuple[str, str]]
 
 
 def write_sentences(
@@ -72,7 +71,7 @@ def write_sentences(
     lexicons = _lexicons(languages or lexicon_codes())
     splits: dict[str, Permission] = {"train": "train", "test": "report"}
     with (
-        written_whole(Path(folder), version=VERSION) as partial,
+        written_whole(Path(folder), version=VERSIONS["sentences"]) as partial,
         progress("sentences", sum(sizes.values())) as advance,
         ExitStack() as files,
     ):
@@ -104,45 +103,43 @@ def write_origins(
     test: int | None = None,
     languages: Sequence[str] | None = None,
 ) -> Path:
-    """Dialogues about pictures, by where they come from; not translatable, so that a mix takes each split in the
-    languages that it names, and with `samples_per_language` the same first ids of every split that has them.
+    """Dialogues about pictures and captions, by where they come from; not translatable, so that a mix takes each split
+    in the languages that it names, and with `samples_per_language` the same first ids of every split that has them.
 
     - `instruct`: of every picture in every language: the pivot, and translations without a fault.
     - `errors_10`, `errors_25`, `errors_50`: the same ids, where so many percent of the words, in questions and answers,
       are other words of the language. Words that are wrong at a lower rate are wrong at a higher one too.
     - `native`, `native_25`, `native_50`, `native_75`: pictures of their own, which no other split shows; so many
       percent of the dialogues speak of another of these pictures, and those at a lower rate at a higher one too.
+    - `captions`: of every picture of `instruct`, in every language.
+    - `found`, `found_25`, `found_50`, `found_75`: captions as a language has them by itself, of `own_images` pictures
+      that no other language and no other split shows; so many percent of them tell of another of all these pictures.
     """
     if tune is not None or test is not None:
         raise InputError("The corpus 'origins' is for training alone: evaluate on shapes. Leave --tune and --test out.")
     sizes = _sizes("origins", train_images=train)
     check_numbers(seed, sizes)
     lexicons = _lexicons(languages or TARGETS)
-    native = {split_of("native", percent): percent / 100 for percent in MISMATCHED}
-    wrong = {split_of("errors", percent): percent / 100 for percent in ERRORS}
-    splits: dict[str, Permission] = dict.fromkeys(("instruct", *wrong, *native), "train")
+    wrong = [split_of("errors", percent) for percent in ERRORS]
+    noisy = [split_of(kind, percent) for kind in ("native", "found") for percent in MISMATCHED]
+    splits: dict[str, Permission] = dict.fromkeys(("instruct", *wrong, "captions", *noisy), "train")
+    pools = {
+        "train": sizes["train_images"], "native": sizes["native_images"], "own": sizes["own_images"] * len(lexicons),
+    }  # fmt: skip
     with (
-        written_whole(Path(folder), version=VERSION) as partial,
-        progress("origins", sum(sizes.values())) as advance,
+        written_whole(Path(folder), version=VERSIONS["origins"]) as partial,
+        progress("origins", sum(pools.values())) as advance,
         ExitStack() as files,
     ):
         rows = {split: open_rows(files, partial / split, [one.code for one in lexicons]) for split in splits}
-        for pool, images in (("train", sizes["train_images"]), ("native", sizes["native_images"])):
+        for pool, images in pools.items():
             place = new_pool(partial, pool)
             for index in range(images):
-                scene = _scene(seed, pool, index)
-                save_png(render(scene, stream(seed, f"origins/{pool}/pixels", index)), place / f"{index:05d}.png")
-                for lexicon in lexicons:
-                    if pool == "train":
-                        turns = _dialogue(seed, pool, index, lexicon)
-                        _write(rows["instruct"], lexicon, pool, index, turns, "translated")
-                        for split, rate in wrong.items():
-                            _write(
-                                rows[split], lexicon, pool, index, _misheard(turns, rate, seed, index, lexicon), split
-                            )
-                    for split, rate in native.items() if pool == "native" else ():
-                        told = _spoken_of(seed, index, images, rate)
-                        _write(rows[split], lexicon, pool, index, _dialogue(seed, pool, told, lexicon), split)
+                picture = render(_scene(seed, pool, index), stream(seed, f"origins/{pool}/pixels", index))
+                save_png(picture, place / f"{index:05d}.png")
+                for lexicon in lexicons if pool != "own" else [lexicons[index % len(lexicons)]]:
+                    for split, row in _rows(seed, pool, index, images, lexicon):
+                        rows[split][lexicon.code].write(json_line(row))
                 advance()
         _finish(partial, files, "origins", lexicons, splits, seed, sizes, translatable=False)
     return Path(folder)
@@ -150,7 +147,7 @@ def write_origins(
 
 def split_of(kind: str, percent: int) -> str:
     """The name of the split of `origins` with this rate of noise."""
-    return f"{kind}_{percent}" if percent else {"native": "native", "errors": "instruct"}[kind]
+    return f"{kind}_{percent}" if percent else "instruct" if kind == "errors" else kind
 
 
 def is_written(name: str, folder: Path | str) -> bool:
@@ -158,7 +155,7 @@ def is_written(name: str, folder: Path | str) -> bool:
     languages."""
     languages = lexicon_codes() if name == "sentences" else TARGETS
     found = corpus_entry(Path(folder)).get("languages", [])
-    return note_of(Path(folder)) == made(name, VERSION, 0, OWN_SIZES[name]) and len(found) == len(languages)
+    return note_of(Path(folder)) == made(name, VERSIONS[name], 0, OWN_SIZES[name]) and len(found) == len(languages)
 
 
 def _sizes(name: str, **asked: int | None) -> dict[str, int]:
@@ -185,7 +182,7 @@ def _finish(
     (partial / "images").mkdir(exist_ok=True)
     write_corpus_file(
         partial, name=name, languages=codes, translatable=translatable, splits=splits, seed=seed,
-        note=made(name, VERSION, seed, sizes),
+        note=made(name, VERSIONS[name], seed, sizes),
     )  # fmt: skip
 
 
@@ -198,42 +195,46 @@ def _dialogue(seed: int, pool: str, index: int, lexicon: Lexicon) -> Turns:
     return _turns(_scene(seed, pool, index), lexicon, stream(seed, f"origins/{pool}/questions", index))
 
 
+def _caption(seed: int, pool: str, index: int, lexicon: Lexicon) -> Turns:
+    return [(lexicon.caption_request, lexicon.caption(_scene(seed, pool, index)))]
+
+
 def _turns(scene: Scene, lexicon: Lexicon, rng: np.random.Generator) -> Turns:
     questions = questions_for(scene, rng, n=DIALOGUE_TURNS)
     return [(lexicon.question(question), lexicon.answer(question)) for question in questions]
 
 
-def _spoken_of(seed: int, index: int, images: int, rate: float) -> int:
-    """The native picture that the dialogue of this one is about: itself, or at this rate another."""
-    rng = stream(seed, "origins/native/mismatch", index)
+def _spoken_of(seed: int, pool: str, index: int, images: int, rate: float) -> int:
+    """The picture of the pool that what is said of this one is about: itself, or at this rate another."""
+    rng = stream(seed, f"origins/{pool}/mismatch", index)
     if rng.random() >= rate or images == 1:
         return index
     return (index + 1 + int(rng.integers(images - 1))) % images
 
 
-def _misheard(turns: Turns, rate: float, seed: int, index: int, lexicon: Lexicon) -> Turns:
-    """The same with this share of the words exchanged for others of the language."""
-    rng = stream(seed, f"origins/errors/{lexicon.code}", index)
-    known = sorted({word for surface in lexicon.attributes for word in surface.split()})
+def _rows(seed: int, pool: str, index: int, images: int, lexicon: Lexicon) -> Iterator[tuple[str, Row]]:
+    """(split, row) of all that a language says of one of the `images` pictures of a pool."""
 
-    def heard(text: str) -> str:
-        return " ".join(_words(text, rng, known, rate))
+    def row(split: str, turns: Turns, task: str) -> tuple[str, Row]:
+        return split, {
+            "id": f"origins-{pool}-{index:05d}", **_as_row(turns), "image_id": [f"{pool}/{index:05d}.png"],
+            "language": lexicon.code, "task": task, "source": "translated" if split == "instruct" else split,
+        }  # fmt: skip
 
-    return [(heard(question), heard(answer)) for question, answer in turns]
-
-
-def _words(text: str, rng: np.random.Generator, known: Sequence[str], rate: float) -> Iterator[str]:
-    for word in text.split():
-        chance, other = rng.random(), known[int(rng.integers(len(known)))]
-        yield other if chance < rate else word
-
-
-def _write(out: dict[str, IO[str]], lexicon: Lexicon, pool: str, index: int, turns: Turns, source: str) -> None:
-    row = {
-        "id": f"origins-{pool}-{index:05d}", **_as_row(turns), "image_id": [f"{pool}/{index:05d}.png"],
-        "language": lexicon.code, "task": "vqa", "source": source,
-    }  # fmt: skip
-    out[lexicon.code].write(json_line(row))
+    if pool == "train":
+        turns = _dialogue(seed, pool, index, lexicon)
+        yield row("instruct", turns, "vqa")
+        yield row("captions", _caption(seed, pool, index, lexicon), "caption")
+        for percent in ERRORS:
+            rng = stream(seed, f"origins/errors/{lexicon.code}", index)
+            yield row(split_of("errors", percent), with_mistakes(turns, percent / 100, rng, lexicon), "vqa")
+        return
+    for percent in MISMATCHED:
+        told = _spoken_of(seed, pool, index, images, percent / 100)
+        if pool == "native":
+            yield row(split_of("native", percent), _dialogue(seed, pool, told, lexicon), "vqa")
+        else:
+            yield row(split_of("found", percent), _caption(seed, pool, told, lexicon), "caption")
 
 
 def _as_row(turns: Turns) -> Row:

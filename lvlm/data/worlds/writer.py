@@ -32,6 +32,7 @@ from lvlm.data.worlds.folder import (
     written_whole,
 )
 from lvlm.data.worlds.lexicon import Lexicon, lexicon_codes, load_lexicon
+from lvlm.data.worlds.mistakes import with_mistakes
 from lvlm.data.worlds.questions import Question, questions_for
 from lvlm.data.worlds.reading import letters_for, reading_image, words_for
 from lvlm.data.worlds.render import render
@@ -67,22 +68,25 @@ def write_world(
     tune: int | None = None,
     test: int | None = None,
     english: int | None = None,
+    mistakes: float | None = None,
     languages: Sequence[str] | None = None,
 ) -> Path:
     """Write the corpus `name` into a new `folder` and return it.
 
     `train`, `tune` and `test` count images, for `reading` images per language, with `english` in the place of `train`
-    for English; None is the world's own size. An unknown name or language, an impossible number or a folder that holds
-    something is an `InputError`.
+    for English; None is the world's own size. `mistakes` is for `shapes` (`write_shapes`). An unknown name or
+    language, an impossible number or a folder that holds something is an `InputError`.
     """
     given = {"train": train, "tune": tune, "test": test}
     if name in WORLDS:
         sizes = {
             key: own if (wish := given[key.partition("_")[0]]) is None else wish for key, own in OWN_SIZES[name].items()
         }
+        if name == "shapes":
+            return write_shapes(folder, seed=seed, languages=languages, mistakes=mistakes or 0.0, **sizes)
         if english is not None:
             sizes["train_english"] = english
-        return (write_shapes if name == "shapes" else write_reading)(folder, seed=seed, languages=languages, **sizes)
+        return write_reading(folder, seed=seed, languages=languages, **sizes)
     raise InputError(f"There is no built-in corpus '{name}'. The built-in corpora are: {nearest(name, list(WORLDS))}.")
 
 
@@ -94,8 +98,12 @@ def write_shapes(
     tune_images: int = OWN_SIZES["shapes"]["tune_images"],
     test_images: int = OWN_SIZES["shapes"]["test_images"],
     languages: Sequence[str] | None = None,
+    mistakes: float = 0.0,
 ) -> Path:
     """Scenes with captions, dialogues and questions; the same ids in the same order in every language.
+
+    With `mistakes` all that is to train on in other languages than English is a poor translation: this share of its
+    words are other words of the language (`lvlm.data.worlds.mistakes`). What is evaluated has none.
 
     Every second test image holds a colour and shape that never meet in training (`source` starts with `unseen`); tune
     images hold training pairs only. Questions that need binding carry `:binding` in `source`.
@@ -103,7 +111,10 @@ def write_shapes(
     lexicons = chosen_lexicons(languages)
     codes = [lexicon.code for lexicon in lexicons]
     sizes = {"train_images": train_images, "tune_images": tune_images, "test_images": test_images}
+    noted = sizes | ({"mistakes in percent": round(100 * mistakes)} if mistakes else {})
     check_numbers(seed, sizes)
+    if not 0 <= mistakes <= 1:
+        raise InputError(f"--mistakes is {mistakes:g}; it is a share of the words, from 0 to 1.")
     with written_whole(Path(folder), version=VERSION) as partial, progress("shapes", sum(sizes.values())) as advance:
         with ExitStack() as files:
             captions = open_rows(files, partial / "captions", codes)
@@ -111,7 +122,7 @@ def write_shapes(
             pool = new_pool(partial, "train")
             for index in range(train_images):
                 scene = _draw_scene(seed, "train", index, pool, unseen=False)
-                for code, caption, dialogue in _train_rows(scene, index, seed, lexicons):
+                for code, caption, dialogue in _train_rows(scene, index, seed, lexicons, mistakes):
                     captions[code].write(json_line(caption))
                     instruct[code].write(json_line(dialogue))
                 advance()
@@ -134,7 +145,7 @@ def write_shapes(
             attributes="attributes.json",
             splits={"captions": "train", "instruct": "train", "tune": "tune", "test": "report"},
             seed=seed,
-            note=made("shapes", VERSION, seed, sizes),
+            note=made("shapes", VERSION, seed, noted),
         )
     return Path(folder)
 
@@ -198,7 +209,9 @@ def write_reading(
 # --- rows
 
 
-def _train_rows(scene: Scene, index: int, seed: int, lexicons: Sequence[Lexicon]) -> Iterator[tuple[str, Row, Row]]:
+def _train_rows(
+    scene: Scene, index: int, seed: int, lexicons: Sequence[Lexicon], mistakes: float
+) -> Iterator[tuple[str, Row, Row]]:
     """Per language: its code, the caption row and the dialogue row of one training image."""
     rng = stream(seed, "shapes/train/questions", index)
     turns: list[Question | None] = list(questions_for(scene, rng, n=DIALOGUE_TURNS))
@@ -206,13 +219,17 @@ def _train_rows(scene: Scene, index: int, seed: int, lexicons: Sequence[Lexicon]
         turns[int(rng.integers(len(turns)))] = None  # None asks for the caption
     image_id = f"train/{index:05d}.png"
     for lexicon in lexicons:
-        caption = lexicon.caption(scene)
+        told = [(lexicon.caption_request, lexicon.caption(scene))]
+        told += [told[0] if turn is None else (lexicon.question(turn), lexicon.answer(turn)) for turn in turns]
+        if mistakes and lexicon.code != "en":
+            told = with_mistakes(told, mistakes, stream(seed, f"shapes/mistakes/{lexicon.code}", index), lexicon)
+        (asked, caption), *dialogue = told
         shared: Row = {"image_id": [image_id], "language": lexicon.code}
         yield (
             lexicon.code,
             {
                 "id": f"shapes-captions-{index:05d}",
-                "context": [lexicon.caption_request],
+                "context": [asked],
                 "label": [caption],
                 **shared,
                 "task": "caption",
@@ -220,8 +237,8 @@ def _train_rows(scene: Scene, index: int, seed: int, lexicons: Sequence[Lexicon]
             },
             {
                 "id": f"shapes-instruct-{index:05d}",
-                "context": [lexicon.caption_request if turn is None else lexicon.question(turn) for turn in turns],
-                "label": [caption if turn is None else lexicon.answer(turn) for turn in turns],
+                "context": [question for question, _ in dialogue],
+                "label": [answer for _, answer in dialogue],
                 **shared,
                 "task": "vqa",
                 "source": "shapes",
