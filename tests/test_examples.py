@@ -50,6 +50,8 @@ def test_where_a_study_has_no_results_the_error_names_its_example_and_none_is_sh
         load_results("drivers", home=tmp_path)
     with pytest.raises(InputError, match=r"no example records 'examples/dryvers'.*examples/drivers"):
         load_results("examples/dryvers")
+    with pytest.raises(InputError, match=r"the results of one launch: give it without seed=1"):
+        load_results("examples/drivers", overrides=["seed=1"])
 
 
 def test_a_folder_of_the_users_own_of_that_name_is_theirs(tmp_path, monkeypatch):
@@ -75,5 +77,7 @@ def test_examples_are_made_from_a_study_s_folder(tmp_path):
     assert kept.groupby(["task", "source"])["item"].nunique().eq(2).all()
     assert counts(made)["n"].sum() == len(read_predictions(own)) > len(kept)
     (folder / "thumbnails.parquet").unlink()
+    before = sorted((tmp_path / "made").rglob("*"))
     with pytest.raises(InputError, match="sweeps export tiling"):
         write_example(folder, into=tmp_path / "made")
+    assert sorted((tmp_path / "made").rglob("*")) == before, "what lay there is replaced whole or not at all"
