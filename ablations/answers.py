@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 COUNTS_FILE = "answers.parquet"
 """How many answers of each kind and language there are, where the per-item table beside it is a part of all."""
-
-"""Small pictures of some test items: task, source, item, image (an image file's bytes)."""
 KINDS = ("right", "right, in another language", "wrong", "wrong, in another language", "wrong, language undetermined")
 """What becomes of an answer. Graded answers, such as captions, are right from half of the points on."""
 HALF = 50.0

@@ -107,17 +107,26 @@ def _findings(options: argparse.Namespace) -> None:
     from ablations.table import load_results
     from lvlm.records import write_text
 
+    if options.csv and (options.csv.is_dir() or not options.csv.parent.is_dir()):
+        raise InputError(
+            f"--csv {options.csv}: its folder {options.csv.parent} must be there, and the name be a file's."
+        )
+    if options.published and options.these_languages:
+        raise InputError("--these-languages is of verdicts on runs, and --published gives none: choose one.")
     names = options.studies or [*list_results(options.home), *list_examples()]
-    results = [load_results(name, home=options.home) for name in names]
+    given = [load_results(name, home=options.home) for name in names]
+    results = list({one.folder.resolve(): one for one in given}.values())  # named twice is one study
     if options.published:
         found = evidence.evidence(results)
         table, lines = evidence.table(found), evidence.lines(found)
     else:
         judge = findings.verdicts if options.studies else findings.one_each
-        judged = judge(results, scope="these languages" if options.these_languages else "languages like these")
+        scope: findings.Scope = "these languages" if options.these_languages else "languages like these"
+        judged = judge(results, scope=scope)
         if not judged:
             raise InputError(f"No published claim compares levels that {' or '.join(map(str, names))} varies.")
-        table, lines = findings.table(judged), [*findings.lines(judged), "", findings.METHOD]
+        method = findings.METHOD.format(f"seeds like these and {scope}")
+        table, lines = findings.table(judged), [*findings.lines(judged), "", method]
     print("\n".join(lines))
     if options.csv:
         write_text(options.csv, table.to_csv(index=False))

@@ -78,7 +78,7 @@ class Effect:
         bounds = f"[{self.low:+.1f}, {self.high:+.1f}]" if np.isfinite(self.low) else f"no interval: {self.reason}"
         seeds = f"{self.n_seeds} seed{'s' if self.n_seeds != 1 else ''}"
         why = f" ({self.reason})" if self.reason and np.isfinite(self.low) else ""
-        return f"{self.points:+.1f} points {bounds}, {seeds}: {self.verdict}{why}"
+        return f"{self.points:+z.1f} points {bounds}, {seeds}: {self.verdict}{why}"
 
 
 def effects(
@@ -383,5 +383,5 @@ def cell(one: Effect) -> str:
     if np.isnan(one.points):
         return "–"
     if not np.isfinite(one.low):
-        return f"{one.points:+.1f} ({one.reason})"
-    return f"{one.points:+.1f} {_bounds(one)}{' *' if one.verdict == 'shown' else ''} ≥{one.smallest:.1f}"
+        return f"{one.points:+z.1f} ({one.reason})"
+    return f"{one.points:+z.1f} {_bounds(one)}{' *' if one.verdict == 'shown' else ''} ≥{one.smallest:.1f}"

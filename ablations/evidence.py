@@ -202,5 +202,5 @@ def text(one: Evidence) -> str:
     bounds = f" [{one.low:+.1f}, {one.high:+.1f}] over {one.n_languages} languages" if np.isfinite(one.low) else ""
     here = f"seed sd here {one.noise.sd:.1f} ({one.noise.study}), " if one.noise else ""
     bears = f"; {here}bearable {one.bearable:.1f}" if np.isfinite(one.bearable) else ""
-    points = f"{one.points:+.1f}" if "against" in one.part or "minus" in one.part else f"{one.points:.1f}"
+    points = f"{one.points:+z.1f}" if "against" in one.part or "minus" in one.part else f"{one.points:.1f}"
     return f"{one.part}: {points}{bounds}{bears}: {one.judgement}"

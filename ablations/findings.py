@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ablations.claims import CLAIMS, Claim, Optimum, Part, Reached, Where, figure
+from ablations.claims import CLAIMS, Claim, Contrast, Optimum, Part, Reached, Where, figure
 from ablations.contrasts import effect, level
 from ablations.factors import Level
+from ablations.intervals import LEVEL, visible
 from ablations.places import EXAMPLE_PREFIX
-from ablations.significance import adjusted
+from ablations.significance import ALPHA, adjusted
 from ablations.studies import Study, list_studies
 from lvlm.errors import InputError
 
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
 
 Verdict = Literal["supported", "contradicted", "within noise", "not judged", "no study run"]
 Scope = Literal["languages like these", "these languages"]
-ALPHA = 0.05
 METHOD = """\
 Supported: every part of the claim lies in its region at p < 0.05, after Holm over the claims shown here. Contradicted:
-a part lies outside of it. Within noise: neither. p inverts the 95 % interval for seeds and languages like these, since
-exact tests over 5 seeds cannot fall below 0.06. Verdicts speak of this world, its backbones and its budgets alone."""
+a part lies outside of it. Within noise: neither. p inverts the 95 % interval, since exact tests over 5 seeds cannot
+fall below 0.06: that of a difference is for {},
+that of a mean and of a best level for these languages. Behind ≥: the smallest true difference that such runs show with
+80 % power. Verdicts speak of this world, its backbones and its budgets alone."""
+"""What the verdicts mean, to be completed with their scope."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Measured:
     `supports` and `contradicts` are the p values of the two sides: how unlikely an estimate so far inside (outside) the
     claimed region would be if the truth lay at its nearest border. Both invert the 95 % interval, so that `supports` is
     below 0.05 exactly where the whole interval lies within the region. NaN where there is no interval, with the reason.
+    `smallest` is the smallest true difference that a comparison with this noise shows with 80 % power.
     """
 
     part: Part
@@ -54,6 +58,7 @@ class Measured:
     supports: float
     contradicts: float
     published: float | None
+    smallest: float = math.nan
     reason: str = ""
 
 
@@ -86,7 +91,7 @@ class Finding:
         return self.claim.why if self.verdict == "contradicted" else ""
 
     def text(self) -> str:
-        """`+29.3 points [25.1, 33.5], 5 seeds, 15 languages, p = 0.0004 (Holm 0.005); published +62.1`."""
+        """`+29.3 points [+25.1, +33.5] ≥6.0, 5 seeds, 15 languages, p = 0.0004 (Holm 0.005); published +62.1`."""
         if self.effect is None:
             return self.note
         one = self.effect
@@ -96,8 +101,12 @@ class Finding:
             measured = f"not measured ({one.reason})"
         else:
             bounds = f"[{one.low:{sign}.1f}, {one.high:{sign}.1f}]" if np.isfinite(one.low) else f"({one.reason})"
-            languages = f"{one.n_languages} language{'s' if one.n_languages != 1 else ''}"
-            measured = f"{one.points:{sign}.1f} {unit} {bounds}, {one.n_seeds} seeds, {languages}"
+            bounds += f" ≥{one.smallest:.1f}" if np.isfinite(one.smallest) else ""
+            seeds, languages = (
+                f"{number} {noun}{'s' if number != 1 else ''}"
+                for number, noun in ((one.n_seeds, "seed"), (one.n_languages, "language"))
+            )
+            measured = f"{one.points:{sign}.1f} {unit} {bounds}, {seeds}, {languages}"
         if np.isfinite(self.p):
             measured += f", p = {self.p:.2g} (Holm {self.p_adjusted:.2g})"
         return measured + ("" if one.published is None else f"; published {one.published:{sign}.1f}")
@@ -236,7 +245,11 @@ def _with_sides(
     part: Part, name: str, points: float, low: float, high: float, df: float, seeds: int, languages: int, reason: str
 ) -> Measured:
     supports, contradicts = sides(points, low, high, df, part.region)
-    return Measured(part, name, points, low, high, seeds, languages, supports, contradicts, figure(part), reason)
+    error = (high - low) / 2 / stats.t.ppf((1 + LEVEL) / 2, df) if isinstance(part, Contrast) else math.nan
+    smallest = float(visible(error, df))
+    return Measured(
+        part, name, points, low, high, seeds, languages, supports, contradicts, figure(part), smallest, reason
+    )
 
 
 def sides(points: float, low: float, high: float, df: float, region: tuple[float, float]) -> tuple[float, float]:
@@ -311,6 +324,7 @@ def table(found: Sequence[Finding]) -> pd.DataFrame:
                 "points": math.nan if part is None else part.points,
                 "low": math.nan if part is None else part.low,
                 "high": math.nan if part is None else part.high,
+                "smallest visible": math.nan if part is None else part.smallest,
                 "seeds": 0 if part is None else part.n_seeds,
                 "languages": 0 if part is None else part.n_languages,
                 "p": one.p,

@@ -232,6 +232,8 @@ def _from_margins(results: Results, varied: Sequence[Factor], metric: str, group
         sources.append(Source(SEED, ss, seeds - 1, block.size))
     total = error + sum((one.ss - one.df * error) / one.n_runs for one in sources)
     notes = ["one factor at a time: shares as if effects added up, pairs are not seen"]
+    if not df:
+        notes.append("one seed: nothing tells noise from effects")
     return _table(Decomposition(tuple(sources), error, df, total), method=MARGINS, n_runs=block.size, notes=notes)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -14,6 +15,7 @@ import numpy as np
 from ablations.contrasts import effect, groups, level
 from ablations.factors import Level
 from ablations.outcomes import GROUP_ORDER
+from ablations.plots.style import seeds_said
 from lvlm.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,8 +28,12 @@ COLUMN_NAMES = {"multilingual": "multil."}
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "·": r"$\cdot$", "×": r"$\times$", "−": "$-$", "–": "--",
-    "±": r"$\pm$", "<": "$<$", ">": "$>$",
+    "±": r"$\pm$", "<": "$<$", ">": "$>$", "[": "{[}", "*": "{*}",
 }  # fmt: skip
+"""A bracket or a star at the start of a row would be taken for an option of the line break before it."""
+SMALLEST = "smallest visible"
+LETTERS = 18
+"""Of a row's name in one line."""
 
 
 @dataclass(frozen=True)
@@ -51,35 +57,49 @@ class Cell:
 
 @dataclass(frozen=True)
 class Layout:
-    """A table of arms x groups; Jupyter shows it, `to_latex` and `to_markdown` are for a paper."""
+    """A table of arms x groups; Jupyter shows it, `to_latex` and `to_markdown` are for a paper.
+
+    `smallest` has the smallest visible difference from the baseline for each column, a last row; empty where none is
+    known.
+    """
 
     columns: tuple[str, ...]
     rows: Mapping[str, tuple[Cell, ...]]
     caption: str
     label: str
+    smallest: tuple[str, ...] = ()
 
     def to_latex(self, *, intervals: bool = True) -> str:
-        r"""As LaTeX, with booktabs (`\usepackage{booktabs}`); intervals in a smaller size behind the numbers."""
-        heads = " & ".join(["", *map(_latex, self.columns)])
+        r"""As LaTeX, with booktabs (`\usepackage{booktabs}`); intervals in a smaller size below the numbers, so that
+        seven columns fit across a page of two columns."""
         lines = [
-            r"\begin{table}", r"\centering", r"\small", rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}",
-            r"\toprule", rf"{heads} \\", r"\midrule",
+            r"\begin{table*}", r"\centering", r"\small", r"\setlength{\tabcolsep}{2pt}",
+            rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}", r"\toprule", _latex_row("", self.columns), r"\midrule",
         ]  # fmt: skip
         for arm, cells in self.rows.items():
-            lines.append(" & ".join([_latex(arm), *(_latex_cell(one, intervals) for one in cells)]) + r" \\")
+            with_bounds = intervals and any(one.bounds() for one in cells)
+            first, rest = _in_two(arm) if with_bounds else (arm, "")
+            lines.append(" & ".join([_latex(first), *map(_latex_number, cells)]) + r" \\")
+            if with_bounds:
+                bounds = (rf"{{\scriptsize {_latex(one.bounds())}}}" if one.bounds() else "" for one in cells)
+                lines.append(" & ".join([_latex(rest), *bounds]) + r" \\[2pt]")
+        if self.smallest:
+            lines += [r"\midrule", _latex_row(SMALLEST, self.smallest)]
         lines += [
             r"\bottomrule",
             r"\end{tabular}",
             rf"\caption{{{_latex(self.caption)}}}",
             rf"\label{{tab:{self.label}}}",
         ]
-        return "\n".join([*lines, r"\end{table}"]) + "\n"
+        return "\n".join([*lines, r"\end{table*}"]) + "\n"
 
     def to_markdown(self, *, intervals: bool = True) -> str:
         """As a table of GitHub's Markdown, its caption below."""
         rows = [["", *self.columns], ["---", *["---:"] * len(self.columns)]]
         for arm, cells in self.rows.items():
             rows.append([arm.replace("|", r"\|"), *(_plain_cell(one, intervals, "**") for one in cells)])
+        if self.smallest:
+            rows.append([SMALLEST, *self.smallest])
         return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{self.caption}\n"
 
     def __repr__(self) -> str:
@@ -91,6 +111,9 @@ class Layout:
         for arm, cells in self.rows.items():
             shown = "".join(f"<td style='text-align:right;white-space:nowrap'>{_html_cell(one)}</td>" for one in cells)
             body.append(f"<tr><th scope='row' style='text-align:left'>{escape(arm)}</th>{shown}</tr>")
+        if self.smallest:
+            shown = "".join(f"<td style='text-align:right'>{text}</td>" for text in self.smallest)
+            body.append(f"<tr><th scope='row' style='text-align:left'>{SMALLEST}</th>{shown}</tr>")
         caption = f"<caption style='caption-side:bottom;text-align:left'>{escape(self.caption)}</caption>"
         return f"<table>{caption}<thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
@@ -121,27 +144,58 @@ def layout(
     present = [name.rpartition("/")[2] for name in groups(results, by="tier", task=task)]
     names = [name for name in COLUMN_ORDER if name in present]
     keys = [f"{task}/{name}" if task else name for name in names]
+    if not chosen:
+        raise InputError(
+            "No arm is left for the table: name arms with results, for differences other than the baseline."
+        )
     rows: dict[str, list[Cell]] = {arm: [] for arm in chosen}
     for key in keys:
         for arm, cell in zip(chosen, _column(results, chosen, metric, key, show), strict=True):
             rows[arm].append(cell)
+    smallest = _smallest(results, chosen, metric, keys)
+    return Layout(
+        columns=tuple(COLUMN_NAMES.get(name, name) for name in names),
+        rows={_row_name(results, arm, factor): tuple(cells) for arm, cells in rows.items()},
+        caption=_caption(results, chosen, metric=metric, task=task, show=show, with_smallest=bool(smallest)),
+        label="-".join(filter(None, [results.name, metric, task, show])).replace("_", "-"),
+        smallest=smallest,
+    )
+
+
+def _caption(
+    results: Results, arms: Sequence[str], *, metric: str, task: str | None, show: Show, with_smallest: bool
+) -> str:
     said = f"{metric.replace('_', ' ')}{f' on {task}' if task else ''} (%)"
     what = (
         f"{said}: means, with 95 % t intervals over seeds"
         if show == "levels"
-        else f"{said}: difference from the baseline ({results.baseline}) in points, paired by seed, with 95 % two-way "
-        "(seed x language) t intervals; *: the interval excludes 0"
+        else f"{said}: difference from the baseline in points, paired by seed, with 95 % two-way (seed x language) t "
+        "intervals; *: the interval excludes 0"
     )
-    bold = " Bold: better than every other arm here, each paired 95 % interval clear of 0." if show == "levels" else ""
-    source = f" {results.source}" if results.is_example else ""
-    seeds = results.arms()["seeds"].reindex(chosen)
-    counted = f"{int(seeds.min())} to {int(seeds.max())}" if seeds.min() < seeds.max() else f"{int(seeds.max())}"
-    return Layout(
-        columns=tuple(COLUMN_NAMES.get(name, name) for name in names),
-        rows={_row_name(results, arm): tuple(cells) for arm, cells in rows.items()},
-        caption=f"Study {results.name}, {what}; {counted} seeds.{bold}{source}",
-        label="-".join(filter(None, [results.name, metric, task, show])).replace("_", "-"),
-    )
+    parts = [f"Study {results.name}, {what}; {seeds_said(results, arms)}."]
+    if results.study:
+        parts.append(f"Baseline: {results.baseline}.")
+    if show == "levels":
+        parts.append("Bold: better than every other arm here, each paired 95 % interval clear of 0.")
+    if with_smallest:
+        parts.append(
+            "Last row: the smallest difference from the baseline that these arms' runs would have shown with 80 % "
+            "power, in points."
+        )
+    return " ".join([*parts, *([results.source] if results.is_example else [])])
+
+
+def _smallest(results: Results, arms: Sequence[str], metric: str, groups_shown: Sequence[str]) -> tuple[str, ...]:
+    """The smallest visible difference from the baseline by group, least to most over the arms; none where no arm has
+    two seeds in common with it."""
+    if results.study is None or results.baseline not in set(results.table["arm"]):
+        return ()
+    texts = []
+    for group in groups_shown:
+        found = [effect(results, arm, metric=metric, group=group).smallest for arm in arms if arm != results.baseline]
+        seen = sorted(one for one in found if np.isfinite(one))
+        texts.append("–".join(dict.fromkeys(f"{one:.1f}" for one in (*seen[:1], *seen[-1:]))) or "–")
+    return tuple(texts) if set(texts) - {"–"} else ()
 
 
 def _column(results: Results, arms: Sequence[str], metric: str, group: str, show: Show) -> list[Cell]:
@@ -163,10 +217,12 @@ def _told_apart(results: Results, arms: Sequence[str], means: Sequence[float], m
     return best if all(one.low > 0 for one in others) else None
 
 
-def _row_name(results: Results, arm: str) -> str:
-    if results.study is None:
-        return arm
-    return f"{arm} (baseline)" if arm == results.baseline else results.short_label(arm)
+def _row_name(results: Results, arm: str, factor: str | None) -> str:
+    """What sets an arm apart; of the baseline its level of the one factor that the table varies, if it is one."""
+    if results.study is None or arm != results.baseline:
+        return results.short_label(arm)
+    varied = [one for one in results.study.factors if factor in (None, one.name)]
+    return f"{varied[0].label(results.study.baseline[varied[0].name])} (baseline)" if len(varied) == 1 else "baseline"
 
 
 def _plain_cell(one: Cell, intervals: bool, bold: str) -> str:
@@ -175,11 +231,19 @@ def _plain_cell(one: Cell, intervals: bool, bold: str) -> str:
     return " ".join(filter(None, [number, one.bounds() if intervals else ""])) + star
 
 
-def _latex_cell(one: Cell, intervals: bool) -> str:
-    number = _latex(one.number())
-    number = rf"\textbf{{{number}}}" if one.is_best else number
-    bounds = rf" {{\scriptsize {_latex(one.bounds())}}}" if intervals and one.bounds() else ""
-    return number + bounds + (r"$^{*}$" if one.excludes_zero else "")
+def _latex_row(name: str, texts: Sequence[str]) -> str:
+    return " & ".join(map(_latex, [name, *texts])) + r" \\"
+
+
+def _in_two(name: str) -> tuple[str, str]:
+    """A name over two lines, where one would be wide."""
+    first, *rest = textwrap.wrap(name, max(LETTERS, len(name) // 2 + LETTERS // 2), break_long_words=False)
+    return first, " ".join(rest)
+
+
+def _latex_number(one: Cell) -> str:
+    number = rf"\textbf{{{_latex(one.number())}}}" if one.is_best else _latex(one.number())
+    return number + (r"\rlap{$^{*}$}" if one.excludes_zero else "")
 
 
 def _html_cell(one: Cell) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 from base64 import b64encode
+from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 VERDICT_CLASSES = {"shown": "shown", "contradicted": "contradicted", "within noise": "noise", "not judged": "not"}
 EXAMPLE_STYLE = "border-left:4px solid #e69f00;padding:4px 12px;margin:4px 0"
 OWN_STYLE = "border-left:4px solid #0072b2;padding:4px 12px;margin:4px 0"
+PIXELS_PER_INCH, NARROW_PIXELS, DOTS_PER_INCH = 140, 600, 170
+"""Of a figure's width on the page; the width of a page below which figures are those of a column; of the image."""
+NUMBER = r"(> )?[+-]?[\d,]+(\.\d+)?(e[+-]?\d+)?%?"
+RIGHT = rf"{NUMBER}|\[{NUMBER}, {NUMBER}\]|–"
+"""A column of nothing but such texts stands right."""
 
 
 def results_html(results: Results) -> str:
@@ -40,15 +46,16 @@ def banner(results: Results) -> str:
 
 
 def table(frame: pd.DataFrame, caption: str, *, sortable: bool = False) -> str:
-    """A table with its caption; header cells are told from others, numbers stand right, and `sortable` ones are sorted
-    by the report's script. A wide one scrolls in its own region, which the keyboard reaches."""
+    """A table with its caption; header cells are told from others, columns of numbers or intervals stand right, and
+    `sortable` ones are sorted by the report's script. A wide one scrolls in its own region, which the keyboard
+    reaches."""
     heads = "".join(f"<th scope='col'>{escape(str(name))}</th>" for name in frame.columns)
-    numeric = [pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]
+    numeric = [frame[name].map(_cell).str.fullmatch(RIGHT).all() for name in frame.columns]
     body = []
     for row in frame.itertuples(index=False, name=None):
         cells = []
         for number, value in enumerate(row):
-            text = "–" if _is_missing(value) else str(value)
+            text = _cell(value)
             kind = f" class='v-{VERDICT_CLASSES[text]}'" if text in VERDICT_CLASSES else ""
             kind = " class='n'" if numeric[number] and not kind else kind
             cells.append(f"<th scope='row'>{escape(text)}</th>" if number == 0 else f"<td{kind}>{escape(text)}</td>")
@@ -59,17 +66,26 @@ def table(frame: pd.DataFrame, caption: str, *, sortable: bool = False) -> str:
     return f"<div class='wide' role='region' tabindex='0' aria-label='{escape(caption)}'>{whole}</div>"
 
 
-def picture(figure: Figure, *, dots_per_inch: int = 170) -> str:
-    """A figure as an image in the page, as wide on it as in print and a half, with its description."""
-    from ablations.plots import alternative
+def picture(draw: Callable[..., Figure], *given: Any, **options: Any) -> str:
+    """A figure as an image in the page, with its description: drawn across a page, for a narrow screen in a column's
+    width. `draw` is a function of `ablations.plots` that takes a `width`."""
+    from ablations.plots import COLUMN_INCHES, PAGE_INCHES, alternative
 
+    wide = draw(*given, width=PAGE_INCHES, **options)
+    narrow = draw(*given, width=COLUMN_INCHES, **options)
+    shown = round(PAGE_INCHES * PIXELS_PER_INCH)
+    return (
+        f"<p class='picture'><picture><source media='(max-width: {NARROW_PIXELS}px)' srcset='{_png(narrow)}'>"
+        f"<img width='{shown}' alt='{escape(alternative(wide))}' src='{_png(wide)}'></picture></p>"
+    )
+
+
+def _png(figure: Figure) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dots_per_inch)
-    data = b64encode(buffer.getvalue()).decode("ascii")
-    width = round(figure.get_size_inches()[0] * 140)
-    said = escape(alternative(figure))
-    return f"<p class='picture'><img width='{width}' alt='{said}' src='data:image/png;base64,{data}'></p>"
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    return f"data:image/png;base64,{b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def _is_missing(value: Any) -> bool:
-    return value is None or bool(pd.api.types.is_scalar(value) and pd.isna(value))
+def _cell(value: Any) -> str:
+    is_missing = value is None or bool(pd.api.types.is_scalar(value) and pd.isna(value))
+    return "–" if is_missing else str(value)

@@ -67,7 +67,7 @@ class Mixed:
 
     def table(self) -> pd.DataFrame:
         """The fixed effects for reading."""
-        shown = self.fixed[["term"]].assign(points=[f"{one:+.1f}" for one in self.fixed["estimate"]])
+        shown = self.fixed[["term"]].assign(points=[f"{one:+z.1f}" for one in self.fixed["estimate"]])
         for name, kind in (("95 % interval", ""), ("clustered by run", "clustered_")):
             bounds = zip(self.fixed[f"{kind}low"], self.fixed[f"{kind}high"], strict=True)
             shown[name] = [f"[{low:+.1f}, {high:+.1f}]" if np.isfinite(low) else "–" for low, high in bounds]

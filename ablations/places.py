@@ -39,9 +39,20 @@ def list_examples() -> tuple[str, ...]:
 
 
 def list_results(home: str | Path | None = None) -> tuple[str, ...]:
-    """The folders of studies in a work folder that hold results and were launched without overrides."""
+    """The folders of studies in a work folder that hold a finished run and were launched without overrides."""
     found = sorted((home_folder(home) / "studies").glob(f"*/{RESULTS_FILE}"))
-    return tuple(str(path.parent) for path in found if "@" not in path.parent.name)
+    return tuple(str(path.parent) for path in found if "@" not in path.parent.name and not _is_empty(path))
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether this is a table without rows, as that of a sweep whose first run goes on. What cannot be read is not:
+    `load_results` says why."""
+    from pyarrow import ArrowException, parquet
+
+    try:
+        return int(parquet.read_metadata(path).num_rows) == 0
+    except (OSError, ArrowException):
+        return False
 
 
 def locate(study: str | Path | Study, home: str | Path | None, overrides: Sequence[str]) -> tuple[Study | None, Path]:
@@ -50,11 +61,12 @@ def locate(study: str | Path | Study, home: str | Path | None, overrides: Sequen
         return study, study_folder(study.name, home, overrides) / RESULTS_FILE
     path = Path(study)
     in_place = path.suffix in (".parquet", ".csv") or (path / RESULTS_FILE).exists()
-    if in_place and overrides:
+    is_example = str(study).startswith(EXAMPLE_PREFIX) and not in_place
+    if overrides and (in_place or is_example):
         raise InputError(f"{path} holds the results of one launch: give it without {' '.join(overrides)}.")
     if path.suffix in (".parquet", ".csv"):
         return None, path
-    if str(study).startswith(EXAMPLE_PREFIX) and not in_place:
+    if is_example:
         return None, _example(str(study))
     if path.suffix != ".py" and str(study) not in list_studies():
         # A study of the user's own, by the name of its results folder.

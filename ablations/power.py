@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ablations.factors import Level
 from ablations.intervals import FEWEST, POWER, combined, visible
-from ablations.pairing import by_language, in_group, sides
+from ablations.pairing import PAIR, by_language, in_group, sides
 from ablations.resampling import PairedItems, paired_items, read_scores
 from lvlm.errors import InputError
 from lvlm.records import PREDICTIONS_FILE
@@ -64,10 +64,11 @@ class Components:
 class Power:
     """What it takes to see `difference` points with this `power`; None where nothing in reach is enough.
 
-    `seeds` speak of languages like these, as the headline interval does, `seeds_here` of these very languages.
-    `languages` and `items` (per language) are those with as many seeds as the pilot has, all else alike. `curve` has
-    the smallest visible difference by number of seeds. `paired` is the standard deviation of a paired difference of
-    runs over that of an unpaired one: common random numbers are worth 1 / `paired` ** 2 times the seeds.
+    `seeds` speak of languages like these, as the headline interval does, which takes three of both; `seeds_here` of
+    these very languages. `languages` (like these) and `items` (per language) are those with as many seeds as the pilot
+    has, all else alike. `curve` has the smallest visible difference by number of seeds, NaN where so few speak of
+    themselves alone. `paired` is the standard deviation of a paired difference of runs over that of an unpaired one:
+    common random numbers are worth 1 / `paired` ** 2 times the seeds.
     """
 
     difference: float
@@ -111,8 +112,8 @@ class Power:
         ]
 
     def _needed(self) -> list[str]:
-        lines = [f"To see {self.difference:g} points with {self.power:.0%} power:"]
-        if self.n_languages > 1:
+        lines = [f"To see {_many(self.difference, 'point')} with {self.power:.0%} power:"]
+        if self.n_languages >= FEWEST:
             like_these = _many(self.seeds, "seed") if self.seeds else f"more than {MOST} seeds, if any number does"
             lines.append(f"  for languages like these     {like_these}")
         lines.append(
@@ -120,7 +121,7 @@ class Power:
             + (_many(self.seeds_here, "seed") if self.seeds_here else f"more than {MOST} seeds")
         )
         kept = f"with {_many(self.n_seeds, 'seed')} as here"
-        if self.n_languages > 1:
+        if self.n_languages > 1 and self.n_seeds >= FEWEST:
             enough = _many(self.languages, "language") if self.languages else f"more than {MOST} languages"
             lines.append(f"  {kept:<28} {enough} of this kind")
         if np.isfinite(self.components.items):
@@ -132,14 +133,15 @@ class Power:
         return lines
 
     def _curve(self) -> list[str]:
-        wide = self.n_languages > 1
+        wide = self.n_languages >= FEWEST
         lines = [
             f"Smallest visible difference in points, {self.power:.0%} power:",
             "  seeds   these languages" + ("   languages like these" if wide else ""),
         ]
         for row in self.curve[self.curve["seeds"].isin((*SHOWN_SEEDS, self.n_seeds))].to_dict("records"):
             line = f"  {row['seeds']:>5.0f}   {row['these_languages']:>15.2f}"
-            lines.append(line + (f"   {row['languages_like_these']:>20.2f}" if wide else ""))
+            like_these = row["languages_like_these"]
+            lines.append(line + (f"   {'–' if np.isnan(like_these) else f'{like_these:.2f}':>20}" if wide else ""))
         return lines
 
 
@@ -182,15 +184,16 @@ def plan(
         raise InputError(
             f"All comparisons of '{metric}' in '{group}' are the same in every seed, so that nothing tells their noise."
         )
-    seeds = np.arange(2, MOST + 1)
-    like_these = smallest_difference(found, seeds, n_languages, power=power)
+    seeds, languages = np.arange(2, MOST + 1), np.arange(FEWEST, MOST + 1)
     here = smallest_difference(found, seeds, n_languages, power=power, here=True)
-    with_languages = smallest_difference(found, n_seeds, np.arange(2, MOST + 1), power=power)
+    like_these = smallest_difference(found, seeds, n_languages, power=power)
+    like_these = np.where(np.minimum(seeds, n_languages) < FEWEST, np.nan, like_these)
+    with_languages = smallest_difference(found, n_seeds, languages, power=power)
     return Power(
         difference=difference, metric=metric, group=group, power=power, components=found, n_arms=len(pilots),
         n_seeds=n_seeds, n_languages=n_languages, seeds=_first(seeds, like_these, difference),
         seeds_here=_first(seeds, here, difference),
-        languages=_first(np.arange(2, MOST + 1), with_languages, difference) if n_languages > 1 else None,
+        languages=_first(languages, with_languages, difference) if n_languages > 1 and n_seeds >= FEWEST else None,
         items=_fewest_items(found, n_seeds, n_languages, difference, power),
         paired=float((own / apart) ** 0.5) if apart > 0 else float("nan"),
         correlation=float(1 - own / apart) if apart > 0 else float("nan"),
@@ -253,12 +256,18 @@ def _pooled(differences: Sequence[Array]) -> Components:
 
 
 def _with_items(results: Results, found: Components, arms: Sequence[str], baseline: str, group: str) -> Components:
-    """The components with the part of test items in them, where predictions lie beside the results."""
+    """The components with the part of test items in them, where predictions lie beside the results.
+
+    These tell how much one item varies, also where they are a part of all, as in example records; how many were asked
+    stands in the table of results.
+    """
     path = results.folder / PREDICTIONS_FILE
     if not path.exists():
         return found
     rows = read_scores(path, [*arms, baseline])
-    parts = [part for arm in arms if (part := _item_parts(paired_items(rows, arm, baseline), group)) is not None]
+    asked = results.table[results.table["metric"] == "score"].groupby(PAIR)["n"].mean().dropna()
+    every = (_item_parts(paired_items(rows, arm, baseline), asked, group) for arm in arms)
+    parts = [part for part in every if part is not None]
     if not parts:
         return found
     items, stable, varying = np.mean(parts, axis=0).tolist()
@@ -270,8 +279,11 @@ def _with_items(results: Results, found: Components, arms: Sequence[str], baseli
     )
 
 
-def _item_parts(paired: PairedItems, group: str) -> tuple[float, float, float] | None:
-    """(items per language, variance that their choice gives a language's mean, the same for a seed in a language)."""
+def _item_parts(paired: PairedItems, asked: pd.Series[float], group: str) -> tuple[float, float, float] | None:
+    """(items per language, variance that their choice gives a language's mean, the same for a seed in a language).
+
+    `asked` is how many items each (task, language) pair has.
+    """
     inside = np.flatnonzero(in_group(paired.pairs, group))
     if not len(inside) or len(paired.seeds) < 2:
         return None
@@ -283,9 +295,9 @@ def _item_parts(paired: PairedItems, group: str) -> tuple[float, float, float] |
             return None
         rest = block - block.mean(axis=1, keepdims=True) - block.mean(axis=0) + block.mean()
         residual = (rest**2).sum() / ((len(block) - 1) * (block.shape[1] - 1))
-        varying.append(residual / len(block))
-        stable.append(max(0.0, float(block.mean(axis=1).var(ddof=1)) - residual / block.shape[1]) / len(block))
-        items.append(len(block))
+        items.append(float(asked.get(paired.pairs[int(pair)], len(block))))
+        varying.append(residual / items[-1])
+        stable.append(max(0.0, float(block.mean(axis=1).var(ddof=1)) - residual / block.shape[1]) / items[-1])
     of_language = pd.DataFrame({"stable": stable, "varying": varying, "items": items}).groupby(np.asarray(codes))
     parts, tasks = of_language.sum(), of_language.size()
     means = parts[["stable", "varying"]].div(tasks**2, axis=0).mean()
@@ -312,8 +324,8 @@ def _fewest_items(found: Components, seeds: int, languages: int, difference: flo
     return number + 1 if number < most else None
 
 
-def _many(number: int | None, noun: str) -> str:
-    return f"{number} {noun}{'s' if number != 1 else ''}"
+def _many(number: float, noun: str) -> str:
+    return f"{number:g} {noun}{'s' if number != 1 else ''}"
 
 
 def _sd(variance: float) -> str:

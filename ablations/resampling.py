@@ -88,7 +88,7 @@ def read_scores(predictions: str | Path | pd.DataFrame, arms: Sequence[str]) -> 
     """The scored rows of some arms in a study's predictions, with the columns that are needed, texts as categories."""
     if isinstance(predictions, pd.DataFrame):
         _check_columns(list(predictions.columns), "the predictions")
-        present, rows = set(predictions["arm"].unique()), predictions
+        present = set(predictions["arm"].unique())
         rows = predictions.loc[predictions["arm"].isin(arms), list(COLUMNS)]
     else:
         path = Path(predictions)

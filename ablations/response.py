@@ -3,7 +3,7 @@ where it is highest, with an interval. Notebooks, `findings` and `plots` call it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ from ablations.intervals import LEVEL, Interval, over_seeds
 from lvlm.errors import InputError
 
 if TYPE_CHECKING:
+    from ablations.factors import Level
     from ablations.table import Results
 
 Place = Literal["interior", "at the edge", "not told apart"]
@@ -59,6 +60,8 @@ class Response:
     n_seeds: int
     method: str
     reason: str = ""
+    beside: str = ""
+    """What was done about other factors that vary, for a reader; empty where there are none."""
 
     def text(self) -> str:
         """`highest at 0.42 [0.25, 0.6], 5 seeds: interior`."""
@@ -94,13 +97,22 @@ class _Curves:
     grid: Floats
     by_seed: Floats
     n_languages: int
+    beside: str
 
 
-def response(results: Results, factor: str, *, metric: str = "score", group: str = "multilingual") -> Response:
+def response(
+    results: Results,
+    factor: str,
+    *,
+    metric: str = "score",
+    group: str = "multilingual",
+    at: Mapping[str, Level] | None = None,
+) -> Response:
     """The curve of a metric along a factor of numbers that has runs at four levels or more.
 
-    Beside other factors it is the mean over those combinations of them in which every level has runs, as in
-    `contrasts.main_effect`; where none has, as with a range, the other factors are taken out as if effects added up.
+    `at` holds other factors at a level: `at={"mistakes": 0.5}`. Beside those that are left it is the mean over those
+    combinations of them in which every level has runs, as in `contrasts.main_effect`; where none has, as with a range,
+    they are taken out as if effects added up.
 
     The curve of each seed is a natural cubic spline with knots at five quantiles of the levels, in the angle
     arcsin(sqrt(share)) of a share, in the logarithm where levels span a factor of ten, else as it is. The band is the t
@@ -115,7 +127,7 @@ def response(results: Results, factor: str, *, metric: str = "score", group: str
     to 100 %. A parabola has intervals half as wide and covers 0 to 97 %: it is right where the truth is a parabola; the
     logit of a share does no better, a cubic 26 to 99 %. A flat curve is given an interior optimum in 1 to 3 %.
     """
-    found = _curves(results, factor, metric, group)
+    found = _curves(results, factor, metric, group, at)
     low, high = _band(found.by_seed)
     own = found.at_levels.mean(axis=1, keepdims=True)
     shape_low, shape_high = _band(found.by_seed - own + own.mean())
@@ -134,14 +146,21 @@ def response(results: Results, factor: str, *, metric: str = "score", group: str
     )
     return Response(
         factor, metric, group, found.grid, found.by_seed.mean(axis=0), low, high, shape_low, shape_high, points,
-        optimum, place, len(found.seeds), METHOD, optimum.reason,
+        optimum, place, len(found.seeds), METHOD, optimum.reason, found.beside,
     )  # fmt: skip
 
 
 def optima_differ(
-    results: Results, factor: str, first_group: str, second_group: str, *, metric: str = "score"
+    results: Results,
+    factor: str,
+    first_group: str,
+    second_group: str,
+    *,
+    metric: str = "score",
+    at: Mapping[str, Level] | None = None,
 ) -> Interval:
-    """How much higher the factor's best value is in the first group than in the second, over the seeds of both.
+    """How much higher the factor's best value is in the first group than in the second, over the seeds of both; `at`
+    as in `response`.
 
     Its bounds combine the distances from each optimum to its own bounds as the root of their squares (Zou and Donner,
     2008), which keeps intervals that are not symmetric; where a bound is the end of the range, as their sum. In 600
@@ -149,7 +168,7 @@ def optima_differ(
     where the two groups move together, as the correlation of two optima cannot be learnt from so few seeds. The t
     interval over the differences of each seed's own optima covered 59 to 97 %, a jackknife 73 to 92 %.
     """
-    sides = [_curves(results, factor, metric, group) for group in (first_group, second_group)]
+    sides = [_curves(results, factor, metric, group, at) for group in (first_group, second_group)]
     seeds = sides[0].seeds.intersection(sides[1].seeds)
     found = [
         highest(one.grid, one.by_seed[one.seeds.isin(seeds)], levels=one.levels, n_languages=one.n_languages)[0]
@@ -267,13 +286,20 @@ def _without_bounds(one: Interval, reason: str) -> Interval:
     return Interval(one.estimate, np.nan, np.nan, np.nan, one.n_seeds, one.n_languages, one.method, reason)
 
 
-def _curves(results: Results, factor: str, metric: str, group: str) -> _Curves:
+def _curves(results: Results, factor: str, metric: str, group: str, at: Mapping[str, Level] | None = None) -> _Curves:
     if factor not in results.factors:
         raise InputError(
             f"'{factor}' is not a factor of study '{results.name}'; factors: {', '.join(results.factors)}."
         )
     arms = results.arms()
     arms = arms[arms[factor].notna()]
+    for name, level in (at or {}).items():
+        if name == factor or name not in results.factors or level not in set(arms[name]):
+            raise InputError(
+                f"at={dict(at or {})}: '{name}' is not another factor of study '{results.name}' that has runs at "
+                f"{level}."
+            )
+        arms = arms[arms[name] == level]
     if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in arms[factor]):
         raise InputError(f"Factor '{factor}' has levels that are no numbers, so there is no curve along it.")
     levels = np.unique(arms[factor].to_numpy(dtype=float))
@@ -290,8 +316,13 @@ def _curves(results: Results, factor: str, metric: str, group: str) -> _Curves:
         found = blocks(results, labels, metric=metric, group=group)
         at_levels = found.array.reshape(len(found.array), len(matched), len(levels)).mean(axis=1)
         by_seed = at_levels @ smoother(levels, grid, log=log).T
-        return _Curves(found.means.index, levels, at_levels, grid, by_seed, found.n_languages)
+        said = f"mean over the levels of {_said(others)}" if others else ""
+        return _Curves(found.means.index, levels, at_levels, grid, by_seed, found.n_languages, said)
     return _adjusted(results, arms, factor, others, grid, log, metric, group)
+
+
+def _said(names: Sequence[str]) -> str:
+    return " and ".join(name.replace("_", " ") for name in names)
 
 
 def _grid(results: Results, factor: str, levels: Floats) -> tuple[Floats, bool]:
@@ -334,7 +365,8 @@ def _adjusted(
     by_seed = fitted[:, : own.shape[1]] @ _spline(x, grid, log).T
     without_others = found.array - fitted[:, own.shape[1] :] @ beside.T
     order = np.argsort(x)
-    return _Curves(found.means.index, x[order], without_others[:, order], grid, by_seed, found.n_languages)
+    said = f"{_said(others)} taken out, as if effects added up" if others else ""
+    return _Curves(found.means.index, x[order], without_others[:, order], grid, by_seed, found.n_languages, said)
 
 
 def _columns(levels: pd.Series[Any]) -> list[Floats]:

@@ -53,7 +53,7 @@ class Equivalence:
         word = "equivalent" if self.equivalent else "not shown to be equivalent"
         where = "within" if self.equivalent else "against"
         bounds = f"90 % [{self.low90:+.1f}, {self.high90:+.1f}] {where} ±{self.margin:g}"
-        return f"{self.points:+.1f} points, {bounds}: {word} (p = {self.p:.2g}), {self.n_seeds} seeds"
+        return f"{self.points:+z.1f} points, {bounds}: {word} (p = {self.p:.2g}), {self.n_seeds} seeds"
 
 
 def sign_flip(by_seed: ArrayLike) -> NDArray[np.float64]:
@@ -62,7 +62,8 @@ def sign_flip(by_seed: ArrayLike) -> NDArray[np.float64]:
 
     Exact where a difference is as likely to be -d as d if the arms do not differ, whatever its distribution (Fisher's
     randomisation test; `scipy.stats.permutation_test(permutation_type="samples")` gives the same). It cannot fall below
-    `least_p`. With more than 14 seeds 9,999 signs are drawn, always the same ones, and the data count as one more.
+    `least_p`. With more than 14 seeds 9,999 signs are drawn, always the same ones, and the data count as one more. NaN
+    where a difference is unknown.
     """
     values = np.asarray(by_seed, dtype=float)
     flat = values.reshape(-1, values.shape[-1])
@@ -74,6 +75,7 @@ def sign_flip(by_seed: ArrayLike) -> NDArray[np.float64]:
         part = slice(start, start + rows)
         extreme = (np.abs(flat[part] @ signs.T) >= enough[part, None]).sum(axis=1)
         p[part] = extreme / len(signs) if exact else (extreme + 1) / (len(signs) + 1)
+    p[np.isnan(enough)] = np.nan
     return p.reshape(values.shape[:-1])
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +18,13 @@ from ablations.origin import Origin as Origin  # for `sweeps`, which sees no oth
 from ablations.origin import declared
 from ablations.places import EXAMPLES, PLANNED_FILE, RESULTS_FILE, home_folder, locate, others, planned
 from ablations.places import study_folder as study_folder
+from ablations.reading import LEADING as LEADING
+from ablations.reading import TRAILING as TRAILING
+from ablations.reading import read_table
 from ablations.studies import Cell, Expectation, Study
-from lvlm.config import one_line
 from lvlm.errors import InputError, nearest
 from lvlm.languages import language
-from lvlm.records import METRICS, SCORE_COLUMNS, write_table, write_text
+from lvlm.records import SCORE_COLUMNS, write_table, write_text
 
 if TYPE_CHECKING:
     from ablations.answers import Disagreement
@@ -42,8 +46,6 @@ REPORT_FILES = ("report.html", "effects.csv", "verdicts.csv")
 PICTURE_FILE = "by_{}.png"  # and one picture for each factor
 THUMBNAILS_FILE = "thumbnails.parquet"
 """Small pictures of some test items: task, source, item, image (the bytes of an image file)."""
-LEADING = ("study", "arm", "seed")
-TRAILING = ("run", "task", "language", "tier", "metric", "value", "n")
 
 
 def columns(study: Study) -> list[str]:
@@ -249,15 +251,21 @@ class Results:
         return [label for label in labels if label in present]  # one, where the factor does not apply to the baseline
 
     def short_label(self, arm: str) -> str:
-        """What sets an arm apart from the baseline, in the labels of its levels; `baseline` for the baseline itself."""
+        """What sets an arm apart from the baseline, in the labels of its levels; `baseline` for the baseline itself,
+        the whole label where the short one would be that of two arms."""
+        return self._short_labels.get(arm, arm)
+
+    @cached_property
+    def _short_labels(self) -> dict[str, str]:
         if self.study is None:
-            return arm
-        known = {one.label: one for one in (*self.study.arms("default"), *self.study.arms("full"))}
-        if arm not in known:
-            return arm
-        own, base = known[arm].levels, self.study.baseline_arm.levels
-        differing = [f for f in self.study.factors if own[f.name] != base[f.name] and own[f.name] is not None]
-        return " · ".join(f.label(own[f.name]) for f in differing) or "baseline"
+            return {}
+        base, found = self.study.baseline_arm.levels, {}
+        for arm in (*self.study.arms("default"), *self.study.arms("full")):
+            own = arm.levels
+            differing = [f for f in self.study.factors if own[f.name] != base[f.name] and own[f.name] is not None]
+            found[arm.label] = " · ".join(f.label(own[f.name]) for f in differing) or "baseline"
+        times = Counter(found.values())
+        return {label: short if times[short] == 1 else label for label, short in found.items()}
 
     def effects(self, **options: Any) -> pd.DataFrame:
         """Effects as a table, p adjusted by Benjamini-Hochberg: see `ablations.contrasts.effects` for the options."""
@@ -295,11 +303,12 @@ class Results:
 
         return interaction(self, first, second, metric=metric, group=group)
 
-    def response(self, factor: str, *, metric: str = "score", group: str = "multilingual") -> Response:
-        """The curve of a metric along a factor of numbers, and its optimum: see `ablations.response.response`."""
+    def response(self, factor: str, **options: Any) -> Response:
+        """The curve of a metric along a factor of numbers, and its optimum: see `ablations.response.response` for the
+        options."""
         from ablations.response import response
 
-        return response(self, factor, metric=metric, group=group)
+        return response(self, factor, **options)
 
     def importance(self, **options: Any) -> pd.DataFrame:
         """How much each factor and pair explains: see `ablations.importance.importance` for the options."""
@@ -416,27 +425,7 @@ def load_results(
             f"There are no results at {path}. Run the study first: python -m sweeps launch {name}; "
             f"or, if it has runs, write their table: python -m sweeps export {name}.{others(path.parent)}"
         )
-    try:
-        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's and pandas' own errors are ValueErrors
-        raise InputError(
-            f"{path} is no table of results ({one_line(error)}). Write it again: python -m sweeps export {name}."
-        ) from error
-    if missing := [name for name in (*LEADING, *TRAILING) if name not in table.columns]:
-        raise InputError(
-            f"{path} lacks the column(s) {', '.join(missing)} of a results table; it has: {', '.join(table.columns)}."
-        )
-    if table.empty:
-        raise InputError(f"{path} holds no finished run yet. See python -m sweeps status {name}.")
-    if unknown := sorted(set(table["metric"]) - set(METRICS)):
-        raise InputError(f"{path} holds unknown metrics: {', '.join(unknown)}. Known: {', '.join(METRICS)}.")
-    key = ["arm", "seed", "task", "language", "metric"]
-    if (repeated := table.duplicated(key)).any():
-        row = int(repeated.to_numpy().argmax())
-        raise InputError(
-            f"{path}, row {row}: a second value for {dict(table.loc[row, key])}. "
-            "One run per arm and seed belongs in a table."
-        )
+    table = read_table(path, name)
     cells, failed, pruned = planned(path.parent)
     origin = Origin.load(path.parent)
     found = Results(

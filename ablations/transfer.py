@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -60,29 +60,37 @@ def pairs_needed(curve: pd.DataFrame, *, metric: str = "fidelity", level: float 
 
 
 def transfer(
-    results: Results, *, metric: str = "score_any_language", pivot: str | Mapping[str, str] = "en"
+    results: Results,
+    *,
+    metric: str = "score_any_language",
+    pivot: str | Mapping[str, str] = "en",
+    by: Literal["language", "tier"] = "language",
 ) -> pd.DataFrame:
     """The transfer ratio of every arm and language: the metric in that language by the metric in the pivot, run by run,
-    and its mean over seeds with a 95 % t interval.
+    and its mean over seeds with a 95 % t interval. By tier it is that of the mean over the tier's languages.
 
-    Columns arm, pivot, language, tier, ratio, low, high, seeds, pivot score (percent). Ratios of arms whose pivot
-    scores differ say as much of how well the pivot was learned as of transfer; and in any language an answer in the
-    pivot is easier than one in the target, so that arms of different fidelity differ for that reason too: compare
-    these with `score` and a forced first token. `pivot` may differ by arm.
+    Columns arm, pivot, language, tier, ratio, low, high, seeds, pivot score (percent); by tier no language. Ratios of
+    arms whose pivot scores differ say as much of how well the pivot was learned as of transfer; and in any language an
+    answer in the pivot is easier than one in the target, so that arms of different fidelity differ for that reason too:
+    compare these with `score` and a forced first token. `pivot` may differ by arm.
     """
     rows = []
     for arm in results.arms().index:
         own = pivot if isinstance(pivot, str) else pivot[str(arm)]
         values = _runs(results, str(arm), metric)
         base = values.get(own, pd.Series(dtype=float))
-        for code in values.columns:
-            ratio = (values[code] / base.where(base > 0)).dropna()
-            if code != own and len(ratio):
+        groups: dict[str, list[str]] = {}
+        for code in values.columns.drop(own, errors="ignore"):
+            groups.setdefault(language(code).tier if by == "tier" else code, []).append(code)
+        for name, codes in groups.items():
+            ratio = (values[codes].mean(axis=1, skipna=False) / base.where(base > 0)).dropna()
+            if len(ratio):
                 one = over_seeds(ratio)
-                where = (str(arm), own, code, language(code).tier)
+                where = (str(arm), own, name, language(codes[0]).tier)
                 rows.append((*where, one.estimate, one.low, one.high, one.n_seeds, float(base.mean())))
     names = ["arm", "pivot", "language", "tier", "ratio", "low", "high", "seeds", "pivot score"]
-    return pd.DataFrame(rows, columns=names)
+    found = pd.DataFrame(rows, columns=names)
+    return found.drop(columns="language") if by == "tier" else found
 
 
 def distances(ratios: pd.DataFrame, results: Results, *, noun_first: Collection[str] = ()) -> pd.DataFrame:

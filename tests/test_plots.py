@@ -23,6 +23,8 @@ from ablations.table import load_results
 from lvlm.errors import InputError
 from tests.synthetic_results import write_answers, write_study
 
+pytestmark = pytest.mark.filterwarnings("error::DeprecationWarning", "error::PendingDeprecationWarning")
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
@@ -132,6 +134,14 @@ def test_a_factor_without_two_arms_is_an_error_and_no_figure_stays_open(results)
         plots.by_tier(one, "tiles")
     with pytest.raises(InputError, match="'tile' is not a factor"):
         plots.by_tier(results, "tile")
+    for draw, options, said in (
+        (plots.by_tier, {"factor": "languages", "metrics": ()}, "needs one of metrics at least"),
+        (plots.response, {"factor": "english_share", "in_groups": ()}, "needs one of in_groups at least"),
+        (plots.interaction_map, {"in_groups": ()}, "needs one of in_groups at least"),
+        (plots.interaction_map, {"rows": "tiles", "columns": "tiles"}, "'tiles' was given twice"),
+    ):
+        with pytest.raises(InputError, match=said):
+            draw(results, **options)
     plt.close("all")
     plots.expected(results)
     assert plt.get_fignums() == []
@@ -224,7 +234,21 @@ def test_the_response_draws_the_curve_its_band_and_the_interval_of_its_optimum(s
     spans = [line for line in ax.lines if line.get_linewidth() == 2.2]
     if np.isfinite(one.optimum.low):
         assert list(spans[0].get_xdata()) == [one.optimum.low, one.optimum.high]
-    assert one.interior in [text.get_text() for text in ax.texts]
+    (verdict,) = [text for text in ax.texts if text.get_text() == one.interior]
+    figure = ax.figure
+    figure.draw_without_rendering()
+    foot = verdict.get_window_extent().y1
+    lowest = min(ends.min() for ends in [*bars(ax), one.low])
+    assert ax.transData.transform((0, lowest))[1] > foot, "the verdict stands below all that is drawn"
+
+
+def test_the_power_figure_says_what_the_seeds_of_the_study_see(results):
+    found, figure = results.power(1.0, group="T1"), results.plot.power(group="T1")
+    own = found.curve.set_index("seeds").loc[found.n_seeds, "these_languages"]
+    assert f"The 3 seeds of this study see {own:.1f} points" in plots.alternative(figure)
+    assert f"1 point takes {found.seeds_here or 'more than 200'} seeds" in plots.alternative(figure)
+    note = "".join(text.get_text() for text in figure.texts)
+    assert "Dashed: 1 point;" in note
 
 
 def test_in_the_pareto_figure_markers_are_filled_on_the_front_alone(results):

@@ -24,6 +24,7 @@ from ablations.notebooks import NOTEBOOKS, read_notebook
 from ablations.origin import Origin
 from ablations.plots import by_tier, interaction_map
 from ablations.report import headlines, write_report
+from ablations.report.browser import browser
 from ablations.report.sections import combined
 from ablations.studies import Arm, load_study
 from ablations.table import load_results, study_folder, tidy, write_results
@@ -33,7 +34,7 @@ from sweeps.planner import make_plan
 from sweeps.read import export
 from sweeps.template import write_study as write_template
 from tests.sweeps_fakes import write_run
-from tests.synthetic_results import scores, write_study
+from tests.synthetic_results import scores, write_answers, write_study
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,9 @@ def test_an_unfinished_sweep_gives_a_report_on_what_is_there(home, written):
     assert "5 of 21 planned runs are missing" in page
     assert "Not shown by these data" in page and "within noise" in page
     assert all(f"{found.points:+.1f}" in page for _, found in results.verdicts())
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("<picture>") == 7 and page.count("data:image/png;base64,") == 14, (
+        "each for a wide and a narrow page"
+    )
     assert not re.search(r"(src|href)\s*=\s*['\"]?(https?:)?//", page), "nothing is fetched from elsewhere"
 
 
@@ -174,7 +177,7 @@ def test_the_report_shows_what_an_arm_costs_and_what_was_held_equal(tmp_path):
     path, _ = own_study(tmp_path)
     page = write_report(load_results(path, home=tmp_path), notebooks=False).read_text("utf-8")
     assert "Held equal over the arms (within 1%): samples, images, views. Not equal: LLM tokens" in page
-    assert "<td>900</td>" in page and "<td>1,000</td>" in page
+    assert "<td class='n'>900</td>" in page and "<td class='n'>1,000</td>" in page
 
 
 def test_levels_stand_beside_the_majority_answer_and_the_undetermined_share(written):
@@ -203,6 +206,18 @@ def test_the_report_leaves_one_picture_for_each_factor_with_two_arms(tmp_path):
     write_report(results, notebooks=False)
     (picture,) = results.folder.glob("by_*.png")
     assert picture.name == "by_languages.png" and picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_answers_are_of_the_seed_with_the_most_arms_and_say_how_many(tmp_path):
+    folder = tmp_path / "studies" / "tiling"
+    write_answers(folder, write_study(tmp_path, "tiling"), items=2)
+    results, path = load_results("tiling", home=tmp_path), folder / "predictions.parquet"
+    rows = pd.read_parquet(path)
+    rows[(rows["seed"] > 0) | (rows["arm"] == results.baseline)].to_parquet(path)
+    assert "2 of the 2 arms (seed 1)" in browser(results).body
+    rows.iloc[:0].to_parquet(path)
+    assert "holds no answers" in browser(results).body
+    assert "a&lt;b" in browser(replace(results, folder=tmp_path / "a<b")).body
 
 
 def test_main_effects_and_interactions_stand_only_where_arms_cross_factors(tmp_path, written):

@@ -66,6 +66,41 @@ def test_a_table_is_sorted_with_the_keyboard_and_says_so(page: Any) -> None:
 
 @pytest.mark.system
 @needs_chromium
+def test_columns_of_small_numbers_bounds_and_intervals_are_sorted_by_number(page: Any) -> None:
+    cells = ["0.25", "9.8e-05", "> 200", "14", "[-3.1, 2.0]", "\u2013", "1,000"]
+    rows = "".join(f"<tr><td>{text}</td></tr>" for text in cells)
+    page.evaluate(
+        """(rows) => {
+          const made = document.createElement("table");
+          made.id = "made";
+          const head = '<caption>made</caption><thead><tr><th scope="col">x</th></tr></thead>';
+          made.innerHTML = `${head}<tbody>${rows}</tbody>`;
+          document.body.append(made);
+          sortable(made);
+        }""",
+        rows,
+    )
+    page.locator("#made button").click()
+    ordered = ["[-3.1, 2.0]", "9.8e-05", "0.25", "14", "> 200", "1,000", "\u2013"]
+    assert column(page.locator("#made"), 0) == ordered
+    page.evaluate("document.getElementById('made').remove()")
+
+
+@pytest.mark.system
+@needs_chromium
+def test_a_narrow_page_shows_figures_of_a_column_and_whole_words(page: Any) -> None:
+    shown = "[...document.querySelectorAll('.picture img')].map((one) => one.naturalWidth)"
+    wide = page.evaluate(shown)
+    page.set_viewport_size({"width": 420, "height": 800})
+    page.wait_for_function(f"{shown}.every((width) => width < 600)")
+    assert len(wide) >= 5 and min(wide) > 1100
+    narrow = "[...document.querySelectorAll('.cards tbody th')].filter((one) => one.scrollWidth > one.clientWidth + 1)"
+    assert not page.evaluate(f"{narrow}.length")
+    page.set_viewport_size({"width": 1200, "height": 900})
+
+
+@pytest.mark.system
+@needs_chromium
 def test_answers_are_chosen_by_arm_task_language_and_what_became_of_them(page: Any) -> None:
     place = page.locator("#answers-browser")
     status = place.get_by_role("status")

@@ -17,6 +17,8 @@ from ablations.plots import style
 from ablations.table import Results
 
 CROSS: Any = {"color": "#999999", "linewidth": 0.8, "linestyle": (0, (4, 3)), "zorder": 1}
+STAIRS: Any = {"color": "#777777", "linewidth": 1.0, "linestyle": (0, (1, 1.5)), "zorder": 1}
+"""The front: dotted, as bars are whole lines."""
 
 
 def english_against_multilingual(
@@ -67,8 +69,7 @@ def pareto(
     rest = order[~order["on_front"] & ~order["reaches_front"]]
     with plt.rc_context(style.STYLE | {"axes.grid.axis": "both"}):
         figure, ax = plt.subplots(figsize=_size(width, len(front) + len(near)), layout="constrained")
-        steps: dict[str, Any] = {"color": style.INK, "linewidth": 0.9, "alpha": 0.6, "zorder": 1}
-        ax.step(front["x"], front["y"], where="pre", **steps)
+        ax.step(front["x"], front["y"], where="pre", **STAIRS)
         _crosses(ax, rest, "#aaaaaa")
         ax.plot(rest["x"], rest["y"], marker="o", linestyle="none", color="#aaaaaa", markersize=3.5, zorder=2)
         handles = []
@@ -84,7 +85,7 @@ def pareto(
         ax.set(xlabel=_axis(x), ylabel=_axis(y))
         style.legend(figure, handles, width=width, beside="upper right")
         note = (
-            "Filled: on the front, no arm has a higher mean in both. Hollow: no arm is shown to be "
+            "Filled: on the front (dotted), no arm has a higher mean in both. Hollow: no arm is shown to be "
             "better in both. Bars: "
             f"95 % intervals. {style.sample_said(results, list(frame['arm']))}."
         )

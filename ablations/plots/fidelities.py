@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -47,19 +49,8 @@ def wrong_language(
         size = (width, 0.35 + down * (0.35 + 0.145 * len(codes)))
         figure, axes = plt.subplots(down, across, figsize=size, sharey=True, squeeze=False, layout="constrained")
         for ax, arm in zip(axes.flat, present, strict=False):
-            own = shares.loc[arm].reindex(codes)
-            start = np.zeros(len(codes))
-            for kind, (colour, hatch) in LOOKS.items():
-                part = own[kind].fillna(0).to_numpy(dtype=float)
-                ax.barh(
-                    range(len(codes)), part, left=start, height=0.82, color=colour, hatch=hatch, edgecolor="white",
-                    linewidth=0.3,
-                )  # fmt: skip
-                start = start + part
-            ax.set(xlim=(0, 100), title=style.fits(results.short_label(arm), width / across - 0.9, points=8.5))
-            ax.set_ylim(len(codes) - 0.5, -0.5)
-            ax.set_yticks(range(len(codes)), [f"{language(code).name} · {language(code).tier}" for code in codes])
-            ax.tick_params(axis="y", length=0, labelsize=6.5)
+            _stack(ax, shares.loc[[arm]].droplevel("arm").reindex(codes))
+            ax.set(title=style.fits(results.short_label(arm), width / across - 0.9, points=8.5))
         for ax in axes.flat[len(present) :]:
             ax.set_visible(False)
         for ax in axes[-1]:
@@ -82,6 +73,21 @@ def wrong_language(
             for arm in present
         )
         return style.finish(figure, f"{alt}.", title="What becomes of answers, by language", note=note)
+
+
+def _stack(ax: Axes, shares: pd.DataFrame) -> None:
+    """A bar for every language, in parts by what became of its answers."""
+    codes, start = list(shares.index), np.zeros(len(shares))
+    for kind, (colour, hatch) in LOOKS.items():
+        part = shares[kind].fillna(0).to_numpy(dtype=float)
+        ax.barh(
+            range(len(codes)), part, left=start, height=0.82, color=colour, hatch=hatch, edgecolor="white",
+            linewidth=0.3,
+        )  # fmt: skip
+        start = start + part
+    ax.set(xlim=(0, 100), ylim=(len(codes) - 0.5, -0.5))
+    ax.set_yticks(range(len(codes)), [f"{language(code).name} · {language(code).tier}" for code in codes])
+    ax.tick_params(axis="y", length=0, labelsize=6.5)
 
 
 def _extremes(results: Results) -> list[str]:

@@ -22,9 +22,6 @@ from ablations.table import Results
 from lvlm.errors import InputError
 from lvlm.languages import language
 
-ROWS_WITH_TEXT = 40
-"""Languages whose cells still have their number written in them."""
-
 
 def interaction_map(
     results: Results,
@@ -42,6 +39,9 @@ def interaction_map(
     down, across = style.factor_of(results, rows), style.factor_of(results, columns)
     if ranges := [factor.name for factor in (down, across) if factor.is_continuous]:
         raise InputError(f"A map has levels on both sides, and '{ranges[0]}' has a range.")
+    if down is across:
+        raise InputError(f"A map has two factors, and '{rows}' was given twice.")
+    style.require(in_groups, "in_groups")
     own = style.study_of(results)
     cells = max(1, len(across.levels))
     beside = 2 if width * 0.8 / (cells * min(2, len(in_groups))) > 0.62 else 1
@@ -101,7 +101,7 @@ def language_map(
         name = results.short_label(one.arm)
         frame.loc[code, name] = one.points
         if not np.isnan(one.points):
-            starred.loc[code, name] = f"{one.points:+.1f}{'*' if one.verdict == 'shown' else ''}".replace("-", "−")
+            starred.loc[code, name] = f"{one.points:+z.1f}{'*' if one.verdict == 'shown' else ''}".replace("-", "−")
     reach = float(np.nanmax(np.abs(frame.to_numpy()))) or 1.0
     labels = [f"{language(code).name} · {_tier(code)}" for code in order]
     inches = (width - (1.75 if style.is_narrow(width) else 1.9)) / len(names)
@@ -109,8 +109,8 @@ def language_map(
     with plt.rc_context(style.STYLE | {"axes.grid": False}):
         figure, ax = plt.subplots(figsize=(width, 0.35 + 0.155 * len(order)), layout="constrained")
         sns.heatmap(
-            frame.set_axis(labels), ax=ax, annot=starred.to_numpy() if len(order) <= ROWS_WITH_TEXT else False, fmt="",
-            cmap="PuOr_r", center=0, vmin=-reach, vmax=reach, linewidths=0.6, annot_kws={"fontsize": letters},
+            frame.set_axis(labels), ax=ax, annot=starred.to_numpy(), fmt="",
+            cmap="PuOr_r", vmin=-reach, vmax=reach, linewidths=0.6, annot_kws={"fontsize": letters},
             cbar_kws={"label": f"{style.metric_title(metric, task).lower()}: difference (points)", "shrink": 0.8},
             mask=frame.isna().to_numpy(), yticklabels=1,
         )  # fmt: skip
@@ -126,7 +126,7 @@ def language_map(
             f"for the number of cells). Positive: the arm is better. {style.sample_said(results)}."
         )
         means = frame.mean()
-        alt = "; ".join(f"{name}: {means[name]:+.1f} points on average" for name in names)
+        alt = "; ".join(f"{name}: {means[name]:+z.1f} points on average" for name in names)
         return style.finish(figure, f"{alt}.", title="Difference from the baseline, by language", note=note)
 
 
@@ -183,7 +183,7 @@ def _grid(
             if arm.label != results.baseline:
                 found = effect(results, arm.label, metric=metric, group=group)
                 half = f"{between}± {found.points - found.low:.1f}" if np.isfinite(found.low) else ""
-                change = f"{found.points:+.1f}{half}"
+                change = f"{found.points:+z.1f}{half}"
             texts.iloc[row, column] = f"{mean.estimate:.1f}\n{change.replace('-', '−')}"
     return means, texts
 

@@ -155,7 +155,8 @@ def _described(figure: Figure, **_: Any) -> tuple[dict[str, str], dict[str, dict
 
 def _fitted(text: str, inches: float, points: float) -> str:
     letters = int(inches * 72 / (LETTER_WIDTH * points))
-    return "\n".join(textwrap.fill(line, letters) for line in text.split("\n"))
+    text = text.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")  # "n = 3" stays in one line
+    return "\n".join(textwrap.fill(line, letters) for line in text.split("\n")).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _inches(text: str, points: float) -> float:
@@ -203,6 +204,12 @@ def group_handles(names: Sequence[str]) -> list[Line2D]:
 def study_of(results: Results) -> Study:
     """The study behind results; an error where it is not known."""
     return results.known_study("This figure needs it.")
+
+
+def require(names: Sequence[Any], what: str) -> None:
+    """An error where there is nothing to draw."""
+    if not len(names):
+        raise InputError(f"A figure needs one of {what} at least; an empty list was given.")
 
 
 def factor_of(results: Results, name: str) -> Factor:
@@ -255,10 +262,12 @@ def seeds_said(results: Results, arms: Sequence[str] | None = None) -> str:
     """`3 seeds`, or `2 to 3 seeds` where arms have different numbers of them."""
     counts = results.arms()["seeds"]
     counts = counts.loc[[arm for arm in arms if arm in counts.index]] if arms else counts
-    least, most = int(counts.min()), int(counts.max())
-    if least == most:
-        return f"{most} seed{'s' if most != 1 else ''}"
-    return f"{least} to {most} seeds"
+    return seeds_between(int(counts.min()), int(counts.max()))
+
+
+def seeds_between(least: int, most: int) -> str:
+    """`3 seeds`, or `2 to 3 seeds`."""
+    return f"{most} seed{'s' if most != 1 else ''}" if least == most else f"{least} to {most} seeds"
 
 
 def published_said(results: Results, factor: str, metric: str, names: Sequence[str]) -> str:

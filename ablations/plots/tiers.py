@@ -40,6 +40,7 @@ def by_tier(
         raise InputError(
             f"Only {len(arms)} arm(s) of study '{results.name}' vary '{factor}' alone so far; two are needed."
         )
+    style.require(metrics, "metrics")
     names = groups(results, by="tier", task=task)
     across = 1 if style.is_narrow(width) else len(metrics)
     down = 2 * len(metrics) // across

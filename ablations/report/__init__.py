@@ -12,7 +12,7 @@ from ablations import plots
 from ablations.markup import banner
 from ablations.outcomes import DERIVED, SUMMARISED
 from ablations.places import home_folder
-from ablations.report import sections
+from ablations.report import overall, sections
 from ablations.report.browser import browser
 from ablations.report.frame import Section, page
 from ablations.table import PICTURE_FILE, REPORT_FILES, Results
@@ -47,6 +47,10 @@ def write_report(
         *sections.expectations(results),
         *sections.effects(results),
         *sections.combined(results),
+        *overall.curves(results),
+        *overall.importance(results),
+        *overall.front(results),
+        *overall.noise(results),
         *sections.reliability(results),
         *sections.budget(results),
         browser(results),

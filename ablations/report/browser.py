@@ -3,6 +3,7 @@ them. A bounded number of items lies in the page."""
 
 from __future__ import annotations
 
+import html
 import json
 from base64 import b64encode
 from typing import Any
@@ -29,8 +30,11 @@ def browser(results: Results) -> Section:
     try:
         answers = read_predictions(results)
     except InputError as error:
-        return Section(title, f"<p class='note'>{error}</p>")
-    answers = answers[answers["seed"] == answers["seed"].min()]
+        return Section(title, f"<p class='note'>{html.escape(str(error))}</p>")
+    if answers.empty:
+        return Section(title, "<p class='note'>The per-item table beside these results holds no answers.</p>")
+    seed = answers.groupby("seed")["arm"].nunique().idxmax()  # the first of those with the most arms
+    answers = answers[answers["seed"] == seed]
     pictures = thumbnails(results)
     chosen = _items(answers, set(pictures))
     answers = answers.merge(chosen, on=KEY)
@@ -41,10 +45,11 @@ def browser(results: Results) -> Section:
     )
     total = "Their pictures are small copies." if pictures else "No pictures of the items lie beside the results."
     body = (
-        f"<p>{len(chosen)} of the test items, chosen by their ids alone, with the answers of every arm (seed "
-        f"{answers['seed'].min()}) in every language. {total} Graded answers, such as captions, are called right from "
-        "half of the points on.</p><noscript><p class='warning'>Reading the answers needs scripts, which this page "
-        "keeps in itself.</p></noscript><div id='answers-browser'>"
+        f"<p>{len(chosen)} of the test items, chosen by their ids alone, with the answers of "
+        f"{answers['arm'].nunique()} of the {len(results.arms())} arms (seed {seed}) in every language. {total} "
+        "Graded answers, such as captions, are called right from half of the points on.</p>"
+        "<noscript><p class='warning'>Reading the answers needs scripts, which this page keeps in itself.</p>"
+        "</noscript><div id='answers-browser'>"
         f"<div class='filters' role='group' aria-label='Which answers are shown'>{controls}</div>"
         "<p role='status' aria-live='polite'></p><div class='cards'></div>"
         "<div class='pager'><button type='button'>Back</button><button type='button'>Next questions</button></div>"

@@ -4,8 +4,8 @@
 function sortable(table) {
   const body = table.tBodies[0];
   const number = (text) => {
-    const found = text.replaceAll("\u2212", "-").replaceAll(",", "").match(/^[+-]?\d+(\.\d+)?/);
-    return found ? Number(found[0]) : null;
+    const found = text.replaceAll("\u2212", "-").replaceAll(",", "").match(/^(?:> |\[)?([+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?)/);
+    return found ? Number(found[1]) : null;
   };
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {

@@ -121,7 +121,7 @@ def expectations(results: Results) -> list[Section]:
     verdicts = results.verdict_table()
     note = verdicts.attrs.get("note")
     body = (
-        picture(expected(results))
+        picture(expected, results)
         + table(verdicts, "Every expectation, in the order of its declaration", sortable=True)
         + (f"<p class='note'>{html.escape(note)}</p>" if note else "")
         + "<h3>Not shown by these data</h3>"
@@ -138,10 +138,10 @@ def effects(results: Results) -> list[Section]:
         missing = html.escape(results.baseline)
         said = f"<p>The baseline arm ({missing}) has no run yet, so there is nothing to compare with.</p>"
         return [Section("Effects", said)]
-    shown = [picture(english_against_multilingual(results, arms=one_factor_arms(results)))]
+    shown = [picture(english_against_multilingual, results, arms=one_factor_arms(results))]
     if {"languages", "english_share"} <= {factor.name for factor in results.study.factors if factor.levels}:
         tiers = [tier for tier in reversed(GROUP_ORDER) if tier in set(results.table["tier"])][:1]
-        shown.append(picture(interaction_map(results, in_groups=("multilingual", *tiers))))
+        shown.append(picture(interaction_map, results, in_groups=("multilingual", *tiers)))
     said = (
         f"<p>Baseline: {html.escape(results.baseline)}. Points; <code>*</code>: the 95 % interval excludes 0; "
         "<code>≥</code>: the smallest difference that these runs could have seen with 80 % power.</p>"
@@ -153,7 +153,7 @@ def effects(results: Results) -> list[Section]:
             caption = f"{metric.capitalize()} by {by}: difference from the baseline in points, with its 95 % interval"
             tables.append(table(frame.rename_axis("arm").reset_index(), caption, sortable=True))
     if len(results.arms()) > 1:
-        tables.append(picture(language_map(results)))
+        tables.append(picture(language_map, results))
     return [
         Section("English and the other languages", "".join(shown)),
         Section("Effects against the baseline", said + "".join(tables)),
