@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,13 @@ if TYPE_CHECKING:
 IMAGE, PROMPT, ANSWER = "image", "prompt", "answer"
 
 
-def log_model(client: MlflowClient, run_id: str, checkpoint: Path, *, name: str) -> str:
-    """Keep `checkpoint` (a model folder) as the logged model of a run; its id. One that is there already is left as it
-    is; what an interrupted sending left half done is taken away first."""
-    from mlflow.entities import LoggedModelOutput
+def log_model(
+    client: MlflowClient, run_id: str, checkpoint: Path, *, name: str, scores: Mapping[str, float], time_ms: int
+) -> str:
+    """Keep `checkpoint` (a model folder) as the logged model of a run; its id. The run's `scores` stand with it, so
+    that the models of a study can be ordered by them. One that is there already is left as it is; what an interrupted
+    sending left half done is taken away first."""
+    from mlflow.entities import LoggedModelOutput, Metric
 
     run = client.get_run(run_id)
     experiment = run.info.experiment_id
@@ -31,7 +35,12 @@ def log_model(client: MlflowClient, run_id: str, checkpoint: Path, *, name: str)
         _write(Path(folder) / "model", checkpoint, model_id=model.model_id, run_id=run_id)
         client.log_model_artifacts(model.model_id, str(Path(folder) / "model"))
     steps = [point.step for point in client.get_metric_history(run_id, "train/loss")]
-    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=max(steps, default=0))])
+    step = max(steps, default=0)
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=step)])
+    # Of a time and step that the run has for them, so that MLflow keeps each once.
+    client.log_batch(
+        run_id, metrics=[Metric(name, value, time_ms, 0, model_id=model.model_id) for name, value in scores.items()]
+    )
     client.finalize_logged_model(model.model_id, "READY")
     return str(model.model_id)
 

@@ -292,7 +292,10 @@ class Tracker:
         if self._wants_model(cell):
             checkpoint = Path(self._checkpoint(record))
             if checkpoint.is_dir():
-                entry["model"] = log_model(self._client, run_id, checkpoint, name=cell.id)
+                time_ms = int(finished * 1000)
+                entry["model"] = log_model(
+                    self._client, run_id, checkpoint, name=cell.id, scores=record.scores, time_ms=time_ms
+                )
             else:  # its stage has been removed since; training it again only to keep it is not this one's to decide
                 self._log(run, tags={"logged_model": f"none: {checkpoint} is gone"})
                 entry["model"] = ""

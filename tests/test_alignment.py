@@ -15,7 +15,7 @@ from lvlm.config import make_config
 from lvlm.data.corpus import open_corpus
 from lvlm.data.worlds.origins_writer import write_sentences
 from lvlm.errors import InputError
-from lvlm.evaluate.alignment import linear_cka, measure_alignment, parallel_sentences, retrieval, score_rows
+from lvlm.evaluate.alignment import _means, linear_cka, measure_alignment, parallel_sentences, retrieval, score_rows
 from lvlm.model.assembly import load_llm
 from lvlm.records import ALIGNMENT_FILE, SCORES_FILE
 from lvlm.run import run
@@ -52,8 +52,10 @@ def test_a_language_that_says_what_the_pivot_says_is_fully_aligned_and_padding_c
     same, other = (table[(table["language"] == code) & (table["layer"] == 2)].iloc[0] for code in ("de", "sw"))
     assert same["retrieval"] == 100 and same["cka"] == pytest.approx(100) and other["cka"] < 99
     assert list(table[table["language"] == "sw"]["layer"]) == [0, 1, 2]
-    alone = measure_alignment(llm, tokenizer, {code: found[code][:2] for code in ("en", "sw")}, pivot="en")
-    assert alone["n"].eq(2).all()
+    together = _means(llm, tokenizer, found["sw"])
+    for place in (0, 3):
+        for layer, alone in zip(together, _means(llm, tokenizer, found["sw"][place : place + 1]), strict=True):
+            assert torch.allclose(layer[place], alone[0], atol=1e-5)
     rows = score_rows(table)
     own = rows[(rows["language"] == "sw") & (rows["metric"] == "cka")]["value"].item()
     assert own == pytest.approx(table[(table["language"] == "sw") & (table["layer"] > 0)]["cka"].mean())

@@ -10,11 +10,13 @@ import pytest
 from scipy import stats
 
 from ablations.contrasts import effect, effects, groups, interaction, judge, level, main_effect, paired
-from ablations.designs import FullGrid
+from ablations.designs import FullGrid, OneAtATime
+from ablations.factors import Factor
 from ablations.report.sections import combined
-from ablations.studies import Expectation
+from ablations.studies import Expectation, Study
 from ablations.table import load_results
 from lvlm.errors import InputError
+from tests.planted import noise, planted
 from tests.synthetic_results import write_study
 
 ENGLISH_ONLY = {"languages": "en"}
@@ -229,6 +231,20 @@ def test_tables_for_reading_hold_the_numbers(results):
     found = effect(results, {"english_share": 0.9}, metric="score", group="T1")
     assert matrix.loc["90% English", "T1"].startswith(f"{found.points:+.1f} [{found.low:+.1f}, {found.high:+.1f}]")
     assert results.verdict_table(factor="tiles").shape == (1, 13)
+
+
+def test_arms_that_differ_in_levels_of_one_name_keep_a_row_each():
+    factors = (
+        Factor(name="tower", path="instruct.train.tower", levels=("full", "frozen")),
+        Factor(name="llm", path="instruct.train.llm", levels=("lora", "frozen")),
+    )
+    baseline = {"tower": "full", "llm": "lora"}
+    study = Study(
+        name="two", question="?", base="tiny", factors=factors, baseline=baseline, design=OneAtATime(), seeds=(0, 1, 2)
+    )
+    made = planted(study, lambda levels, seed, code: 5.0 * (levels["llm"] == "frozen") + noise(seed, levels).normal())
+    assert list(made.matrix().index) == ["frozen · lora", "full · frozen"], "both would be `frozen`"
+    assert made.short_label(made.baseline) == "baseline"
 
 
 # --- arms that cross factors ------------------------------------------------------------------------------------------

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from ablations import places
 from ablations.claims import CLAIMS, Contrast, Optimum, Reached
 from ablations.cli import main
+from ablations.contrasts import effect
 from ablations.findings import can_test, lines, one_each, sides, table, verdicts
 from ablations.studies import list_studies, load_study
 from ablations.table import load_results, tidy, write_results
@@ -85,6 +88,10 @@ def aligned(levels, transfer, retrieval):
     return {"score": transfer * strong, "retrieval": retrieval * strong}
 
 
+def noisy(levels, points):
+    return {"score": points if levels["captions"] == "noise 50%" else 0.0}
+
+
 def added(levels, tier, gain):
     """`gain` for a tier once it is among the training languages."""
     trained = {"T5": 1, "T4": 2, "T3": 3, "T2": 4, "T1": 5}.get(tier, 0)
@@ -114,6 +121,7 @@ SUPPORTS: dict[str, Planted] = {
     "P2": lambda levels, task, tier: paired(levels, 45.0),
     "P3": lambda levels, task, tier: aligned(levels, 8.0, 20.0),
     "P4": lambda levels, task, tier: {"score": -40.0},
+    "P5": lambda levels, task, tier: noisy(levels, 0.0),
     "P6": lambda levels, task, tier: captions(levels, {}),
     "T1": lambda levels, task, tier: {"score": 12.0 * (levels["tiles"] == 2)},
 }
@@ -140,6 +148,7 @@ CONTRADICTS: dict[str, Planted] = {
     "P2": lambda levels, task, tier: paired(levels, 45.0 if tier != "T2" else 15.0),
     "P3": lambda levels, task, tier: aligned(levels, -8.0, 20.0),
     "P4": lambda levels, task, tier: {"score": -70.0 if tier == "T1" else -40.0},
+    "P5": lambda levels, task, tier: noisy(levels, 9.0),
     "P6": lambda levels, task, tier: captions(levels, {"English only": -9.0}),
     "T1": lambda levels, task, tier: {"score": -12.0 * (levels["tiles"] == 2)},
 }
@@ -151,6 +160,7 @@ BORDER: dict[str, Planted] = {
     "P2": lambda levels, task, tier: paired(levels, 30.0),
     "P3": lambda levels, task, tier: aligned(levels, 0.0, 0.0),
     "P4": lambda levels, task, tier: {"score": 100 / 72 - 60},
+    "P5": lambda levels, task, tier: noisy(levels, 2.0),
     "P6": lambda levels, task, tier: captions(levels, {"English only": -2.0}),
 }
 """Where a margin stands for zero; the other claims are within noise where nothing is planted."""
@@ -285,11 +295,11 @@ def test_other_studies_with_the_same_levels_test_a_claim_too(tmp_path):
 
     mix = results_of(tmp_path, "answer_mix", planted)
     assert can_test(mix, CLAIM["C1b"]) and not can_test(mix, CLAIM["C2"]) and not can_test(mix, CLAIM["T1"])
-    found = {one.claim.id: one for one in one_each([mix])}
+    coming = replace(CLAIM["P5"], id="X", study="a_study_to_come", parts=())
+    found = {one.claim.id: one for one in one_each([mix], claims=[*CLAIMS, coming])}
     assert found["C1b"].verdict == "supported" and found["C1b"].study == "answer_mix"
     assert found["C2"].verdict == "no study run" and "sweeps launch number_of_languages" in found["C2"].note
-    assert "is not there yet" in found["P5"].note
-    assert len(found) == len(CLAIMS)
+    assert "is not there yet" in found["X"].note and len(found) == len(CLAIMS) + 1
     own = results_of(tmp_path, "number_of_languages", planted)
     assert {one.claim.id: one.study for one in one_each([mix, own])}["C1b"] == "number_of_languages"
 
@@ -315,7 +325,13 @@ def test_every_part_names_fields_of_the_run_config():
                 check_path(path)
 
 
-def test_the_command_prints_the_verdicts_and_writes_a_table(tmp_path, capsys):
+@pytest.fixture
+def no_examples(tmp_path, monkeypatch):
+    """Verdicts on one's own results alone, whichever examples there are."""
+    monkeypatch.setattr(places, "EXAMPLES", tmp_path / "examples")
+
+
+def test_the_command_prints_the_verdicts_and_writes_a_table(tmp_path, capsys, no_examples):
     results_of(tmp_path, "tiling", SUPPORTS["T1"])
     assert main(["findings", "tiling", "--home", str(tmp_path), "--csv", str(tmp_path / "found.csv")]) == 0
     said = capsys.readouterr().out
@@ -324,6 +340,27 @@ def test_the_command_prints_the_verdicts_and_writes_a_table(tmp_path, capsys):
     assert main(["findings", "--home", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "T1   SUPPORTED" in said and "P5   NO STUDY RUN" in said
+
+
+def test_a_study_without_a_finished_run_does_not_stop_the_others_and_one_named_twice_counts_once(
+    tmp_path, capsys, no_examples
+):
+    results_of(tmp_path, "tiling", SUPPORTS["T1"])
+    write_results(tmp_path / "studies" / "allocation", tidy(load_study("allocation"), []))
+    assert main(["findings", "--home", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "T1   SUPPORTED" in said and "no study run: python -m sweeps launch allocation" in said
+    assert main(["findings", "tiling", str(tmp_path / "studies" / "tiling"), "--home", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("T1   SUPPORTED") == 1
+
+
+def test_every_difference_has_the_smallest_that_would_have_been_shown(tmp_path):
+    results = results_of(tmp_path, "number_of_languages", SUPPORTS["C1b"])
+    by_id = {one.claim.id: one for one in verdicts(results)}
+    part = by_id["C1b"].parts[0].part
+    own = effect(results, {"languages": "all"}, {"languages": "en"}, metric=part.metric, group=part.group)
+    assert by_id["C1b"].effect.smallest == pytest.approx(own.smallest) and f"≥{own.smallest:.1f}" in by_id["C1b"].text()
+    assert np.isnan(by_id["C1a"].effect.smallest) and "≥" not in by_id["C1a"].text(), "a mean is no difference"
 
 
 def test_the_command_says_what_the_published_tables_support(tmp_path, capsys):
@@ -340,6 +377,8 @@ def test_the_command_says_what_the_published_tables_support(tmp_path, capsys):
         (["findings", "tiling"], "There are no results at"),
         (["findings", "examples/nothing"], "There are no example records"),
         (["findings", "tiling", "--csv"], "expected one argument"),
+        (["findings", "tiling", "--csv", "nowhere/found.csv"], "its folder nowhere must be there"),
+        (["findings", "--published", "--these-languages"], "choose one"),
     ],
 )
 def test_bad_input_is_one_clear_error(tmp_path, capsys, arguments, message):
@@ -348,3 +387,4 @@ def test_bad_input_is_one_clear_error(tmp_path, capsys, arguments, message):
     except SystemExit as end:
         status = end.code
     assert status == 2 and message in capsys.readouterr().err
+    assert not Path("nowhere").exists()

@@ -247,6 +247,8 @@ def test_what_cannot_be_decomposed_is_said():
     two = results.table.query("seed == 0 and tiles == 1 and mix != 'T5-T3'")
     saturated = importance(replace(results, table=two, wide={}))
     assert saturated["omega2"].isna().all() and saturated["note"].str.contains("nothing tells noise").all()
+    margins = planted(grid(OneAtATime()), additive, seeds=(0,))
+    assert importance(margins)["omega2"].isna().all() and importance(margins)["note"].str.contains("one seed").all()
     one = replace(results, table=results.table.query("arm == @results.baseline"), wide={})
     with pytest.raises(InputError, match="two levels"):
         importance(one)

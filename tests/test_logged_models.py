@@ -55,6 +55,9 @@ def test_a_logged_model_answers_as_its_checkpoint_does(
     logged = client.get_logged_model(output.model_id)
     assert str(logged.status) == "READY" and logged.source_run_id == run.info.run_id
     assert output.step == 6, "after the last step of the curve"
+    assert {one.key: one.value for one in logged.metrics} == RunRecord.load(
+        tracker.place.cell(tracker.plan.cells[0].id)
+    ).scores
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(home))
     import mlflow
@@ -92,3 +95,22 @@ def test_a_model_is_kept_once_and_only_when_asked_for(home: Path, tmp_path: Path
     record = RunRecord.load(tracker.place.cell(tracker.plan.cells[0].id))
     other, more = finished_cell(home, checkpoint)
     assert record.provenance["model"] == str(checkpoint) and other.send_unsent(more) == 0
+
+
+def test_the_best_model_of_a_study_is_found_by_its_score(home: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "model"
+    checkpoint.mkdir()
+    tracker, states = finished_cell(home, checkpoint)
+    cells = tracker.plan.cells[:2]
+    for cell, score in zip(cells, (20.0, 70.0), strict=True):
+        record = write_run(cell.run_config(), tracker.place.cell(cell.id))
+        record.provenance["model"] = str(checkpoint)
+        record.scores["score/multilingual"] = score
+        record.save(tracker.place.cell(cell.id))
+    assert tracker.send_unsent(states | {cell.id: CellState("done") for cell in cells}) == 0
+    runs = {run.info.run_id: run.data for run in runs_of(home)}
+    best, other = connect(home).search_logged_models(
+        [runs_of(home)[0].info.experiment_id],
+        order_by=[{"field_name": "metrics.score/multilingual", "ascending": False}],
+    )
+    assert [runs[str(model.source_run_id)].metrics["score/multilingual"] for model in (best, other)] == [70.0, 20.0]

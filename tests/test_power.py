@@ -98,13 +98,36 @@ def test_items_are_told_from_seeds_and_their_number_follows(results, tmp_path):
     assert english.languages is None and english.components.item_residual > 0 and "languages like" not in english.text()
 
 
+def test_a_part_of_the_answers_tells_the_noise_of_all_items(tmp_path):
+    """As in example records, which keep a few items of each task beside the scores over all of them."""
+    write_study(tmp_path, "drivers", budget="full")
+    noisy = with_predictions(load_results("drivers", home=tmp_path), 100)
+    first, second = noisy.arms().index[:2]
+    whole = plan(noisy, difference=2.0, arms=[first], baseline=second).components
+    path = noisy.folder / PREDICTIONS_FILE
+    rows = pd.read_parquet(path)
+    rows[rows["item"].isin([f"q{number}" for number in range(40)])].to_parquet(path)
+    part = plan(noisy, difference=2.0, arms=[first], baseline=second).components
+    assert part.items == whole.items == 100
+    assert part.item_residual == pytest.approx(whole.item_residual, rel=0.25), "2.5 times that if 40 were all"
+
+
+def test_fewer_than_three_seeds_or_languages_speak_of_no_others(results):
+    found = results.power(60.0, group="T1")
+    assert (found.seeds, found.seeds_here, found.languages) == (3, 2, 3), "two of them are a t interval over seeds"
+    curve = found.curve.set_index("seeds")["languages_like_these"]
+    assert np.isnan(curve[2]) and np.isfinite(curve[3]) and "–" in found.text()
+    one = results.power(60.0, group="sw")
+    assert one.seeds is None and one.seeds_here == 2 and "languages like" not in one.text()
+
+
 def test_the_command_answers_in_words(home, capsys):
     assert cli.main(["power", "drivers", "--difference", "1.0", "--home", str(home)]) == 0
     printed = capsys.readouterr().out
     for words in (
         "between seeds",
         "common random numbers are worth",
-        "To see 1 points with 80% power",
+        "To see 1 point with 80% power",
         "languages like",
     ):
         assert words in printed

@@ -146,6 +146,6 @@ def test_evidence_weighs_a_figure_against_languages_and_seed_noise(shares):
     assert upper.bearable == pytest.approx(upper.points / 1.96, abs=0.01)
     assert upper.judgement in ("can support", "within seed noise", "languages disagree")
     assert by_part["T1", "score of reading/en: 2 against 1"].judgement == "no figure"
-    assert by_part["P5", ""].judgement == "no figure"
+    assert by_part["P5", "score of multilingual: pivot against noise 50%"].judgement == "no figure"
     without = {(one.claim.id, one.part): one for one in evidence()}
     assert without["C4", "score of multilingual: 0.5 against 0.9"].noise is None

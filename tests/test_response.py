@@ -25,6 +25,10 @@ SHAPES = {
 }
 
 
+def peaked_at(top, levels):
+    return -12 * (levels["share"] - top) ** 2
+
+
 def by_seed(shape, *, studies, seeds, of_run=0.4, of_slope=0.2, generator=None):
     """Made-up studies, shape (studies, seeds, levels): a level of the seed, its own slope, and noise of every run."""
     generator = generator or np.random.default_rng(seeds)
@@ -155,6 +159,23 @@ def test_a_curve_beside_other_factors_is_the_mean_over_matched_combinations():
     gone = crossed.label({"share": 0.9, "tiles": 2, "mix": "T5"})
     fewer = response(replace(crossed, table=crossed.table[crossed.table["arm"] != gone], wide={}), "share")
     assert fewer.points["mean"].to_numpy() == pytest.approx(1 + 1.4 * fewer.points["level"].to_numpy()), "five of six"
+
+
+def test_a_curve_can_hold_other_factors_at_a_level():
+    crossed = planted(grid(), lambda levels, seed, _: levels["share"] * (2 if levels["tiles"] == 2 else 1) + seed)
+    for tiles, slope in ((1, 1), (2, 2)):
+        found = response(crossed, "share", at={"tiles": tiles})
+        assert found.points["mean"].to_numpy() == pytest.approx(1 + slope * found.points["level"].to_numpy())
+        assert found.beside == "mean over the levels of mix"
+    assert response(crossed, "share", at={"tiles": 1, "mix": "all"}).beside == ""
+    moved = planted(
+        grid(), lambda levels, seed, code: peaked_at(0.9 if levels["tiles"] == 2 and code == "en" else 0.1, levels)
+    )
+    apart = {tiles: optima_differ(moved, "share", "en", "multilingual", at={"tiles": tiles}) for tiles in (1, 2)}
+    assert abs(apart[1].estimate) < 0.05 and apart[2].estimate > 0.5
+    for wrong in ({"tiles": 3}, {"share": 0.1}, {"size": 1}):
+        with pytest.raises(InputError, match="is not another factor of study"):
+            response(crossed, "share", at=wrong)
 
 
 def test_a_range_has_a_curve_through_the_arms_that_were_placed_in_it():

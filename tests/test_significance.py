@@ -38,6 +38,7 @@ def test_sign_flips_are_the_exact_test_of_scipy(seeds):
         known = stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=np.inf)
         assert sign_flip(values) == pytest.approx(known.pvalue)
     assert sign_flip(np.ones(seeds)) == least_p(seeds) == 2 / 2**seeds
+    assert np.isnan(sign_flip([*np.ones(seeds - 1), np.nan]))
 
 
 def test_three_seeds_cannot_go_below_a_quarter():

@@ -79,6 +79,10 @@ def test_transfer_is_a_ratio_to_the_pivot_of_the_same_run_and_follows_planted_al
     assert found.loc[("0% parallel", "jv"), "ratio"] == pytest.approx(0.5, abs=0.02)
     assert found.loc[("50% parallel, contrast 1", "jv"), "ratio"] == pytest.approx(0.75, abs=0.02)
     assert found["pivot score"].between(78, 82).all()
+    tiers = transfer(planted(load_study("pivot_unseen"), tmp_path), by="tier").set_index(["arm", "tier"])
+    languages = transfer(planted(load_study("pivot_unseen"), tmp_path)).set_index(["arm", "language"])
+    assert "language" not in tiers and (tiers["seeds"] == 5).all()
+    pd.testing.assert_series_equal(tiers.xs("T1", level="tier")["ratio"], languages.xs("jv", level="language")["ratio"])
     points = against_alignment(results)
     assert len(points) == 7 * 5
     r = correlation(points)
@@ -116,11 +120,14 @@ def test_a_pivot_study_is_short_has_five_seeds_and_sees_as_many_samples_in_every
     file = Path(__file__).parent.parent / "ablations" / "studies" / f"{name}.py"
     assert len(file.read_text(encoding="utf-8").splitlines()) <= 150
     assert study.seeds == (0, 1, 2, 3, 4) and study.held_equal == "samples" and len(study.expectations) >= 5
-    seen = set()
+    seen: dict[str, set[int]] = {}
     for cell in study.cells():
-        mix = cell.config.instruct.mix  # type: ignore[union-attr]
-        seen.add(sum(use.samples or (use.samples_per_language or 0) * len(use.languages or ()) for use in mix.corpora))
-    assert len(seen) == 1, "what the arms of a study see of dialogues"
+        for name, stage in cell.config.every_stage().items():
+            uses = stage.mix.corpora
+            number = sum(use.samples or (use.samples_per_language or 0) * len(use.languages or ()) for use in uses)
+            assert number and stage.epochs in (None, 1)
+            seen.setdefault(name, set()).add(number)
+    assert {"pretrain", "instruct"} <= seen.keys() and all(len(numbers) == 1 for numbers in seen.values())
 
 
 def test_the_order_of_noun_and_colour_is_that_of_the_lexicons() -> None:
@@ -133,8 +140,8 @@ def _noun_first(code: str) -> bool:
     return order.index("shape") < order.index("colour")
 
 
-@pytest.mark.parametrize("study", ["pivot_pairs", "pivot_alignment", "pivot_choice"])
-def test_the_notebook_reads_either_study(tmp_path: Path, study: str) -> None:
+@pytest.mark.parametrize("study", PIVOT_STUDIES)
+def test_the_notebook_reads_every_pivot_study(tmp_path: Path, study: str) -> None:
     planted(load_study(study), tmp_path)
     names: dict[str, object] = {}
     for cell in read_notebook("05_pivot").cells:

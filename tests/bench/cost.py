@@ -30,8 +30,8 @@ from lvlm.data.corpus import open_corpus
 from lvlm.data.plan import Plan, build_plan
 from lvlm.data.worlds.writer import write_world
 from lvlm.model.tokenizer import load_counter
-from lvlm.run import quiet_transformers
 from lvlm.settings import StageConfig
+from lvlm.startup import quiet_transformers
 
 TARGET = 0.45
 BOUND = 1e-3

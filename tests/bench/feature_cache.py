@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from lvlm.config import ModelConfig
 from lvlm.model.assembly import assemble
 from lvlm.model.backbones import draws
-from lvlm.run import quiet_transformers
+from lvlm.startup import quiet_transformers
 from lvlm.train.decide import decide_cache
 from lvlm.train.features import FeatureStore, TowerFeatures
 

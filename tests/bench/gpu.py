@@ -39,7 +39,7 @@ from lvlm.model.backbones import resolve
 from lvlm.model.llava import to_llava
 from lvlm.model.outline import outline
 from lvlm.model.work import Work
-from lvlm.run import quiet_transformers
+from lvlm.startup import quiet_transformers
 
 ARCHITECTURE = "vit_so400m_patch14_siglip_384"
 PEAKS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "A10G": 70, "4090": 165}

@@ -24,7 +24,7 @@ from loops.ours import Arm, Measured
 from loops.tower import write_tower
 
 from lvlm.data.worlds.writer import write_world
-from lvlm.run import quiet_transformers
+from lvlm.startup import quiet_transformers
 
 HELD_EQUAL = """\
 Held equal: the samples and their order, token ids, supervised labels and pixels (ours, handed to both), 16 samples a
