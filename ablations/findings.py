@@ -211,20 +211,22 @@ def _measured(results: Results, part: Part, scope: Scope) -> Measured:
 def _optimum(results: Results, study: Study, part: Optimum) -> Measured:
     """The best level in percent, or how far two groups' best levels lie apart: see `ablations.response`.
 
-    An optimum that is not shown to lie inside of the range supports nothing.
+    Other factors are held at the baseline, as they are in a difference of arms, wherever that leaves a curve. An
+    optimum that is not shown to lie inside of the range supports nothing.
     """
     from ablations.response import optima_differ, response
 
     factor = next(factor for factor in study.factors if factor.path == part.path)
+    at = _others_at_baseline(results, study, factor.name)
     name, inside = f"best {factor.name} of {part.group}", True
     if part.than_group is not None:
         name += f" minus that of {part.than_group}"
     try:
         if part.than_group is not None:
-            found = optima_differ(results, factor.name, part.group, part.than_group, metric=part.metric)
+            found = optima_differ(results, factor.name, part.group, part.than_group, metric=part.metric, at=at)
             reason = found.reason
         else:
-            whole = response(results, factor.name, metric=part.metric, group=part.group)
+            whole = response(results, factor.name, metric=part.metric, group=part.group, at=at)
             found, inside = whole.optimum, whole.interior == "interior"
             reason = found.reason or whole.reason or ("" if inside else f"the optimum is {whole.interior}")
     except InputError as error:  # an unfinished sweep
@@ -239,6 +241,18 @@ def _optimum(results: Results, study: Study, part: Optimum) -> Measured:
         beyond = not part.region[0] < measured.points < part.region[1]
         return replace(measured, supports=1.0, contradicts=ALPHA if beyond else 1.0)
     return measured if np.isnan(measured.supports) else replace(measured, supports=1.0)
+
+
+def _others_at_baseline(results: Results, study: Study, factor: str) -> dict[str, Level]:
+    """The baseline's levels of the factors beside this one; none where too few of its levels have runs there."""
+    from ablations.response import FEWEST_LEVELS
+
+    arms = results.arms()
+    arms = arms[arms[factor].notna()]
+    others = {name: study.baseline[name] for name in results.factors if name != factor}
+    for name, level in others.items():
+        arms = arms[arms[name] == level]
+    return others if arms[factor].nunique() >= FEWEST_LEVELS else {}
 
 
 def _with_sides(

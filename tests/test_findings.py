@@ -215,6 +215,16 @@ def test_an_optimum_at_the_edge_says_so(tmp_path):
     assert found.verdict == "contradicted" and found.effect is not optimum
 
 
+def test_an_optimum_is_that_of_the_baseline_of_other_factors(tmp_path):
+    """Half of the words wrong moves the best share from 0.5 to 0.8; the claim is about data without mistakes."""
+    results = results_of(
+        tmp_path, "translation_quality",
+        lambda levels, task, tier: peaked(levels, 0.8 if levels["mistakes"] == 0.5 else 0.5), noise=0.1,
+    )  # fmt: skip
+    (found,) = verdicts(results, claims=[CLAIM["C4"]])
+    assert found.verdict == "supported" and abs(found.parts[-1].points - 50) < 4
+
+
 def test_the_side_of_an_interval_inverts_it():
     rng = np.random.default_rng(0)
     for _ in range(200):
