@@ -190,7 +190,7 @@ def test_text_is_printed_in_a_size_that_can_be_read(drawn):
         texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
         inside = [text for text in texts if text.axes is not None and text in text.axes.texts]
         assert min(text.get_fontsize() for text in texts if text not in inside) >= 6, name
-        assert min([text.get_fontsize() for text in inside], default=6) >= 3.5, name
+        assert min([text.get_fontsize() for text in inside], default=6) >= 4.5, name
 
 
 def test_save_writes_each_format_whole_and_the_same_twice(results, tmp_path):

@@ -22,6 +22,9 @@ from ablations.table import Results
 from lvlm.errors import InputError
 from lvlm.languages import language
 
+SMALLEST_LETTERS = 4.5
+"""Points below which numbers in a map are left out."""
+
 
 def interaction_map(
     results: Results,
@@ -87,7 +90,10 @@ def language_map(
     task: str | None = None,
     width: float = style.PAGE_INCHES,
 ) -> Figure:
-    """The difference of each arm from the baseline in every language, by tier; `*` where its interval excludes 0."""
+    """The difference of each arm from the baseline in every language, by tier; `*` where its interval excludes 0.
+
+    Where the columns are too narrow for numbers that can be read, the stars stand alone.
+    """
     chosen = [arm for arm in (arms if arms is not None else one_factor_arms(results)) if arm != results.baseline]
     if not chosen:
         raise InputError(f"Study '{results.name}' has no arm beside the baseline yet.")
@@ -95,17 +101,20 @@ def language_map(
     codes = [one.group.rpartition("/")[2] for one in found]
     order = sorted(dict.fromkeys(codes), key=lambda code: (_tier_place(code), codes.index(code)))
     names = [results.short_label(arm) for arm in chosen]
+    inches = (width - (1.75 if style.is_narrow(width) else 1.9)) / len(names)
+    letters = min(6.0, inches * 72 / (6.4 * style.LETTER_WIDTH))
+    if not (numbers := letters >= SMALLEST_LETTERS):
+        letters = 6.0
     frame = pd.DataFrame(np.nan, index=order, columns=names)
     starred = pd.DataFrame("", index=order, columns=names)
     for one, code in zip(found, codes, strict=True):
         name = results.short_label(one.arm)
         frame.loc[code, name] = one.points
         if not np.isnan(one.points):
-            starred.loc[code, name] = f"{one.points:+z.1f}{'*' if one.verdict == 'shown' else ''}".replace("-", "−")
+            star = "*" if one.verdict == "shown" else ""
+            starred.loc[code, name] = f"{one.points:+z.1f}{star}".replace("-", "−") if numbers else star
     reach = float(np.nanmax(np.abs(frame.to_numpy()))) or 1.0
     labels = [f"{language(code).name} · {_tier(code)}" for code in order]
-    inches = (width - (1.75 if style.is_narrow(width) else 1.9)) / len(names)
-    letters = max(3.5, min(6.0, inches * 72 / (6.4 * style.LETTER_WIDTH)))
     with plt.rc_context(style.STYLE | {"axes.grid": False}):
         figure, ax = plt.subplots(figsize=(width, 0.35 + 0.155 * len(order)), layout="constrained")
         sns.heatmap(
@@ -145,7 +154,7 @@ def confusion(
         size = (width, 0.75 + 0.145 * len(frame))
         figure, ax = plt.subplots(figsize=size, layout="constrained")
         sns.heatmap(
-            frame.set_axis(names), ax=ax, annot=texts if letters >= 3.5 else False, fmt="", cmap="Blues", vmin=0,
+            frame.set_axis(names), ax=ax, annot=texts if letters >= SMALLEST_LETTERS else False, fmt="", cmap="Blues", vmin=0,
             vmax=100, linewidths=0.4, annot_kws={"fontsize": letters}, xticklabels=1, yticklabels=1,
             cbar_kws={"label": "answers (%)", "shrink": 0.7},
         )  # fmt: skip
