@@ -250,8 +250,8 @@ def _others_at_baseline(results: Results, study: Study, factor: str) -> dict[str
     arms = results.arms()
     arms = arms[arms[factor].notna()]
     others = {name: study.baseline[name] for name in results.factors if name != factor}
-    for name, level in others.items():
-        arms = arms[arms[name] == level]
+    for name, choice in others.items():
+        arms = arms[arms[name] == choice]
     return others if arms[factor].nunique() >= FEWEST_LEVELS else {}
 
 

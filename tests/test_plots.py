@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import matplotlib
@@ -191,6 +192,17 @@ def test_text_is_printed_in_a_size_that_can_be_read(drawn):
         inside = [text for text in texts if text.axes is not None and text in text.axes.texts]
         assert min(text.get_fontsize() for text in texts if text not in inside) >= 6, name
         assert min([text.get_fontsize() for text in inside], default=6) >= 4.5, name
+
+
+def test_a_map_of_many_arms_keeps_its_rows_apart_in_a_column():
+    """Seven arms with long names: numbers would be of 4 points and the names took the height of the rows."""
+    results = load_results("examples/translation_quality")
+    figure = results.plot.language_map(arms=list(results.arms().index), width=plots.COLUMN_INCHES)
+    figure.draw_without_rendering()
+    ax = figure.axes[0]
+    rows = [label.get_window_extent() for label in ax.get_yticklabels()]
+    assert len(rows) == 16 and not any(upper.overlaps(lower) for upper, lower in itertools.pairwise(rows))
+    assert {text.get_text() for text in ax.texts} == {"", "*"}
 
 
 def test_save_writes_each_format_whole_and_the_same_twice(results, tmp_path):

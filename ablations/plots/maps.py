@@ -115,8 +115,12 @@ def language_map(
             starred.loc[code, name] = f"{one.points:+z.1f}{star}".replace("-", "−") if numbers else star
     reach = float(np.nanmax(np.abs(frame.to_numpy()))) or 1.0
     labels = [f"{language(code).name} · {_tier(code)}" for code in order]
+    upright = inches >= 0.5
+    shown = [style.fits(name, inches if upright else 1.2, points=7) for name in names]
+    longest = max(len(line) for name in shown for line in name.split("\n"))
+    below = 0.0 if upright else longest * style.LETTER_WIDTH * 7 / 72
     with plt.rc_context(style.STYLE | {"axes.grid": False}):
-        figure, ax = plt.subplots(figsize=(width, 0.35 + 0.155 * len(order)), layout="constrained")
+        figure, ax = plt.subplots(figsize=(width, 0.35 + below + 0.155 * len(order)), layout="constrained")
         sns.heatmap(
             frame.set_axis(labels), ax=ax, annot=starred.to_numpy(), fmt="",
             cmap="PuOr_r", vmin=-reach, vmax=reach, linewidths=0.6, annot_kws={"fontsize": letters},
@@ -126,13 +130,12 @@ def language_map(
         _tier_lines(ax, [_tier(code) for code in order])
         ax.set_facecolor("#eeeeee")
         ax.set(xlabel="", ylabel="")
-        upright = inches >= 0.5
-        shown = [style.fits(name, inches, points=7) if upright else name for name in names]
         ax.set_xticks(np.arange(len(names)) + 0.5, shown)
         _flat(ax, rotation=0 if upright else 90)
         note = (
             "Paired by seed, against the baseline; * the 95 % t interval over seeds excludes 0 (nothing is adjusted "
-            f"for the number of cells). Positive: the arm is better. {style.sample_said(results)}."
+            f"for the number of cells). Positive: the arm is better. {'' if numbers else 'Numbers need a wider page. '}"
+            f"{style.sample_said(results)}."
         )
         means = frame.mean()
         alt = "; ".join(f"{name}: {means[name]:+z.1f} points on average" for name in names)
@@ -154,8 +157,8 @@ def confusion(
         size = (width, 0.75 + 0.145 * len(frame))
         figure, ax = plt.subplots(figsize=size, layout="constrained")
         sns.heatmap(
-            frame.set_axis(names), ax=ax, annot=texts if letters >= SMALLEST_LETTERS else False, fmt="", cmap="Blues", vmin=0,
-            vmax=100, linewidths=0.4, annot_kws={"fontsize": letters}, xticklabels=1, yticklabels=1,
+            frame.set_axis(names), ax=ax, annot=texts if letters >= SMALLEST_LETTERS else False, fmt="", cmap="Blues",
+            vmin=0, vmax=100, linewidths=0.4, annot_kws={"fontsize": letters}, xticklabels=1, yticklabels=1,
             cbar_kws={"label": "answers (%)", "shrink": 0.7},
         )  # fmt: skip
         ax.set(xlabel="language of the answer", ylabel="language of the question")
