@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -52,8 +53,9 @@ def main() -> None:
             f"--{name}={getattr(options, name)}" for name in ("runs", "metrics", "rows", "draws", "seeds", "groups")
         ]
         done = subprocess.run(
-            [sys.executable, __file__, *given, "--one", one], capture_output=True, text=True, check=True
-        )
+            [sys.executable, __file__, *given, "--one", one], capture_output=True, text=True, check=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
         found = json.loads(done.stdout.splitlines()[-1])
         base = max(base, found["base"])
         rows.append([
