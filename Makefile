@@ -23,6 +23,8 @@ study: setup
 	@$(BIN)/python -m lvlm data shapes runs/data/shapes
 	@case $(STUDY) in pivot_alignment|pivot_text) $(BIN)/python -m lvlm data sentences runs/data/sentences;; esac
 	@case $(STUDY) in pivot_kind|pivot_native|pivot_text) $(BIN)/python -m lvlm data origins runs/data/origins;; esac
+	@test $(STUDY) != translation_quality || test -e runs/data/shapes_mistakes || \
+		$(BIN)/python -m lvlm data shapes runs/data/shapes_mistakes --mistakes 0.5
 	@test $(STUDY) != tiling || $(BIN)/python -m lvlm data reading runs/data/reading
 	@test $(STUDY) != text_in_image || test -e runs/data/text_in_image || \
 		$(BIN)/python -m lvlm data reading runs/data/text_in_image --train 3280 --english 9000 \
