@@ -118,6 +118,12 @@ def test_the_smallest_visible_difference_is_that_of_the_power_of_these_runs(driv
         seeds, here, like, *_ = shown[name]
         assert (seeds, here, like) == ("3", f"{own['these_languages']:.1f}", f"{own['languages_like_these']:.1f}")
     assert shown["English"][2] == shown["English"][4] == "–", "one language is no sample of languages"
+    two = replace(drivers, table=drivers.table[drivers.table["seed"] < 2], wide={})
+    assert rows(overall.noise(two)[0])["multilingual"][2] == "–", "nor are two seeds one of seeds"
+    assert all(not cell.startswith("nan") for cells in rows(overall.noise(two)[0]).values() for cell in cells)
+    pair = replace(drivers, table=drivers.table[drivers.table["language"].isin(["en", "de", "ru"])], wide={})
+    *_, like = rows(overall.noise(pair)[0])["multilingual"]
+    assert like == "–", "nor are two languages one of languages"
 
 
 def test_where_no_seed_is_whole_or_one_arm_has_run_the_parts_say_so_or_are_left_out(drivers: Results) -> None:

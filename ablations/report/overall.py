@@ -15,6 +15,7 @@ from ablations import plots
 from ablations.blocks import outcome
 from ablations.contrasts import groups
 from ablations.factors import Factor, Level
+from ablations.intervals import FEWEST
 from ablations.markup import picture, table
 from ablations.plots.curves import best_said, level_form
 from ablations.plots.style import group_title, metric_title, phrase
@@ -155,7 +156,7 @@ def _apart(results: Results, factor: Factor, one: Response, first: str, at: Mapp
         return "–"
     found = optima_differ(results, factor.name, one.group, first, metric=one.metric, at=at)
     form = level_form(one)
-    scale, form, unit = (100, "+.0f", " points") if form.endswith("%") else (1, f"+{form}", "")
+    scale, form, unit = (100, "+z.0f", " points") if form.endswith("%") else (1, f"+{form}", "")
     said = f"{scale * found.estimate:{form}}{unit}"
     if not np.isfinite(found.low):
         return f"{said} ({found.reason})"
@@ -222,15 +223,15 @@ def _noise(results: Results) -> str:
         except InputError:  # of a group whose differences are the same in every seed nothing tells the noise
             continue
         own = found.curve[found.curve["seeds"] == found.n_seeds].iloc[0]
-        wide = found.n_languages > 1
+        like_these = own["languages_like_these"]
         rows.append(
             {
                 "group": group_title(name),
                 "seeds": found.n_seeds,
                 "smallest visible": f"{own['these_languages']:.1f}",
-                "smallest, languages like these": f"{own['languages_like_these']:.1f}" if wide else "–",
+                "smallest, languages like these": f"{like_these:.1f}" if np.isfinite(like_these) else "–",
                 f"seeds to see {POINT:g} point": _enough(found.seeds_here),
-                "seeds, languages like these": _enough(found.seeds) if wide else "–",
+                "seeds, languages like these": _enough(found.seeds) if found.n_languages >= FEWEST else "–",
             }
         )
     caption = (
