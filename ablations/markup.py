@@ -4,6 +4,7 @@ line that says whose records are shown."""
 from __future__ import annotations
 
 import io
+import re
 from base64 import b64encode
 from collections.abc import Callable
 from html import escape
@@ -50,12 +51,12 @@ def table(frame: pd.DataFrame, caption: str, *, sortable: bool = False) -> str:
     `sortable` ones are sorted by the report's script. A wide one scrolls in its own region, which the keyboard
     reaches."""
     heads = "".join(f"<th scope='col'>{escape(str(name))}</th>" for name in frame.columns)
-    numeric = [frame[name].map(_cell).str.fullmatch(RIGHT).all() for name in frame.columns]
+    texts = [[_cell(value) for value in row] for row in frame.itertuples(index=False, name=None)]
+    numeric = [all(re.fullmatch(RIGHT, text) for text in column) for column in zip(*texts, strict=True)]
     body = []
-    for row in frame.itertuples(index=False, name=None):
+    for row in texts:
         cells = []
-        for number, value in enumerate(row):
-            text = _cell(value)
+        for number, text in enumerate(row):
             kind = f" class='v-{VERDICT_CLASSES[text]}'" if text in VERDICT_CLASSES else ""
             kind = " class='n'" if numeric[number] and not kind else kind
             cells.append(f"<th scope='row'>{escape(text)}</th>" if number == 0 else f"<td{kind}>{escape(text)}</td>")

@@ -20,6 +20,7 @@ from ablations import cli
 from ablations.contrasts import interaction, main_effect
 from ablations.designs import OneAtATime, SpaceFilling
 from ablations.factors import Factor
+from ablations.markup import table
 from ablations.notebooks import NOTEBOOKS, read_notebook
 from ablations.origin import Origin
 from ablations.plots import by_tier, interaction_map
@@ -218,6 +219,13 @@ def test_answers_are_of_the_seed_with_the_most_arms_and_say_how_many(tmp_path):
     rows.iloc[:0].to_parquet(path)
     assert "holds no answers" in browser(results).body
     assert "a&lt;b" in browser(replace(results, folder=tmp_path / "a<b")).body
+
+
+def test_a_table_without_rows_or_with_a_name_twice_is_a_table():
+    empty = pd.DataFrame({"arm": pd.Series(dtype=object), "points": pd.Series(dtype=float)})
+    assert "<th scope='col'>points</th>" in table(empty, "none")
+    twice = table(pd.DataFrame([["x", 1.0, "y"]], columns=["arm", "n", "n"]), "twice")
+    assert "<td class='n'>1.0</td><td>y</td>" in twice
 
 
 def test_main_effects_and_interactions_stand_only_where_arms_cross_factors(tmp_path, written):
