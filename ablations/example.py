@@ -80,9 +80,11 @@ def _write_answers(results: Results, place: Path, items: int) -> None:
 
 def _keep_painted(results: Results, place: Path) -> None:
     """Keep some pictures of one run of the baseline, in every language, where it has painted any."""
-    runs = results.table.loc[results.table["arm"] == results.baseline].sort_values("seed")["run"]
-    cell = Path("cells") / runs.iloc[0]
-    if "paint" not in set(results.table["task"]) or not (results.folder / cell / PREDICTIONS_FILE).exists():
+    rows = results.table[results.table["task"] == "paint"]
+    if rows.empty or results.baseline not in set(rows["arm"]):
+        return
+    cell = Path("cells") / rows[rows["arm"] == results.baseline].sort_values("seed")["run"].iloc[0]
+    if not (results.folder / cell / PREDICTIONS_FILE).exists():
         return
     answers = pd.read_parquet(results.folder / cell / PREDICTIONS_FILE)
     painted = answers[answers["task"] == "paint"]

@@ -10,6 +10,7 @@ from ablations.answers import counts, read_predictions, thumbnails
 from ablations.example import write_example
 from ablations.markup import results_html
 from ablations.places import EXAMPLES, list_examples
+from ablations.table import write_results
 from lvlm.errors import InputError
 from tests.synthetic_results import write_answers, write_study
 
@@ -81,3 +82,13 @@ def test_examples_are_made_from_a_study_s_folder(tmp_path):
     with pytest.raises(InputError, match="sweeps export tiling"):
         write_example(folder, into=tmp_path / "made")
     assert sorted((tmp_path / "made").rglob("*")) == before, "what lay there is replaced whole or not at all"
+
+
+def test_examples_are_made_without_a_run_of_the_baseline_and_of_a_study_that_is_not_known_here(tmp_path):
+    write_study(tmp_path, "tiling")
+    results = load_results("tiling", home=tmp_path)
+    write_results(tmp_path / "unfinished", results.table[results.table["arm"] != results.baseline])
+    write_results(tmp_path / "foreign", results.table.assign(study="of_a_colleague"))
+    for name, arms in (("unfinished", 1), ("foreign", 2)):
+        place = write_example(tmp_path / name, into=tmp_path / "made")
+        assert len(load_results(place).arms()) == arms
