@@ -115,7 +115,7 @@ def _findings(options: argparse.Namespace) -> None:
         raise InputError("--these-languages is of verdicts on runs, and --published gives none: choose one.")
     names = options.studies or [*list_results(options.home), *list_examples()]
     given = [load_results(name, home=options.home) for name in names]
-    results = list({one.folder.resolve(): one for one in given}.values())  # named twice is one study
+    results = list({(one.folder.resolve(), one.name): one for one in given}.values())  # named twice is one study
     if options.published:
         found = evidence.evidence(results)
         table, lines = evidence.table(found), evidence.lines(found)

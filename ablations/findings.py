@@ -32,9 +32,9 @@ Scope = Literal["languages like these", "these languages"]
 METHOD = """\
 Supported: every part of the claim lies in its region at p < 0.05, after Holm over the claims shown here. Contradicted:
 a part lies outside of it. Within noise: neither. p inverts the 95 % interval, since exact tests over 5 seeds cannot
-fall below 0.06: that of a difference is for {},
-that of a mean and of a best level for these languages. Behind ≥: the smallest true difference that such runs show with
-80 % power. Verdicts speak of this world, its backbones and its budgets alone."""
+fall below 0.06: that of a difference is for {}, that of
+a mean and of a best level for these languages. Behind ≥: the smallest true difference that such runs show with 80 %
+power. Verdicts speak of this world, its backbones and its budgets alone."""
 """What the verdicts mean, to be completed with their scope."""
 
 

@@ -362,6 +362,11 @@ def test_a_study_without_a_finished_run_does_not_stop_the_others_and_one_named_t
     assert "T1   SUPPORTED" in said and "no study run: python -m sweeps launch allocation" in said
     assert main(["findings", "tiling", str(tmp_path / "studies" / "tiling"), "--home", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("T1   SUPPORTED") == 1
+    for name, claim in (("tiling", "T1"), ("number_of_languages", "C2")):
+        results_of(tmp_path, name, SUPPORTS[claim]).table.to_csv(tmp_path / f"{name}.csv", index=False)
+    assert main(["findings", str(tmp_path / "tiling.csv"), str(tmp_path / "number_of_languages.csv")]) == 0
+    said = capsys.readouterr().out
+    assert "T1   SUPPORTED" in said and "C2   SUPPORTED" in said, "two tables in one folder are two studies"
 
 
 def test_every_difference_has_the_smallest_that_would_have_been_shown(tmp_path):
