@@ -317,12 +317,24 @@ def _curves(results: Results, factor: str, metric: str, group: str, at: Mapping[
         at_levels = found.array.reshape(len(found.array), len(matched), len(levels)).mean(axis=1)
         by_seed = at_levels @ smoother(levels, grid, log=log).T
         said = f"mean over the levels of {_said(others)}" if others else ""
+        if others and len(matched) == 1:
+            said = f"{_levels_said(results, matched[0][0], others)} alone"
         return _Curves(found.means.index, levels, at_levels, grid, by_seed, found.n_languages, said)
     return _adjusted(results, arms, factor, others, grid, log, metric, group)
 
 
 def _said(names: Sequence[str]) -> str:
     return " and ".join(name.replace("_", " ") for name in names)
+
+
+def _levels_said(results: Results, arm: str, names: Sequence[str]) -> str:
+    held = results.arms().loc[arm, list(names)].dropna()
+    said = {str(name): f"{name} {level}" for name, level in held.items()}
+    for factor in results.study.factors if results.study else ():
+        if factor.name in said:
+            (level,) = (one for one in results.levels_of(factor) if one == held[factor.name])
+            said[factor.name] = factor.label(level)
+    return " and ".join(said.values())
 
 
 def _grid(results: Results, factor: str, levels: Floats) -> tuple[Floats, bool]:

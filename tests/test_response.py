@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ablations.designs import SpaceFilling
+from ablations.designs import OneAtATime, SpaceFilling
 from ablations.response import highest, minus, optima_differ, response, smoother
 from lvlm.errors import InputError
 from tests.planted import grid, noise, planted, shares
@@ -159,6 +159,8 @@ def test_a_curve_beside_other_factors_is_the_mean_over_matched_combinations():
     gone = crossed.label({"share": 0.9, "tiles": 2, "mix": "T5"})
     fewer = response(replace(crossed, table=crossed.table[crossed.table["arm"] != gone], wide={}), "share")
     assert fewer.points["mean"].to_numpy() == pytest.approx(1 + 1.4 * fewer.points["level"].to_numpy()), "five of six"
+    apart = response(planted(grid(OneAtATime()), lambda levels, seed, _: levels["share"] + seed), "share")
+    assert apart.beside == "all and tiles 1 alone", "nothing is averaged where one combination has every level"
 
 
 def test_a_curve_can_hold_other_factors_at_a_level():
