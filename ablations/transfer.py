@@ -74,6 +74,8 @@ def transfer(
     answer in the pivot is easier than one in the target, so that arms of different fidelity differ for that reason too:
     compare these with `score` and a forced first token. `pivot` may differ by arm.
     """
+    if by not in ("language", "tier"):
+        raise InputError(f"Transfer is told by language or by tier, not by '{by}'.")
     rows = []
     for arm in results.arms().index:
         own = pivot if isinstance(pivot, str) else pivot[str(arm)]

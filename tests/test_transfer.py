@@ -112,6 +112,8 @@ def test_what_a_study_does_not_have_is_an_error(tmp_path: Path) -> None:
         curves(results)
     with pytest.raises(InputError, match="has the metric retrieval"):
         against_alignment(results)
+    with pytest.raises(InputError, match="by language or by tier, not by 'tiers'"):
+        transfer(results, by="tiers")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", PIVOT_STUDIES)
