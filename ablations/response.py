@@ -329,12 +329,7 @@ def _said(names: Sequence[str]) -> str:
 
 def _levels_said(results: Results, arm: str, names: Sequence[str]) -> str:
     held = results.arms().loc[arm, list(names)].dropna()
-    said = {str(name): f"{name} {level}" for name, level in held.items()}
-    for factor in results.study.factors if results.study else ():
-        if factor.name in said:
-            (level,) = (one for one in results.levels_of(factor) if one == held[factor.name])
-            said[factor.name] = factor.label(level)
-    return " and ".join(said.values())
+    return " and ".join(results.level_label(str(name), level) for name, level in held.items())
 
 
 def _grid(results: Results, factor: str, levels: Floats) -> tuple[Floats, bool]:

@@ -240,6 +240,13 @@ class Results:
         kind = type(factor.range[0])  # a column that has gaps holds whole numbers as others
         return tuple(sorted(kind(number) for number in self.table[factor.name].dropna().unique()))
 
+    def level_label(self, factor: str, level: Level) -> str:
+        """What the study calls a level of a factor; without a known study both as they are."""
+        for known in self.study.factors if self.study else ():
+            if known.name == factor:  # a table gives levels in numpy's types
+                return known.label(next((one for one in self.levels_of(known) if one == level), level))
+        return f"{factor} {level}"
+
     def margin(self, factor: str) -> list[str]:
         """Labels of the arms with results that differ from the baseline in this factor only, by its levels."""
         study = self.known_study("Without it nobody knows the levels of a factor: compare arms by label.")

@@ -66,6 +66,8 @@ def test_a_factor_that_is_crossed_with_the_curve_s_has_a_curve_at_each_of_its_le
     assert best[1:] == [f"{one:.0%}" for one in held] and len(set(best)) == 3
     note = " ".join(plots.response(crossed, "english_share").texts[-1].get_text().split())
     assert "Of other factors: mean over the levels of mistakes." in note
+    figure = plots.response(crossed, "english_share", at={"mistakes": 0.5})
+    assert any("English share, 50% wrong words: 5 seeds" in text.get_text() for text in figure.texts)
 
 
 def test_without_enough_levels_there_is_a_reason_and_for_levels_that_are_words_nothing(drivers: Results) -> None:

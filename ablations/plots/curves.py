@@ -68,9 +68,10 @@ def response(
             note += f" {style.published_said(results, factor, metric, names)}"
         alt = "; ".join(f"{style.group_title(name)}: {said(one)}" for name, one in zip(names, found, strict=True))
         seeds = [one.n_seeds for one in found]
-        title = (
-            f"{style.metric_title(metric)} along {style.phrase(factor)}: {style.seeds_between(min(seeds), max(seeds))}"
+        along = ", ".join(
+            [style.phrase(factor), *(results.level_label(name, level) for name, level in (at or {}).items())]
         )
+        title = f"{style.metric_title(metric)} along {along}: {style.seeds_between(min(seeds), max(seeds))}"
         return style.finish(figure, f"{alt}.", title=title, note=note)
 
 
