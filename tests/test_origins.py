@@ -9,6 +9,7 @@ import pytest
 from lvlm.cli import main
 from lvlm.data.corpus import Corpus, open_corpus
 from lvlm.data.pool import gather
+from lvlm.data.worlds.folder import note_of
 from lvlm.data.worlds.lexicon import load_lexicon
 from lvlm.data.worlds.origins_writer import ERRORS, MISMATCHED, _scene, split_of, write_origins, write_sentences
 from lvlm.data.worlds.writer import write_shapes
@@ -131,6 +132,8 @@ def test_translations_of_the_shapes_have_mistakes_where_they_are_trained_on_and_
         assert wrong / len(one) == pytest.approx(0.25, abs=0.05)
     for code in ("en", "sw"):
         assert poor.items("test", code) == right.items("test", code)
+    few = write_shapes(tmp_path / "few", seed=0, mistakes=0.004, **sizes)
+    assert "mistakes in percent 0.4." in note_of(few) and "mistakes in percent 25." in note_of(poor.folder)
 
 
 @pytest.mark.parametrize(("name", "share", "said"), [("shapes", "1.5", "from 0 to 1"), ("reading", "0.5", "no use")])

@@ -116,7 +116,7 @@ def write_corpus_file(
     write_text(folder / "corpus.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False))
 
 
-def made(name: str, version: int, seed: int, sizes: dict[str, int]) -> str:
+def made(name: str, version: int, seed: int, sizes: Mapping[str, int | str]) -> str:
     """The note of a world: everything that decides its content, beside its languages."""
     counts = ", ".join(f"{key} {value}" for key, value in sizes.items())
     return f"Written by the built-in {name} world, version {version}, with seed {seed}: {counts}."

@@ -111,7 +111,7 @@ def write_shapes(
     lexicons = chosen_lexicons(languages)
     codes = [lexicon.code for lexicon in lexicons]
     sizes = {"train_images": train_images, "tune_images": tune_images, "test_images": test_images}
-    noted = sizes | ({"mistakes in percent": round(100 * mistakes)} if mistakes else {})
+    noted = sizes | ({"mistakes in percent": f"{100 * mistakes:g}"} if mistakes else {})
     check_numbers(seed, sizes)
     if not 0 <= mistakes <= 1:
         raise InputError(f"--mistakes is {mistakes:g}; it is a share of the words, from 0 to 1.")
