@@ -329,7 +329,7 @@ def _said(names: Sequence[str]) -> str:
 
 def _levels_said(results: Results, arm: str, names: Sequence[str]) -> str:
     held = results.arms().loc[arm, list(names)].dropna()
-    return " and ".join(results.level_label(str(name), level) for name, level in held.items())
+    return " and ".join(results.level_label(str(name), level) for name, level in held.to_dict().items())
 
 
 def _grid(results: Results, factor: str, levels: Floats) -> tuple[Floats, bool]:
