@@ -95,8 +95,10 @@ class Finding:
         if self.effect is None:
             return self.note
         one = self.effect
-        unit = "% English" if isinstance(one.part, Optimum) else "%" if isinstance(one.part, Reached) else "points"
-        sign = "+" if unit == "points" else ""
+        unit = "%" if isinstance(one.part, Reached) else "points"
+        if isinstance(one.part, Optimum):
+            unit = "% English" if one.part.than_group is None else "points of English"
+        sign = "+" if "points" in unit else ""
         if np.isnan(one.points):
             measured = f"not measured ({one.reason})"
         else:

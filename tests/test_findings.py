@@ -3,6 +3,7 @@ command."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -206,6 +207,11 @@ def test_an_optimum_outside_of_the_claimed_range_supports_nothing(tmp_path):
     assert found.verdict == "contradicted"
     optimum = found.parts[-1]
     assert optimum.points < 25 and optimum.supports > 0.5
+
+
+def test_how_far_two_best_shares_lie_apart_is_in_points_with_a_sign(tmp_path):
+    found = verdict_on(tmp_path, "C5", SUPPORTS["C5"], noise=0.1)
+    assert "minus that of" in found.effect.name and re.match(r"-\d+\.\d points of English \[-", found.text())
 
 
 def test_an_optimum_at_the_edge_says_so(tmp_path):
