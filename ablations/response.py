@@ -4,7 +4,7 @@ where it is highest, with an interval. Notebooks, `findings` and `plots` call it
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -66,6 +66,8 @@ class Response:
     def text(self) -> str:
         """`highest at 0.42 [0.25, 0.6], 5 seeds: interior`."""
         one = self.optimum
+        if np.isnan(one.estimate):
+            return f"highest nowhere ({self.reason})"
         bounds = f"[{one.low:.3g}, {one.high:.3g}]" if np.isfinite(one.low) else f"(no interval: {self.reason})"
         seeds = f"{self.n_seeds} seed{'s' if self.n_seeds != 1 else ''}"
         return f"highest at {one.estimate:.3g} {bounds}, {seeds}: {self.interior}"
@@ -187,7 +189,8 @@ def highest(
     seed, at 2.5 % one-sided. For points side by side that tests the slope, which for a parabola is the interval of
     Fieller (1954) for its top; points further off bring in the ends of the range, and curves with several tops. The
     interval goes from the first to the last point that is left. What lies between `levels` is the spline's guess, so it
-    reaches on for an eighth of the way to the next level, with fewer than five levels for half of it.
+    reaches on for an eighth of the way to the next level, with fewer than five levels for half of it. A flat curve is
+    highest nowhere: NaN.
     """
     seeds = len(curves)
     mean = curves.mean(axis=0)
@@ -196,7 +199,7 @@ def highest(
     if seeds < 2:
         return _without_bounds(bare, "one seed"), "not told apart"
     if np.ptp(mean) < 1e-9:
-        return _without_bounds(bare, "no variation"), "not told apart"
+        return _without_bounds(replace(bare, estimate=np.nan), "no variation"), "not told apart"
     covariance = np.cov(curves, rowvar=False)
     variance = covariance.diagonal()[:, None] + covariance.diagonal() - 2 * covariance
     reach = stats.t.ppf((1 + LEVEL) / 2, seeds - 1) * np.sqrt(np.clip(variance, 0.0, None) / seeds)

@@ -204,3 +204,4 @@ def test_what_has_no_curve_is_said():
             response(crossed, factor)
     flat = response(crossed, "share")
     assert (flat.interior, flat.reason) == ("not told apart", "no variation") and np.isnan(flat.optimum.low)
+    assert np.isnan(flat.optimum.estimate) and flat.text() == "highest nowhere (no variation)"

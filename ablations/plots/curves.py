@@ -132,8 +132,10 @@ def said(one: Response) -> str:
 
 
 def best_said(one: Response) -> tuple[str, str]:
-    """The best level of a response, and its interval; that is empty where there is none."""
+    """The best level of a response, a dash where there is none, and its interval, empty where there is none."""
     best, form = one.optimum, level_form(one)
+    if np.isnan(best.estimate):
+        return "–", ""
     bounds = f"[{best.low:{form}}, {best.high:{form}}]" if np.isfinite(best.low) else ""
     return f"{best.estimate:{form}}", bounds
 
@@ -159,13 +161,17 @@ def _draw(ax: Axes, one: Response, name: str) -> None:
     ax.set_title(style.group_title(name))
 
 
+FULL = 104.0
+"""Percent: a panel ends a little above all, where no value of its own goes beyond."""
+
+
 def _panels(axes: NDArray[Any], found: Sequence[Response]) -> None:
     """As many points to the inch in each panel, room for the optimum at its foot, and labels at the outer ones."""
     panels, across = list(axes.flat[: len(found)]), axes.shape[1]
     reach = max(ax.get_ylim()[1] - ax.get_ylim()[0] for ax in panels)
     for number, (ax, one) in enumerate(zip(panels, found, strict=True)):
-        middle = sum(ax.get_ylim()) / 2
-        ax.set_ylim(middle - 0.74 * reach, middle + 0.5 * reach)
+        top = min(sum(ax.get_ylim()) / 2 + 0.5 * reach, max(FULL, ax.get_ylim()[1]))
+        ax.set_ylim(top - 1.24 * reach, top)
         _optimum(ax, one)
         if number + across >= len(panels):
             ax.tick_params(labelbottom=True)

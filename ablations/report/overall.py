@@ -155,6 +155,8 @@ def _apart(results: Results, factor: Factor, one: Response, first: str, at: Mapp
     if one.group == first or one.group.endswith("multilingual"):
         return "–"
     found = optima_differ(results, factor.name, one.group, first, metric=one.metric, at=at)
+    if np.isnan(found.estimate):
+        return f"– ({found.reason})"
     form = level_form(one)
     scale, form, unit = (100, "+z.0f", " points") if form.endswith("%") else (1, f"+{form}", "")
     said = f"{scale * found.estimate:{form}}{unit}"
