@@ -18,7 +18,7 @@ import pandas as pd
 from ablations.intervals import Interval, over_seeds
 from ablations.table import Results
 from lvlm.errors import InputError
-from lvlm.languages import language
+from lvlm.languages import in_table_order, language
 from lvlm.records import PREDICTIONS_FILE
 
 METRICS = ("fidelity", "score", "score_any_language")
@@ -50,13 +50,18 @@ def curves(results: Results, *, metrics: Sequence[str] = METRICS) -> pd.DataFram
 
 def pairs_needed(curve: pd.DataFrame, *, metric: str = "fidelity", level: float = 90.0) -> pd.DataFrame:
     """For every target the smallest number of pairs from which on the metric stays at `level` or above: its mean, and
-    the lower end of its interval. Columns target, tier, by mean, by interval; NaN where no number suffices."""
+    the lower end of its interval. Columns target, tier, by mean, by interval; empty where no number suffices.
+
+    Seeds that all have one value, such as 100 %, tell no noise and have no interval: the value counts as its end.
+    """
     rows = []
     for code, own in curve[curve["metric"] == metric].groupby("target", sort=False):
         ordered = own.sort_values("pairs")
-        found = [_from_where(ordered["pairs"], ordered[end] >= level) for end in ("estimate", "low")]
+        low = ordered["low"].where(ordered["low"].notna() | (ordered["seeds"] < 2), ordered["estimate"])
+        found = [_from_where(ordered["pairs"], end >= level) for end in (ordered["estimate"], low)]
         rows.append((code, language(str(code)).tier, *found))
-    return pd.DataFrame(rows, columns=["target", "tier", "by mean", "by interval"])
+    needed = pd.DataFrame(rows, columns=["target", "tier", "by mean", "by interval"])
+    return needed.astype({"by mean": "Int64", "by interval": "Int64"})
 
 
 def transfer(
@@ -82,7 +87,7 @@ def transfer(
         values = _runs(results, str(arm), metric)
         base = values.get(own, pd.Series(dtype=float))
         groups: dict[str, list[str]] = {}
-        for code in values.columns.drop(own, errors="ignore"):
+        for code in in_table_order(values.columns.drop(own, errors="ignore")):
             groups.setdefault(language(code).tier if by == "tier" else code, []).append(code)
         for name, codes in groups.items():
             ratio = (values[codes].mean(axis=1, skipna=False) / base.where(base > 0)).dropna()

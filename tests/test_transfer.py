@@ -64,13 +64,21 @@ def test_the_curve_of_a_target_begins_with_the_arm_without_pairs_and_says_how_ma
     assert (jv["low"] <= jv["estimate"]).all() and (jv["seeds"] == 5).all()
     needed = pairs_needed(found).set_index("target")
     assert needed.loc["de", "by mean"] == 0 and needed.loc["jv", "by mean"] == 128
-    assert np.isnan(pairs_needed(found, level=101.0)["by mean"]).all()
+    assert pairs_needed(found, level=101.0)["by mean"].isna().all()
 
 
 def test_a_dip_after_the_level_was_reached_does_not_count_as_enough() -> None:
     rows = [("jv", "T1", k, "fidelity", value, value - 1, value + 1, 5) for k, value in ((0, 95), (8, 80), (32, 96))]
     names = ["target", "tier", "pairs", "metric", "estimate", "low", "high", "seeds"]
     assert pairs_needed(pd.DataFrame(rows, columns=names))["by mean"].item() == 32
+
+
+def test_seeds_that_all_reach_the_level_are_enough_and_one_seed_is_not() -> None:
+    names = ["target", "tier", "pairs", "metric", "estimate", "low", "high", "seeds"]
+    rows = [("jv", "T1", 8, "fidelity", 92.0, 85.0, 99.0, 5), ("jv", "T1", 32, "fidelity", 100.0, np.nan, np.nan, 5)]
+    assert pairs_needed(pd.DataFrame(rows, columns=names))["by interval"].item() == 32
+    alone = [(*row[:-1], 1) for row in rows[1:]]
+    assert pairs_needed(pd.DataFrame(alone, columns=names))["by interval"].isna().all()
 
 
 def test_transfer_is_a_ratio_to_the_pivot_of_the_same_run_and_follows_planted_alignment(tmp_path: Path) -> None:
@@ -82,6 +90,8 @@ def test_transfer_is_a_ratio_to_the_pivot_of_the_same_run_and_follows_planted_al
     tiers = transfer(planted(load_study("pivot_unseen"), tmp_path), by="tier").set_index(["arm", "tier"])
     languages = transfer(planted(load_study("pivot_unseen"), tmp_path)).set_index(["arm", "language"])
     assert "language" not in tiers and (tiers["seeds"] == 5).all()
+    order = list(tiers.index.unique("tier"))
+    assert order == sorted(order, reverse=True) and len(order) > 2, "high tiers first, as in every table"
     pd.testing.assert_series_equal(tiers.xs("T1", level="tier")["ratio"], languages.xs("jv", level="language")["ratio"])
     points = against_alignment(results)
     assert len(points) == 7 * 5

@@ -34,8 +34,12 @@ def pairs_figure(curve: pd.DataFrame, *, level: float = 90.0, width: float = sty
             axis.set_xticks(range(len(numbers)), [f"{k:,}" for k in numbers], rotation=45)
             axis.set(title=style.METRIC_LABELS.get(metric, metric), xlabel="translated pairs", ylim=(-3, 103))
         axes[0, 0].legend()
-        alt = f"Lines over the number of translated pairs, one for each target language, for {', '.join(metrics)}."
-        return style.finish(figure, alt, title="What pairs of a language do for it", note=style.LEVEL_NOTE)
+        ends = curve.sort_values("pairs").groupby(["metric", "target"], sort=False)["estimate"].agg(["first", "last"])
+        said = [f"{metric} of {code} from {one:.0f} to {other:.0f}" for (metric, code), one, other in ends.itertuples()]
+        alt = f"From {numbers[0]:,} to {numbers[-1]:,} translated pairs, in percent: {', '.join(said)}."
+        seeds = style.counted(curve["seeds"].min(), curve["seeds"].max(), "seeds")
+        note = f"{style.LEVEL_NOTE} Dashed: {level:g} %. n = {seeds}."
+        return style.finish(figure, alt, title="What pairs of a language do for it", note=note)
 
 
 def alignment_figure(
