@@ -121,11 +121,7 @@ def views(image: Image.Image, transform: ImageTransform) -> Tensor:
 
 def pixels(image: Image.Image, transform: ImageTransform) -> Tensor:
     """The normalised pixels of all views: (views, 3, size, size), float32, global view first."""
-    return normalised(views(image, transform), transform)
-
-
-def normalised(values: Tensor, transform: ImageTransform) -> Tensor:
-    """8-bit `views` of any number of images, (..., 3, size, size), as the tower takes them: float32."""
-    mean = torch.tensor(transform.mean).view(3, 1, 1)
-    std = torch.tensor(transform.std).view(3, 1, 1)
-    return values.float().div_(255).sub_(mean).div_(std)
+    values = views(image, transform).contiguous().float().div_(255)
+    mean = torch.tensor(transform.mean).view(1, 3, 1, 1)
+    std = torch.tensor(transform.std).view(1, 3, 1, 1)
+    return values.sub_(mean).div_(std)

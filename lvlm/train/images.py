@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lvlm.errors import InputError
-from lvlm.model.tiling import ImageTransform, normalised, open_image, views
+from lvlm.model.tiling import ImageTransform, open_image, pixels
 from lvlm.train.locks import release_in_child
 
 GROUPS_AHEAD = 2
@@ -65,7 +65,7 @@ class _Decoder(Dataset["Tensor | InputError"]):
 
     def __getitem__(self, group: Any) -> Tensor | InputError:
         try:
-            images = [views(open_image(path), self.transform) for path in group]
+            images = [pixels(open_image(path), self.transform) for path in group]
         except InputError as error:  # handed over as a value: raised in a loader process it would arrive as a traceback
             return error
-        return normalised(torch.stack(images), self.transform) if images else torch.empty(0, 1)
+        return torch.stack(images) if images else torch.empty(0, 1)
