@@ -9,8 +9,8 @@ language models trained on with 16,000 documents, in which requests are answered
 the shipped ones were (25 % in T5 to 45 % in T1). 0 is the clean control, of five draws. The shipped rate is trained on
 as well, so that all levels differ in nothing but the rate.
 
-Cost: about a minute a run on one core, so about 20 minutes on 2, after the 20 language models, which take about six
-minutes of one core each, so an hour on 2.
+Cost: about a minute a run on one core, so about 20 minutes on 2, after the 20 language models, which take about four
+minutes of one core each, so about 40 on 2.
 
 Expected: after instruction tuning in English only, fidelity falls with the rate, and not with a clean language model;
 after tuning in all languages it is high at every rate. The rate sets the level of what other studies here find for

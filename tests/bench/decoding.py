@@ -7,8 +7,8 @@ it makes photographs of its own (JPEG, 640 x 480, noise and edges). The plain lo
 convert, resize, to tensor, normalise. Time is that of the processor; other work on the machine still
 stretches it (shared caches and cores), so give it a free one.
 
-Where it misses: glibc gives the loader's thread a heap of its own, whose pages go back to the system after each image
-and are asked for anew. With MALLOC_ARENA_MAX=1 in the environment 1.3 to 1.6 times becomes 2.0 to 2.3.
+Where it misses: with MALLOC_ARENA_MAX=1 in the environment 1.3 to 1.6 times becomes 2.0 to 2.3, so that what it loses
+it loses to the heap of its own that glibc gives the loader's thread.
 """
 
 from __future__ import annotations
