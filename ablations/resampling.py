@@ -26,8 +26,9 @@ NOISE = "test-set noise only"
 """What the interval of `item_bootstrap` speaks of: other items from the same source, but these very runs."""
 FEWEST_ITEMS = 20
 FEWEST_SEEDS = 10
-FEW_VALUES = 64
 CHUNK = 4_000_000  # numbers drawn at once: 32 MB
+MEANS_AT_ONCE = 2_000  # resampled together: 80 MB with 10,000 draws
+TASK = 1 << 32
 
 Array = NDArray[np.float64]
 
@@ -42,10 +43,29 @@ class PairedItems:
     pair: NDArray[np.int64]
     """(rows,): which pair a row is of, in order."""
     item: NDArray[np.int64]
-    """(rows,): which item it is; an item is the same one in all languages of its task."""
+    """(rows,): which item of which task it is: the number of the task times `TASK`, plus its own. It is the same one in
+    all languages of its task."""
     difference: Array
     """(rows, seeds): arm - baseline, in points."""
     seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean difference over (task, language) pairs, and what each item drawn again does to it."""
+
+    points: float
+    item: NDArray[np.int64]
+    """(items,): which they are, in order, as in `PairedItems`."""
+    moves: Array
+    """(items,): by how much drawing it once moves the mean, in points; they sum to 0."""
+
+    @property
+    def no_interval(self) -> str:
+        """Why resampling gives none; empty where it does."""
+        if len(self.item) < FEWEST_ITEMS:
+            return "too few items"
+        return "no variation" if np.abs(self.moves).max() * len(self.item) < 1e-9 else ""
 
 
 def item_bootstrap(
@@ -66,22 +86,31 @@ def item_bootstrap(
     speaks of; `reason`, why there is none. It says how far another test set of the same size could move the difference
     between *these runs*; it knows nothing of other seeds, and is no interval of an effect.
 
-    An item is drawn as a whole, in all seeds and languages, among the items of its task; ends are percentiles of
+    An item is drawn as a whole, in all arms, seeds and languages, among the items of its task; ends are percentiles of
     `draws` resamples, at the level at which a percentile interval of n normal values is as wide as t's (Hesterberg
     2015, "expanded"). Under 20 items there is none: it would be too short. Where languages of a task have different
     items, the resampled mean is linearised. Deterministic given `seed`.
     """
     arms = [arm] if isinstance(arm, str) else list(arm)
     rows = read_scores(predictions, [*arms, baseline])
-    generator = np.random.default_rng(seed)
-    found = []
+    names, means = [], []
     for one in arms:
         items = paired_items(rows, one, baseline)
         for name, inside in _groups(items, by, task):
-            points, low, high, count = _resampled(items, inside, draws, level, generator)
-            reason = "" if np.isfinite(low) else "too few items" if count < FEWEST_ITEMS else "no variation"
-            found.append((one, name, points, low, high, count, NOISE, reason))
-    return pd.DataFrame(found, columns=["arm", "group", "points", "low", "high", "n_items", "noise", "reason"])
+            names.append((one, name))
+            means.append(_mean(items, inside))
+    ends = np.full((len(means), 2), np.nan)
+    drawn = [place for place, mean in enumerate(means) if not mean.no_interval]
+    for start in range(0, len(drawn), MEANS_AT_ONCE):
+        part = drawn[start : start + MEANS_AT_ONCE]
+        moved = resampled([means[place] for place in part], draws, np.random.default_rng(seed))
+        for place, own in zip(part, moved, strict=True):
+            ends[place] = means[place].points + _percentiles(own, expanded_tail(len(means[place].item), level))
+    found = pd.DataFrame(names, columns=["arm", "group"])
+    return found.assign(
+        points=[mean.points for mean in means], low=ends[:, 0], high=ends[:, 1],
+        n_items=[len(mean.item) for mean in means], noise=NOISE, reason=[mean.no_interval for mean in means],
+    )  # fmt: skip
 
 
 def read_scores(predictions: str | Path | pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
@@ -104,7 +133,9 @@ def read_scores(predictions: str | Path | pd.DataFrame, arms: Sequence[str]) -> 
         raise InputError(
             f"No predictions of the arm '{absent[0]}'. The nearest are: {nearest(absent[0], sorted(present))}."
         )
-    return rows.astype({name: "category" for name in ("arm", "task", "language", "item")})
+    rows = rows.astype({name: "category" for name in ("arm", "task", "language", "item")})
+    # A file names its categories in order of appearance; which items are drawn must not depend on it.
+    return rows.assign(item=rows["item"].cat.set_categories(sorted(rows["item"].cat.categories)))
 
 
 def paired_items(rows: pd.DataFrame, arm: str, baseline: str) -> PairedItems:
@@ -133,6 +164,7 @@ def paired_items(rows: pd.DataFrame, arm: str, baseline: str) -> PairedItems:
     complete = np.isfinite(difference).all(axis=1)
     keys, difference = keys[complete], difference[complete]
     both, item = np.divmod(keys, len(names))
+    item += both // len(languages) * TASK
     codes, pair = np.unique(both, return_inverse=True)
     pairs = pd.MultiIndex.from_arrays(
         [tasks[codes // len(languages)], languages[codes % len(languages)]], names=["task", "language"]
@@ -160,50 +192,47 @@ def _groups(items: PairedItems, by: By, task: str | None) -> Iterator[tuple[str,
         yield f"{task}/{name}" if task else name, own & codes.isin(list(members(name)))
 
 
-def _resampled(
-    items: PairedItems, inside: NDArray[np.bool_], draws: int, level: float, generator: np.random.Generator
-) -> tuple[float, float, float, int]:
-    """Points, low, high and number of items of the pairs `inside`.
+def _mean(items: PairedItems, inside: NDArray[np.bool_]) -> Mean:
+    """The mean over the pairs `inside`.
 
-    The mean over P pairs moves by (d - D) / (n P) for each row d of a pair of n rows and mean D; an item's rows move it
+    That over P pairs moves by (d - D) / (n P) for each row d of a pair of n rows and mean D; an item's rows move it
     together.
     """
     ends = np.searchsorted(items.pair, np.arange(len(inside) + 1))  # rows are in the order of the pairs
     taken = np.concatenate([np.arange(ends[one], ends[one + 1]) for one in np.flatnonzero(inside)])
-    pair, item = items.pair[taken], items.item[taken]
-    value = items.difference[taken].mean(axis=1)
+    pair, value = items.pair[taken], items.difference[taken].mean(axis=1)
     rows = np.bincount(pair, minlength=len(inside))
     means = np.bincount(pair, value, len(inside)) / np.maximum(rows, 1)
-    n_pairs = int(inside.sum())
-    points = float(means[inside].mean())
-    moves = (value - means[pair]) / (rows[pair] * n_pairs)
-    task = np.asarray(items.pairs.codes[0], dtype=np.int64)[pair]
-    clusters, place = np.unique(task * (int(item.max()) + 1) + item, return_inverse=True)
-    moved = np.bincount(place, moves, len(clusters))
-    of_task = np.empty(len(clusters), dtype=int)
-    of_task[place] = task
-    if len(clusters) < FEWEST_ITEMS or np.abs(moved).max() * len(clusters) < 1e-9:
-        return points, float("nan"), float("nan"), len(clusters)
-    total = sum((_sums(moved[of_task == one], draws, generator) for one in np.unique(of_task)), np.zeros(draws))
-    tail = expanded_tail(len(clusters), level)
-    low, high = points + _percentiles(total, tail)
-    return points, float(low), float(high), len(clusters)
+    moves = (value - means[pair]) / (rows[pair] * int(inside.sum()))
+    item, place = np.unique(items.item[taken], return_inverse=True)
+    moved = np.bincount(place, moves, len(item)).astype(float)
+    return Mean(float(means[inside].mean()), item, moved)
 
 
-def _sums(values: Array, draws: int, generator: np.random.Generator) -> Array:
-    """Sums of as many values as there are, drawn with replacement, `draws` times.
+def resampled(means: Sequence[Mean], draws: int, generator: np.random.Generator) -> NDArray[np.float32]:
+    """(means, draws): by how much items drawn with replacement move each mean; the same items move them all.
 
-    Right and wrong answers give few distinct differences: how often each is drawn is multinomial, whatever the number
-    of items.
+    Of each task as many are drawn as it has in all of them. One that a mean lacks does not move it, and leaves its
+    spread as it is: the variance of a sum is that of its moves, whatever their number.
     """
-    distinct, counts = np.unique(np.round(values, 12), return_counts=True)
-    if len(distinct) <= FEW_VALUES:
-        return np.asarray(generator.multinomial(len(values), counts / len(values), size=draws) @ distinct)
-    sums, step = np.empty(draws), max(1, CHUNK // len(values))
-    for start in range(0, draws, step):
-        part = sums[start : start + step]
-        part[:] = values[generator.integers(0, len(values), (len(part), len(values)), dtype=np.int32)].sum(axis=1)
-    return sums
+    item = np.unique(np.concatenate([mean.item for mean in means]))
+    moves = np.zeros((len(item), len(means)), np.float32)
+    for column, mean in enumerate(means):
+        moves[np.searchsorted(item, mean.item), column] = mean.moves
+    moved = np.zeros((draws, len(means)), np.float32)
+    for of_task in np.split(moves, np.flatnonzero(np.diff(item // TASK)) + 1):
+        step = max(1, CHUNK // len(of_task))
+        for start in range(0, draws, step):
+            part = moved[start : start + step]
+            part += _times_drawn(len(of_task), len(part), generator) @ of_task
+    return moved.T.copy()
+
+
+def _times_drawn(n: int, draws: int, generator: np.random.Generator) -> NDArray[np.float32]:
+    """(draws, n): how often each of n is among n drawn with replacement."""
+    drawn = generator.integers(0, n, (draws, n))
+    drawn += n * np.arange(draws)[:, None]
+    return np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n).astype(np.float32)
 
 
 def expanded_tail(n: int, level: float = LEVEL) -> float:
@@ -238,8 +267,7 @@ def seed_bootstrap(
 @lru_cache(maxsize=4)
 def _weights(seeds: int, draws: int, seed: int) -> NDArray[np.float32]:
     """(draws, seeds): the share of each seed in a resample; every group of a table needs the same ones."""
-    counts = np.random.default_rng(seed).multinomial(seeds, np.full(seeds, 1 / seeds), size=draws)
-    return (counts / seeds).astype(np.float32)
+    return _times_drawn(seeds, draws, np.random.default_rng(seed)) / np.float32(seeds)
 
 
 def _percentiles(drawn: NDArray[np.floating[Any]], tail: float) -> NDArray[np.floating[Any]]:

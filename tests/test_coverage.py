@@ -9,7 +9,7 @@ from scipy import stats
 
 from ablations.intervals import crossed
 from ablations.power import Components, smallest_difference
-from ablations.resampling import PairedItems, _resampled, seed_bootstrap
+from ablations.resampling import PairedItems, _mean, expanded_tail, resampled, seed_bootstrap
 from ablations.significance import adjusted, least_p, sign_flip, two_one_sided
 
 STUDIES = 4000
@@ -118,9 +118,11 @@ def test_resampled_items_cover_other_test_sets(shape):
         d = 100.0 * (generator.random((3, languages, items)) < better) - 100.0 * (
             generator.random((3, languages, items)) < 0.5 + easy
         )
-        _, low, high, count = _resampled(items_of(d), np.ones(languages, dtype=bool), 300, 0.95, generator)
+        mean = _mean(items_of(d), np.ones(languages, dtype=bool))
+        tail = expanded_tail(len(mean.item))
+        low, high = mean.points + np.quantile(resampled([mean], 300, generator)[0], [tail, 1 - tail])
         inside += low <= 6.0 <= high
-        assert count == items
+        assert len(mean.item) == items
     assert 0.92 <= inside / studies <= 0.98
 
 
