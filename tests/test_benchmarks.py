@@ -1,7 +1,9 @@
 """Benchmarks become corpora of ours from Centurio's files and from those of their authors, with the published prompts;
 what cannot be read is named by file, row and field."""
 
+import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from lvlm.data.benchmarks.convert import PATTERNS, write_benchmark
 from lvlm.data.benchmarks.prompts import asked, prompt, prompts
 from lvlm.data.corpus import Corpus, Item, open_corpus
 from lvlm.errors import InputError
-from tests.examples.benchmarks import AUTHORS, CENTURIO, picture, write_json
+from tests.examples.benchmarks import AUTHORS, CENTURIO, m5b_shards, picture, write_json
 
 I = "<image_placeholder>"  # noqa: E741
 WORD = "\nAnswer the question using a single word or phrase."
@@ -93,6 +95,39 @@ def test_prompts_and_answers_of_the_authors_forms(tmp_path: Path) -> None:
         "Answer with the option's letter from the given choices directly.",
         ("B",),
     )
+
+
+def test_shards_of_m5_show_the_pictures_of_a_row_stacked_in_one(tmp_path: Path) -> None:
+    def shards(folder: Path) -> None:
+        m5b_shards(folder, "ha", ["yes", "no", "no", "yes", "no"], "horizontally_stacked_images.jpg")
+
+    vgr = written(shards, "m5b_vgr", tmp_path)
+    assert only(vgr, "ha")[1] == (
+        f'Given the two images {I}, is it correct to say "Akwai 1."? Answer yes or no.',
+        ("no",),
+    )
+    item = items(vgr)["ha"][1]
+    assert item.id == "vgr-ha-1" and item.source == "vgr:Cups" and len(item.images) == 1
+    (tmp_path / "five").mkdir()
+    vlod = written(
+        lambda folder: m5b_shards(folder, "zu", "12345", "two_col_stacked_images.jpg"),
+        "m5b_vlod", tmp_path / "five",
+    )  # fmt: skip
+    assert [answers for _, answers in only(vlod, "zu")] == [(letter,) for letter in "ABCDE"]
+    assert all(item.prompt.count(I) == len(item.images) == 1 for item in items(vlod)["zu"])
+    (tmp_path / "cut").mkdir()
+    with pytest.raises(InputError, match=r"000000, field 'sample_id' *: the field is missing"):
+        written(lambda folder: _without(folder, "sample_id"), "m5b_vgr", tmp_path / "cut")
+
+
+def _without(folder: Path, name: str) -> None:
+    m5b_shards(folder, "ha", ["yes"], "horizontally_stacked_images.jpg")
+    (path,) = folder.rglob("*.tar")
+    whole = path.read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(whole)) as archive, tarfile.open(path, "w") as less:
+        for member in archive:
+            if not member.name.endswith(name):
+                less.addfile(member, archive.extractfile(member))
 
 
 def test_images_within_questions_and_options_keep_their_places(tmp_path: Path) -> None:

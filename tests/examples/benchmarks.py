@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,25 @@ def m5b_vlod(folder: Path) -> None:
     write_parquet(folder / "zu-00000-of-00001.parquet", rows)
 
 
+def m5b_shards(folder: Path, code: str, labels: Sequence[str], *stacked: str) -> None:
+    """As M5's own code reads them: the pictures of a row stacked in one."""
+    path = folder / "wds" / code / "m5b-000000.tar"
+    path.parent.mkdir(parents=True)
+    with tarfile.open(path, "w") as archive:
+        for number, label in enumerate(labels):
+            files = {name: png(number)["bytes"] for name in ("vertically_stacked_images.jpg", *stacked)} | {
+                name: text.encode()
+                for name, text in {
+                    "hypothesis": f"Akwai {number}.", "label_str": label, "topic": "Cups", "language": code,
+                    "sample_id": f"{code}-{number}", "en_translation": f"There are {number}.",
+                }.items()
+            }  # fmt: skip
+            for name, content in files.items():
+                member = tarfile.TarInfo(f"{number:06d}.{name}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+
 def m3exam(folder: Path) -> None:
     _m3exam(folder, slice(None))
 
@@ -390,7 +410,7 @@ CENTURIO: Mapping[str, Callable[[Path], None]] = {
     "maxm": _centurio(
         "maxm", {"maxm_ro_test.json": lambda number: {"text_label": ["a", "b"], "image_id": f"{number}.jpg"}}
     ),
-    "mme": _centurio("mme", {"mme.json": _yes_no}),
+    "mme": _centurio("MME", {"mme_test.json": _yes_no}),
     "mmmu": _centurio("mmmu", {"mmmu_en_validation.json": _letters}),
     "mtvqa": _centurio("mtvqa", {"mtvqa_test_it.json": _answer}),
     "nlvr2": _centurio("marvl", {"nlvr_test_en.json": _two}),

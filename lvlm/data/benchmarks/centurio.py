@@ -20,7 +20,7 @@ PATTERNS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "m5b_vlod": (("m5b_vlod_{language}.json", "vlod"),),
     "marvl": (("marvl_test_{language}.json", "marvl"),),
     "maxm": (("maxm_{language}_test.json", "maxm"),),
-    "mme": (("mme.json", "mme"),),
+    "mme": (("mme_test.json", "mme"),),
     "mmmu": (("mmmu_{language}_validation.json", "mmmu"),),
     "mtvqa": (("mtvqa_test_{language}.json", "mtvqa"),),
     "nlvr2": (("nlvr_test_{language}.json", "marvl"),),
@@ -30,7 +30,7 @@ PATTERNS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "xmmmu": (("xmmmu_{language}.json", "xmmmu"),),
     "xvnli": (("xvnli_input_test_{language}.json", "xvnli"),),
 }
-"""Benchmark -> names of its files, with the task of each. Those of cvqa, m5b_vgr, m5b_vlod, mme and xmmmu are ours, by
+"""Benchmark -> names of its files, with the task of each. Those of cvqa, m5b_vgr, m5b_vlod and xmmmu are ours, by
 analogy: Centurio's code names none."""
 
 TRUTH = {"True": "yes", "False": "no"}

@@ -1,5 +1,5 @@
-"""The files that benchmarks come in (JSON, JSON Lines, parquet), and where their languages and images are. Each fault
-names file, row and field. Called by the readers of this package."""
+"""The files that benchmarks come in (JSON, JSON Lines, parquet, tar shards), and where their languages and images are.
+Each fault names file, row and field. Called by the readers of this package."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import ast
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from lvlm.data.sources.shards import shard_rows
 from lvlm.errors import InputError
 from lvlm.languages import language, table
 
@@ -114,6 +115,19 @@ def parquet_records(path: Path) -> Iterator[Record]:
                 row += 1
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is no parquet file that can be read ({' '.join(str(error).split())}).") from error
+
+
+def shard_records(path: Path, texts: Collection[str]) -> Iterator[Record]:
+    """The samples of a WebDataset shard, whose fields are its files by what follows the first dot of their names:
+    pictures as bytes, those of `texts` as text."""
+    for where, sample in shard_rows(path, texts):
+        row: dict[str, Any] = {**sample.pictures}
+        for name, content in sample.texts.items():
+            try:
+                row[name] = content.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise Record(where, row).fail(name, f"is not UTF-8 text (byte {error.start}).") from error
+        yield Record(where, row)
 
 
 def _record(value: Any, where: str) -> Record:

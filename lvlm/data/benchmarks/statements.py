@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from lvlm.data.benchmarks.forms import Record, Source, embedded, found, json_records, parquet_records
+from lvlm.data.benchmarks.forms import Record, Source, embedded, found, json_records, parquet_records, shard_records
 from lvlm.data.benchmarks.prompts import LETTERS, prompt
 from lvlm.data.benchmarks.question import Picture, Question
 
 ENTAILMENT = {"entailment": "yes", "contradiction": "no", "neutral": "maybe"}
 TRUTH = {"true": "yes", "false": "no", "yes": "yes", "no": "no", "1": "yes", "0": "no"}
+STACKED = {"vgr": "horizontally_stacked_images.jpg", "vlod": "two_col_stacked_images.jpg"}
+"""The picture in M5's shards that its code asks about unless told otherwise."""
+SHARD_TEXTS = ("hypothesis", "label_str", "topic", "language", "sample_id")
 OUTLIER = {str(number): letter for number, letter in enumerate(LETTERS[:5], start=1)} | {
     letter.lower(): letter for letter in LETTERS[:5]
 }
@@ -79,23 +82,24 @@ def read_nlvr2(source: Source) -> Iterator[Question]:
 
 
 def read_vgr(source: Source) -> Iterator[Question]:
-    """Parquet of M5B-VGR, `LANGUAGE-*.parquet` or with a column `language`: `hypothesis` about two pictures, `label`
-    its truth."""
+    """M5B-VGR: `hypothesis` about two pictures, and its truth. As shards `wds/LANGUAGE/*.tar`, in which the two are one
+    picture, side by side, or as parquet, `LANGUAGE-*.parquet` or with a column `language`."""
     for code, record in _m5b(source):
-        pictures = _pictures(record, source, number=2)
+        pictures = _pictures("vgr", record, source, number=2)
         yield _grounded("vgr", code, record, record.text("sample_id"), record.text("hypothesis"), pictures)
 
 
 def read_vlod(source: Source) -> Iterator[Question]:
-    """Parquet of M5B-VLOD: five pictures, of which `label` (1 to 5, or a letter) does not match `hypothesis`."""
+    """M5B-VLOD, in the forms of M5B-VGR: five pictures, or one of them in two columns, of which the label (1 to 5, or a
+    letter) does not match `hypothesis`."""
     for code, record in _m5b(source):
-        pictures = _pictures(record, source, number=5)
+        pictures = _pictures("vlod", record, source, number=5)
         yield Question(
             task="vlod",
             language=code,
             id=record.text("sample_id"),
-            prompt=prompt("vlod", code, hypothesis=record.text("hypothesis"), images=5),
-            answers=(_answer(record, "label", OUTLIER),),
+            prompt=prompt("vlod", code, hypothesis=record.text("hypothesis"), images=len(pictures)),
+            answers=(_answer(record, _label(record), OUTLIER),),
             images=pictures,
             source=_topic("vlod", record),
             where=record.where,
@@ -103,6 +107,12 @@ def read_vlod(source: Source) -> Iterator[Question]:
 
 
 def _m5b(source: Source) -> Iterator[tuple[str, Record]]:
+    if shards := found(source.folder, ["wds/{language}/*.tar", "{language}/*.tar"]):
+        for path, said in shards:
+            if code := source.code(said, str(path)):
+                for record in shard_records(path, SHARD_TEXTS):
+                    yield code, record
+        return
     names = ["data/{language}-*.parquet", "{language}-*.parquet", "{language}.parquet", "data/{language}.parquet"]
     for path, said in found(source.folder, names):
         for record in parquet_records(path):
@@ -111,8 +121,15 @@ def _m5b(source: Source) -> Iterator[tuple[str, Record]]:
                 yield code, record
 
 
-def _pictures(record: Record, source: Source, *, number: int) -> tuple[Picture, ...]:
-    """The pictures of a row: in a list `images`, or by the names in `image_names` under the image folder."""
+def _label(record: Record) -> str:
+    return "label_str" if "label_str" in record.data else "label"
+
+
+def _pictures(task: str, record: Record, source: Source, *, number: int) -> tuple[Picture, ...]:
+    """The pictures of a row: stacked in one, in a list `images`, or by the names in `image_names` under the image
+    folder."""
+    if (stacked := STACKED[task]) in record.data:
+        return (embedded(record, record.value(stacked), stacked),)
     field = "images" if "images" in record.data else "image_names"
     values = record.value(field)
     if not isinstance(values, list) or len(values) != number:
@@ -126,7 +143,7 @@ def _grounded(
     task: str, code: str, record: Record, name: str, hypothesis: str, pictures: tuple[Picture, ...]
 ) -> Question:
     text = prompt(task, code, hypothesis=hypothesis, images=len(pictures))
-    answers = (_answer(record, "label", TRUTH),)
+    answers = (_answer(record, _label(record), TRUTH),)
     return Question(task, code, name, text, answers, pictures, _topic(task, record), record.where)
 
 

@@ -9,7 +9,7 @@ import json
 import sys
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from io import BufferedReader
@@ -22,6 +22,7 @@ from lvlm.data.sources.record import Fields, Form, Picture, Record, Refused, opt
 from lvlm.data.sources.tables import named_turns
 from lvlm.errors import InputError
 
+TEXTS = frozenset({"json", "txt"})
 PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 GZIP_MAGIC = b"\x1f\x8b"
 
@@ -31,7 +32,7 @@ class Shared:
     """The files of one sample, by what follows the first dot of their names."""
 
     key: str
-    pictures: list[bytes] = field(default_factory=list)
+    pictures: dict[str, bytes] = field(default_factory=dict)
     texts: dict[str, bytes] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
 
@@ -49,12 +50,13 @@ class _Member(tarfile.TarInfo):
             raise tarfile.ReadError("no mark of its end" if not buf else str(error)) from error
 
 
-def shard_rows(path: Path) -> Iterator[tuple[str, Shared]]:
-    """The samples of a shard, one at a time; `-` is standard input."""
+def shard_rows(path: Path, texts: Container[str] = TEXTS) -> Iterator[tuple[str, Shared]]:
+    """The samples of a shard, one at a time, with their pictures and the files with these endings; `-` is standard
+    input."""
     shown = "standard input" if str(path) == "-" else str(path)
     key = ""
     try:
-        for sample in _samples(path):
+        for sample in _samples(path, texts):
             key = sample.key
             yield f"{shown}, sample {key}", sample
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
@@ -64,7 +66,7 @@ def shard_rows(path: Path) -> Iterator[tuple[str, Shared]]:
         ) from error
 
 
-def _samples(path: Path) -> Iterator[Shared]:
+def _samples(path: Path, texts: Container[str]) -> Iterator[Shared]:
     with ExitStack() as open_files:
         file = cast(
             BufferedReader, sys.stdin.buffer if str(path) == "-" else open_files.enter_context(open(path, "rb"))
@@ -83,7 +85,7 @@ def _samples(path: Path) -> Iterator[Shared]:
                 if current is not None:
                     yield current
                 current = Shared(key)
-            _add(current, ending, archive, member)
+            _add(current, ending, texts, archive, member)
         if current is not None:
             yield current
         while stream.read(1 << 16):  # to the checksum of a gzipped one
@@ -96,9 +98,9 @@ def _split(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", ending.lower()
 
 
-def _add(sample: Shared, ending: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+def _add(sample: Shared, ending: str, texts: Container[str], archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
     kind = ending.rpartition(".")[2]
-    if not member.isfile() or (kind not in PICTURES and ending not in ("json", "txt")):
+    if not member.isfile() or (kind not in PICTURES and ending not in texts):
         sample.others.append(ending if member.isfile() else f"{ending} (a link or a device)")
         return
     file = archive.extractfile(member)
@@ -106,7 +108,7 @@ def _add(sample: Shared, ending: str, archive: tarfile.TarFile, member: tarfile.
     if len(content) != member.size:
         raise tarfile.ReadError(f"{member.name} is cut short")
     if kind in PICTURES:
-        sample.pictures.append(content)
+        sample.pictures[ending] = content
     else:
         sample.texts[ending] = content
 
@@ -114,7 +116,7 @@ def _add(sample: Shared, ending: str, archive: tarfile.TarFile, member: tarfile.
 def record(sample: Shared, fields: Fields) -> Record:
     """The pictures of a sample with what its .json holds (conversations, texts, or the fields that were named), else
     with its .txt as a caption."""
-    images = tuple(Picture(content=content) for content in sample.pictures)
+    images = tuple(Picture(content=content) for content in sample.pictures.values())
     data = _json(sample.texts["json"]) if "json" in sample.texts else {}
     mended = tuple(f"a file .{ending} of a sample was left out" for ending in sample.others)
     name, replaced = text_id(data.get(fields.id, sample.key) if fields.id else sample.key)
