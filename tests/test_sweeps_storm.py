@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +32,8 @@ from tests.tiny import tiny_world
 from tests.train_world import run_config, write_corpus
 
 home = sweeps_home.home  # the fixture
-KILLS = 3
+KILLS = 20
+KILLS_OF_A_CELL = 7  # after ten a cell counts as one that kills its workers
 
 
 def study_on(corpus: Path) -> Study:
@@ -39,7 +41,7 @@ def study_on(corpus: Path) -> Study:
     world = tiny_world()
     config = run_config(
         corpus, llm=world.llm, tower=world.tower,
-        pretrain__steps=20, instruct__steps=40,
+        pretrain__steps=60, instruct__steps=100,
         compute={"device": "cpu", "threads": 1, "micro_batch_tokens": 300, "checkpoint_every": 1e-6},
     )  # fmt: skip
     return Study(
@@ -53,26 +55,30 @@ def study_on(corpus: Path) -> Study:
     )
 
 
-def training(home: Path) -> Iterator[int]:
-    """Process numbers of the workers that have trained part of a cell of the study."""
+def training(home: Path) -> Iterator[tuple[str, int]]:
+    """Cells of the study of which a part is trained, each with the process number of its worker."""
     if not Place(home, "storm").storage.exists:
         return
     for trial in Trials(Place(home, "storm").storage).trials((TrialState.RUNNING,)):
         if (who := trial.user_attrs.get("owner")) and is_alive(who) and list(home.glob("stages/*/checkpoint.pt")):
-            yield who["pid"]
+            yield trial.user_attrs["cell_id"], who["pid"]
 
 
 @contextlib.contextmanager
 def storm(home: Path, killed: list[int]) -> Iterator[None]:
     """Inside, workers that train are killed at random moments, `KILLS` of them."""
     moments, over = random.Random(0), threading.Event()
+    of_cell = Counter[str]()
 
     def kill() -> None:
         while not over.wait(0.02) and len(killed) < KILLS:
-            if (alive := list(training(home))) and not over.wait(moments.uniform(0, 0.4)):
+            alive = [(cell, pid) for cell, pid in training(home) if of_cell[cell] < KILLS_OF_A_CELL]
+            if alive and not over.wait(moments.uniform(0, 0.4)):
+                cell, pid = moments.choice(alive)
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid := moments.choice(alive), signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
                     killed.append(pid)
+                    of_cell[cell] += 1
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -99,7 +105,7 @@ def test_scores_after_a_storm_are_those_of_an_undisturbed_sweep(
     assert work_alone(calm, study, runner=DEFAULT_RUNNER).is_complete
     with storm(home, killed):
         assert launch(study, workers=2, home=home).is_complete
-    assert len(killed) >= 2, "the storm has to hit"
+    assert len(killed) == KILLS, "the storm has to hit"
     keys = ["run", "task", "language", "metric"]
     tables = [
         load_results(place / "studies/storm").table.sort_values(keys, ignore_index=True) for place in (calm, home)
