@@ -137,42 +137,53 @@ def by_distance(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def against_alignment(
-    results: Results, *, measure: str = "retrieval", metric: str = "score_any_language", pivot: str = "en"
+    results: Results,
+    *,
+    measure: str = "retrieval",
+    metric: str = "score_any_language",
+    pivot: str = "en",
+    by: Literal["run", "language"] = "run",
 ) -> pd.DataFrame:
     """One row for each run whose language model was measured: the mean of an alignment measure over the languages
     beside the pivot, the mean transfer ratio over the same, and the pivot's score. Columns arm, seed, alignment,
-    transfer, pivot score."""
+    transfer, pivot score; by language one row for each of them too, with a column language."""
+    if by not in ("run", "language"):
+        raise InputError(f"Transfer is held against alignment by run or by language, not by '{by}'.")
     rows = []
     for arm in results.arms().index:
         aligned, scores = (_runs(results, str(arm), name) for name in (measure, metric))
         codes = [code for code in scores.columns if code != pivot and code in aligned.columns]
         for seed in scores.index.intersection(aligned.index) if codes and pivot in scores else ():
             base = float(scores.loc[seed, pivot])
-            ratio = float(scores.loc[seed, codes].mean()) / base if base > 0 else float("nan")
-            rows.append((str(arm), int(seed), float(aligned.loc[seed, codes].mean()), ratio, base))
+            for own in [codes] if by == "run" else [[code] for code in codes]:
+                ratio = float(scores.loc[seed, own].mean()) / base if base > 0 else float("nan")
+                rows.append((str(arm), int(seed), own[0], float(aligned.loc[seed, own].mean()), ratio, base))
     if not rows:
         raise InputError(
             f"No run of study '{results.name}' has the metric {measure}: alignment is measured where "
             "evaluate.alignment names parallel sentences, as in the study `pivot_alignment`."
         )
-    return pd.DataFrame(rows, columns=["arm", "seed", "alignment", "transfer", "pivot score"])
+    found = pd.DataFrame(rows, columns=["arm", "seed", "language", "alignment", "transfer", "pivot score"])
+    return found.drop(columns="language") if by == "run" else found
 
 
 def correlation(points: pd.DataFrame) -> Interval:
     """Pearson's correlation of alignment and transfer over the arms of each seed, and its mean over seeds with a 95 % t
-    interval, both through Fisher's z.
+    interval, both through Fisher's z. Of points by language: over the languages of each run, then the mean over arms.
 
-    Within a seed arms share their backbones' draw and data, so that what is left is what the arms differ in. NaN with
-    fewer than three arms.
+    Within a seed arms share their backbones' draw and data, so that what is left is what the arms differ in. Languages
+    of one model differ in much else than alignment, first of all in how much of them it read. NaN with fewer than three
+    arms, or languages.
     """
-    found = []
-    for _, own in points.dropna().groupby("seed"):
+    found: dict[int, list[float]] = {}
+    for _, own in points.dropna().groupby(["seed", "arm"] if "language" in points else ["seed"]):
         if len(own) >= 3 and own["alignment"].nunique() > 1 and own["transfer"].nunique() > 1:
             r = float(np.corrcoef(own["alignment"], own["transfer"])[0, 1])
-            found.append(np.arctanh(np.clip(r, -0.999999, 0.999999)))
+            found.setdefault(int(own["seed"].iloc[0]), []).append(np.arctanh(np.clip(r, -0.999999, 0.999999)))
     if not found:
-        return Interval(np.nan, np.nan, np.nan, np.nan, 0, 0, "t over seeds of Fisher's z", reason="fewer than 3 arms")
-    z = over_seeds(found)
+        few = f"fewer than 3 {'languages' if 'language' in points else 'arms'}"
+        return Interval(np.nan, np.nan, np.nan, np.nan, 0, 0, "t over seeds of Fisher's z", reason=few)
+    z = over_seeds([float(np.mean(of_seed)) for of_seed in found.values()])
     back = [float(np.tanh(end)) for end in (z.estimate, z.low, z.high)]
     return Interval(back[0], back[1], back[2], z.df, z.n_seeds, 0, "t over seeds of Fisher's z", z.reason)
 

@@ -41,7 +41,7 @@ def planted(study: Study, home: Path, *, noise: float = 0.5) -> Results:
         rng = np.random.default_rng([cell.seed, *cell.arm.label.encode()])
         levels, rows = cell.arm.levels, []
         strength = {"contrast 1": 60.0, "contrast 0.1": 30.0}.get(str(levels.get("alignment")), 0.0)
-        for code in codes:
+        for number, code in enumerate(codes):
             fidelity = BASE.get(code, 100.0)
             if levels.get("target") == code:
                 fidelity = min(100.0, fidelity + 9 * np.log2(1 + float(levels["pairs"])))
@@ -49,7 +49,7 @@ def planted(study: Study, home: Path, *, noise: float = 0.5) -> Results:
             values = {"fidelity": fidelity, "score": right * fidelity / 100, "score_any_language": right}
             rows += [("vqa", code, name, value + rng.normal(0, noise), 100) for name, value in values.items()]
             if "alignment" in levels and code != "en":
-                rows.append(("alignment", code, "retrieval", 30 + strength + rng.normal(0, noise), 200))
+                rows.append(("alignment", code, "retrieval", 30 + strength - 2 * number + rng.normal(0, noise), 200))
                 rows.append(("alignment", code, "cka", 50 + strength / 2 + rng.normal(0, noise), 200))
         done.append((cell, pd.DataFrame(rows, columns=list(SCORE_COLUMNS))))
     write_results(home / "studies" / study.name, tidy(study, done), planned=study.cells())
@@ -98,6 +98,21 @@ def test_transfer_is_a_ratio_to_the_pivot_of_the_same_run_and_follows_planted_al
     r = correlation(points)
     assert r.estimate > 0.95 and r.low < r.estimate < r.high and r.n_seeds == 5
     assert np.isnan(correlation(points[points["arm"] == "no text"]).estimate)
+
+
+def test_the_languages_of_one_model_are_correlated_apart_from_models(tmp_path: Path) -> None:
+    results = planted(load_study("pivot_alignment"), tmp_path)
+    points = against_alignment(results, by="language")
+    assert len(points) == 7 * 5 * len(BASE) and set(points["language"]) == set(BASE)
+    runs = against_alignment(results).set_index(["arm", "seed"])
+    means = points.groupby(["arm", "seed"])[["alignment", "transfer"]].mean()
+    pd.testing.assert_frame_equal(means, runs[["alignment", "transfer"]].sort_index())
+    assert abs(correlation(points).estimate) < 0.4, "models transfer as they are aligned, their languages all alike"
+    falling = points.assign(transfer=points["alignment"].max() - points["alignment"] % 30)
+    assert correlation(falling).estimate < -0.99 and correlation(falling).n_seeds == 5
+    assert correlation(points[points["language"] == "jv"]).reason == "fewer than 3 languages"
+    with pytest.raises(InputError, match="by run or by language, not by 'arm'"):
+        against_alignment(results, by="arm")  # type: ignore[arg-type]
 
 
 def test_what_pivot_and_target_have_in_common_is_told_apart_from_how_good_a_pivot_is(tmp_path: Path) -> None:

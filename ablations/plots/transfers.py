@@ -33,7 +33,7 @@ def pairs_figure(curve: pd.DataFrame, *, level: float = 90.0, width: float = sty
                 axis.axhline(level, color=style.INK, linewidth=0.7, linestyle="--")
             axis.set_xticks(range(len(numbers)), [f"{k:,}" for k in numbers], rotation=45)
             axis.set(title=style.METRIC_LABELS.get(metric, metric), xlabel="translated pairs", ylim=(-3, 103))
-        axes[0, 0].legend()
+        style.legend(figure, axes[0, 0].get_legend_handles_labels()[0], width=width, beside="")
         ends = curve.sort_values("pairs").groupby(["metric", "target"], sort=False)["estimate"].agg(["first", "last"])
         said = [f"{metric} of {code} from {one:.0f} to {other:.0f}" for (metric, code), one, other in ends.itertuples()]
         alt = f"From {numbers[0]:,} to {numbers[-1]:,} translated pairs, in percent: {', '.join(said)}."
@@ -59,7 +59,7 @@ def alignment_figure(
         interval = f" ({found.low:.2f} to {found.high:.2f})" if found.low == found.low else ""
         axes[0].set_title(f"r = {found.estimate:.2f}{interval}")
         axes[1].set_title("does the control match?")
-        axes[0].legend(fontsize=5.5)
+        style.legend(figure, axes[0].get_legend_handles_labels()[0], width=width, beside="")
         alt = f"Points over {measure}, one for each run: left the transfer ratio, right the score in the pivot."
         note = "Correlation over the arms of a seed, mean over seeds through Fisher's z with a 95 % t interval."
         return style.finish(figure, alt, title="Transfer against measured alignment", note=note)
