@@ -128,6 +128,16 @@ def test_the_smallest_visible_difference_is_that_of_the_power_of_these_runs(driv
     assert like == "–", "nor are two languages one of languages"
 
 
+def test_a_group_whose_differences_agree_in_all_seeds_is_named_as_one_that_tells_no_noise(drivers: Results) -> None:
+    whole = overall.noise(drivers)[0]
+    assert "Not told of" not in whole.body
+    table = drivers.table.copy()
+    table.loc[table["tier"] == "T1", "value"] = 50.0
+    (section,) = overall.noise(replace(drivers, table=table, wide={}))
+    assert "T1" not in rows(section) and set(rows(section)) < set(rows(whole))
+    assert "Not told of T1: every difference from the baseline is the same in all seeds there" in section.body
+
+
 def test_where_no_seed_is_whole_or_one_arm_has_run_the_parts_say_so_or_are_left_out(drivers: Results) -> None:
     arms = list(drivers.arms().index)
     table = drivers.table

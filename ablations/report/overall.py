@@ -47,6 +47,7 @@ HOW_NOISE = (
     "more than one study in five; <em>languages like these</em> also reckons with arms that move languages unequally, "
     "which more seeds do not mend."
 )
+SILENT = "Not told of {}: every difference from the baseline is the same in all seeds there, which tells no noise."
 
 
 def curves(results: Results) -> list[Section]:
@@ -218,11 +219,12 @@ def _cheapest(results: Results) -> str:
 
 def _noise(results: Results) -> str:
     metric, group, names = _primary(results)
-    rows = []
+    rows, silent = [], []
     for name in names:
         try:
             found = results.power(POINT, metric=metric, group=name)
         except InputError:  # of a group whose differences are the same in every seed nothing tells the noise
+            silent.append(group_title(name))
             continue
         own = found.curve[found.curve["seeds"] == found.n_seeds].iloc[0]
         like_these = own["languages_like_these"]
@@ -244,6 +246,7 @@ def _noise(results: Results) -> str:
         picture(plots.power, results, difference=POINT, metric=metric, group=group)
         + f"<p>{HOW_NOISE}</p>"
         + table(pd.DataFrame(rows), caption, sortable=True)
+        + (f"<p class='note'>{html.escape(SILENT.format(', '.join(silent)))}</p>" if silent else "")
     )
 
 
