@@ -88,6 +88,27 @@ def test_batches_and_shared_images_answer_as_transformers_does_one_by_one(assemb
     assert answers(assembled, prompts[::-1], 5) == expected[::-1]
 
 
+def test_little_is_padded_and_images_are_passed_over_once(
+    assembled: Any, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = assembled
+    widths: list[int] = []
+    forward = model.forward
+
+    def seen(**inputs: Any) -> Any:
+        widths.append(inputs["input_ids"].shape[1])
+        return forward(**inputs)
+
+    monkeypatch.setattr(model, "forward", seen)
+    short, long = "Colour?", "Which colour does the circle on the left have, and which one the circle on the right?"
+    prompts = [Prompt(text, (image,)) for image, text in zip(images, (long, short, long, short), strict=True)]
+    generate_answers(model, processor, prompts, max_new_tokens=1, batch_size=2)
+    ids = [len(processor.encode_prompt(text, 1)) for text in (short, long)]
+    heads = widths[::2]
+    assert len(widths) == 4 and heads[0] == heads[1], "two batches, each with heads and what comes after them"
+    assert [head + tail for head, tail in zip(heads, widths[1::2], strict=True)] == ids, "questions as long together"
+
+
 def test_an_answer_ends_at_its_end_of_turn_and_other_rows_go_on(assembled: Any, images: list[Path]) -> None:
     model, _ = assembled
     prompts = mixed_prompts(images)

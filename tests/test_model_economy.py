@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import DynamicCache
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from lvlm.model.economy import FusedRmsNorm, fuse_norms, last_block_only_at
@@ -70,6 +71,24 @@ def test_the_last_block_works_only_where_it_is_read():
     llm(input_ids=torch.tensor([[3, 4, 5, 6]]))
     assert set(seen.values()) == {4}, "the context has an end"
     assert llm.model.layers[1].self_attn.config is llm.config
+
+
+@pytest.mark.parametrize("family, attn", [*((family, "eager") for family in CONTROLS), *((f, "sdpa") for f in SDPA)])
+@pytest.mark.parametrize("padded", [0, 2], ids=["no padding", "padding"])
+@torch.no_grad()
+def test_behind_a_cache_the_read_tokens_come_out_as_from_the_whole_model(family, attn, padded):
+    llm, found = causal_lm(family, attn), []
+    ids, mask = torch.arange(3, 21).reshape(2, 9), torch.ones(2, 9, dtype=torch.long)
+    mask[1, :padded] = 0
+    for read in (None, torch.tensor([3, 7])):  # the last of four tokens of both rows
+        cache = DynamicCache(config=llm.config)
+        with last_block_only_at(llm, None if read is None else torch.tensor([], dtype=torch.long)):
+            llm.base_model(input_ids=ids[:, :5], attention_mask=mask[:, :5], past_key_values=cache)
+        with last_block_only_at(llm, read):
+            hidden = llm.base_model(input_ids=ids[:, 5:], attention_mask=mask, past_key_values=cache)[0]
+        found.append(hidden)
+    torch.testing.assert_close(found[1][:, -1], found[0][:, -1], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found[1][:, 0], found[0][:, 0]), "elsewhere the last block did not work"
 
 
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])

@@ -83,6 +83,24 @@ def test_padding_on_either_side_changes_no_logit(pair):
             torch.testing.assert_close(left[row, -length:], right[row, :length], rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+def test_logits_of_some_tokens_are_those_of_all_and_spare_the_last_block_elsewhere(pair):
+    model, processor = pair
+    inputs, worked = inputs_for(processor, PROMPTS), []
+    whole = model(**inputs, output_hidden_states=True)
+    tokens = inputs["input_ids"].shape[1]
+    places = torch.tensor([tokens - 4, tokens - 1])
+    hook = model.language_model.base_model.layers[-1].mlp.gate_proj.register_forward_pre_hook(
+        lambda _, given: worked.append(given[0][..., 0].numel())
+    )
+    for kept, logits in ((1, whole.logits[:, -1:]), (3, whole.logits[:, -3:]), (places, whole.logits[:, places])):
+        torch.testing.assert_close(model(**inputs, logits_to_keep=kept).logits, logits, rtol=1e-4, atol=1e-5)
+    states = model(**inputs, logits_to_keep=1, output_hidden_states=True).hidden_states
+    hook.remove()
+    torch.testing.assert_close(states, whole.hidden_states, msg="what is asked for is computed")
+    assert worked == [len(PROMPTS) * count for count in (1, 3, 2, tokens)]
+
+
 def test_images_reach_their_own_places(pair):
     """Embeddings with the image tokens replaced, against a loop over the tokens of each sample."""
     model, processor = pair

@@ -89,7 +89,7 @@ def generate_answers(
     number. Where generation fails, that is an `InputError` that names the prompt, and never an answer.
     """
     known = known or {}
-    rows = sorted(_rows(processor, prompts), key=lambda row: (len(row.head), row.images, row.head, row.index))
+    rows = _ordered(list(_rows(processor, prompts)))
     rank, processes = (dist.get_rank(), dist.get_world_size()) if divided and dist.is_initialized() else (0, 1)
     share = rows[len(rows) * rank // processes : len(rows) * (rank + 1) // processes]
     answers = {row.index: known[row.index] for row in share if row.index in known}
@@ -178,6 +178,14 @@ def _rows(processor: Any, prompts: Sequence[Prompt]) -> Iterator[_Row]:
         yield _Row(index, prompt.images, ids[:cut], ids[cut:], begins[prompt.beginnings])
 
 
+def _ordered(rows: Sequence[_Row]) -> list[_Row]:
+    """Rows with one head together, and beside heads and questions as long as theirs, so that little is padded."""
+    longest: dict[tuple[tuple[int, ...], tuple[Path, ...]], int] = {}
+    for row in rows:
+        longest[row.head, row.images] = max(longest.get((row.head, row.images), 0), len(row.tail))
+    return sorted(rows, key=lambda row: (len(row.head), longest[row.head, row.images], row.images, row.head, row.index))
+
+
 def _may_follow(tokenizer: Any, beginnings: Beginnings | None) -> Next:
     assert beginnings is not None
     found: dict[tuple[int, ...], dict[int, None]] = {}
@@ -214,7 +222,7 @@ class _Heads:
         files = [image for _, images in self.places for image in images]
         inputs = {"image_features": _of_files(features, files).to(model.device)} if files else {}
         self.cache = DynamicCache(config=model.config.get_text_config())
-        _forward(model, ids, self.mask, self.cache, **inputs)
+        _forward(model, ids, self.mask, self.cache, read=0, **inputs)
 
     def of(self, rows: Sequence[_Row]) -> tuple[DynamicCache, Tensor]:
         """A cache of its own and the mask (rows, head tokens) for these rows."""
@@ -237,7 +245,7 @@ def _continue(model: Any, processor: Any, heads: _Heads, rows: Sequence[_Row], m
     ids, tail_mask = _padded([row.tail for row in rows], mask.device)
     mask = torch.cat([mask, tail_mask], dim=1)
     for step in range(max_new_tokens):
-        logits = _forward(model, ids, mask, cache)
+        logits = _forward(model, ids, mask, cache)[:, -1]
         logits[:, never] = float("-inf")
         for place, row in enumerate(active):
             if (begins := rows[row].begins) and (allowed := begins.get(tuple(written[row]))):
@@ -261,8 +269,9 @@ def _continue(model: Any, processor: Any, heads: _Heads, rows: Sequence[_Row], m
     return written
 
 
-def _forward(model: Any, ids: Tensor, mask: Tensor, cache: DynamicCache, **inputs: Tensor) -> Tensor:
-    """One pass over `ids` (rows, new tokens), padded as `mask` (rows, all tokens) says -> logits (rows, vocabulary)."""
+def _forward(model: Any, ids: Tensor, mask: Tensor, cache: DynamicCache, *, read: int = 1, **inputs: Tensor) -> Tensor:
+    """One pass over `ids` (rows, new tokens), padded as `mask` (rows, all tokens) says -> logits (rows, read,
+    vocabulary) of the last tokens."""
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     output = model(
         input_ids=ids,
@@ -270,10 +279,10 @@ def _forward(model: Any, ids: Tensor, mask: Tensor, cache: DynamicCache, **input
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=1,
+        logits_to_keep=read or torch.empty(0, dtype=torch.long, device=ids.device),  # a 0 would be all
         **inputs,
     )
-    logits: Tensor = output.logits[:, -1]
+    logits: Tensor = output.logits
     return logits
 
 

@@ -1,4 +1,4 @@
-"""What training need not compute or keep: passes over memory in a frozen RMSNorm, the last block where no output
+"""What need not be computed or kept: passes over memory in a frozen RMSNorm, the last block where no output
 is read, activations that can be computed again. None changes a number beyond rounding. Called by `lvlm.model.parts` and
 `lvlm.model.lvlm`."""
 
@@ -155,10 +155,9 @@ def _read_only_attention(
     asked = torch.zeros(batch, max(1, int(counts.max())), dtype=torch.long).index_put((row, rank), column)
     places = asked[:, None, :, None]
     mask = torch.arange(tokens) <= places
-    if attention_mask is not None:
-        mask = attention_mask.expand(batch, -1, -1, -1).gather(
-            2, places.expand(-1, attention_mask.shape[1], -1, tokens)
-        )
+    if attention_mask is not None:  # always behind a cache, whose keys stand before those of the queries
+        known = places.expand(-1, attention_mask.shape[1], -1, key.shape[2])
+        mask = attention_mask.expand(batch, -1, -1, -1).gather(2, known)
     some, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](
         module, query.gather(2, places.expand(-1, heads, -1, width)), key, value, mask, is_causal=False, **options
     )

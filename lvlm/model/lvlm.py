@@ -228,7 +228,8 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
         `input_ids`, `attention_mask`, `labels` (batch, tokens); `pixel_values` (views of all images, 3, size, size)
         or `image_features` (images, views, tokens, width); `image_counts` (batch) the images of each sample,
-        checked sample by sample.
+        checked sample by sample. `logits_to_keep` is how many tokens at the end have logits, all where it is 0, or the
+        places of those that have; the last block is spared elsewhere.
         """
         if inputs_embeds is None:
             if input_ids is None:
@@ -240,16 +241,18 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             inputs_embeds = self.get_input_embeddings()(input_ids) if plain else self.embed(input_ids, **images)
         if position_ids is None:
             position_ids = _positions(attention_mask, inputs_embeds)
-        outputs: CausalLMOutputWithPast = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            labels=labels,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            **kwargs,
-        )
+        whole = labels is not None or kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
+        with last_block_only_at(self.language_model, None if whole else _read_at(logits_to_keep, inputs_embeds)):
+            outputs: CausalLMOutputWithPast = self.language_model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                labels=labels,
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+                **kwargs,
+            )
         return outputs
 
     def prepare_inputs_for_generation(
@@ -287,6 +290,16 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
         return input_ids, model_kwargs | {"pixel_values": pixel_values, "image_features": features}
+
+
+def _read_at(logits_to_keep: int | Tensor, embeddings: Tensor) -> Tensor | None:
+    """Flat positions into (batch * tokens) of the tokens that have logits; None where all have."""
+    batch, tokens, _ = embeddings.shape
+    places = torch.arange(tokens, device=embeddings.device)
+    kept = places[-logits_to_keep:] if isinstance(logits_to_keep, int) else places[logits_to_keep]
+    if len(kept) == tokens:
+        return None
+    return (tokens * torch.arange(batch, device=embeddings.device)[:, None] + kept).flatten()
 
 
 def _positions(attention_mask: Tensor | None, embeddings: Tensor) -> Tensor | None:
