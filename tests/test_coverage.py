@@ -120,7 +120,7 @@ def test_resampled_items_cover_other_test_sets(shape):
         )
         mean = _mean(items_of(d), np.ones(languages, dtype=bool))
         tail = expanded_tail(len(mean.item))
-        low, high = mean.points + np.quantile(resampled([mean], 300, generator)[0], [tail, 1 - tail])
+        low, high = mean.points + np.quantile(resampled([mean], mean.item, 300, generator)[0], [tail, 1 - tail])
         inside += low <= 6.0 <= high
         assert len(mean.item) == items
     assert 0.92 <= inside / studies <= 0.98

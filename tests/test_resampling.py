@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from ablations import resampling
 from ablations.resampling import FEWEST_ITEMS, NOISE, expanded_tail, item_bootstrap, paired_items, read_scores
 from lvlm.errors import InputError
 
@@ -92,6 +93,54 @@ def test_tasks_are_drawn_apart(table):
     assert half.mean() == pytest.approx((1 + 0.25) ** 0.5 / 2, rel=0.05), "two independent samples"
     tasks = item_bootstrap(pd.concat([table, other]), "more", "base", by="task")
     assert list(tasks["group"]) == ["caption/en", "caption/multilingual", "vqa/en", "vqa/multilingual"]
+
+
+def test_two_tasks_in_any_order_are_drawn_alike(table, tmp_path):
+    other = table.assign(task="caption", score=table["score"] * 0.5)
+    found = []
+    for number, order in enumerate(([table, other], [other, table])):
+        path = tmp_path / f"{number}.parquet"
+        pd.concat(order).to_parquet(path)
+        found.append(item_bootstrap(path, "more", "base", draws=500))
+    pd.testing.assert_frame_equal(*found)
+
+
+def test_arms_and_languages_are_moved_by_the_same_items(table):
+    def drawn(arm):
+        items = paired_items(rows, arm, "base")
+        return [
+            resampling._mean(items, np.isin(codes, list(own)))
+            for codes in [items.pairs.get_level_values("language")]
+            for own in (("de",), ("sw",), ("de", "sw"))
+        ]
+
+    rows = read_scores(pd.concat([table, table[table["arm"] == "more"].assign(arm="copy")]), ["more", "copy", "base"])
+    means = [*drawn("more"), *drawn("copy")]
+    moved = resampling.resampled(means, means[0].item, 200, np.random.default_rng(0))
+    assert moved.shape == (6, 200) and moved.std(axis=1).min() > 1
+    np.testing.assert_array_equal(moved[:3], moved[3:])
+    np.testing.assert_allclose(moved[2], moved[:2].mean(axis=0), atol=1e-4)
+
+
+def test_items_that_an_arm_lacks_leave_its_interval_as_wide(table):
+    """The other arm answered the first half of the items alone: its interval is that of these by themselves."""
+    first = table["item"].isin([f"q{number}" for number in range(30)])
+    both = pd.concat([table, table[first & (table["arm"] == "more")].assign(arm="half")])
+    found = item_bootstrap(both, ["more", "half"], "base").set_index(["arm", "group"])
+    whole, half = (item_bootstrap(rows, "more", "base").set_index("group") for rows in (table, table[first]))
+    assert set(found.loc["half", "n_items"]) == {30}
+    pd.testing.assert_frame_equal(found.loc["more"], whole.drop(columns="arm"), atol=1e-4)
+    for code in LANGUAGES:
+        width = half.loc[code, "high"] - half.loc[code, "low"]
+        for end in ("points", "low", "high"):
+            assert found.loc[("half", code), end] == pytest.approx(half.loc[code, end], abs=0.05 * width)
+
+
+@pytest.mark.parametrize("name", ["AT_ONCE", "CHUNK"])
+def test_what_is_held_at_once_changes_no_interval(table, monkeypatch, name):
+    whole = item_bootstrap(table, "more", "base", draws=500)
+    monkeypatch.setattr(resampling, name, 1100)  # two means at once; 18 draws at once
+    pd.testing.assert_frame_equal(item_bootstrap(table, "more", "base", draws=500), whole, atol=1e-4)
 
 
 def test_too_few_items_and_no_variation_have_no_interval(table):
