@@ -18,6 +18,7 @@ from lvlm.data.benchmarks.prompts import asked, prompt, prompts
 from lvlm.data.corpus import Corpus, Item, open_corpus
 from lvlm.errors import InputError
 from tests.examples.benchmarks import AUTHORS, CENTURIO, m5b_shards, picture, write_json
+from tests.source_files import tar_of
 
 I = "<image_placeholder>"  # noqa: E741
 WORD = "\nAnswer the question using a single word or phrase."
@@ -108,6 +109,7 @@ def test_shards_of_m5_show_the_pictures_of_a_row_stacked_in_one(tmp_path: Path) 
     )
     item = items(vgr)["ha"][1]
     assert item.id == "vgr-ha-1" and item.source == "vgr:Cups" and len(item.images) == 1
+    assert [answers for _, answers in only(vgr, "ha")] == [("yes",), ("no",), ("no",), ("yes",), ("no",)]
     (tmp_path / "five").mkdir()
     vlod = written(
         lambda folder: m5b_shards(folder, "zu", "12345", "two_col_stacked_images.jpg"),
@@ -118,6 +120,24 @@ def test_shards_of_m5_show_the_pictures_of_a_row_stacked_in_one(tmp_path: Path) 
     (tmp_path / "cut").mkdir()
     with pytest.raises(InputError, match=r"000000, field 'sample_id' *: the field is missing"):
         written(lambda folder: _without(folder, "sample_id"), "m5b_vgr", tmp_path / "cut")
+
+
+def test_text_of_a_shard_that_is_no_utf_8_is_named(tmp_path: Path) -> None:
+    def shards(folder: Path) -> None:
+        (folder / "wds" / "ha").mkdir(parents=True)
+        (folder / "wds" / "ha" / "0.tar").write_bytes(tar_of([("7.hypothesis", b"Ak\xff")]))
+
+    with pytest.raises(InputError, match=r"0\.tar, sample 7, field 'hypothesis': is not UTF-8 text \(byte 2\)"):
+        written(shards, "m5b_vgr", tmp_path)
+
+
+def test_tars_beside_the_parquet_files_of_m5_are_left_alone(tmp_path: Path) -> None:
+    def both(folder: Path) -> None:
+        AUTHORS["m5b_vgr"](folder)
+        (folder / "images").mkdir()
+        (folder / "images" / "pictures.tar").write_bytes(tar_of([("0.jpg", b"a picture")]))
+
+    assert all(len(item.images) == 2 for item in items(written(both, "m5b_vgr", tmp_path))["ha"])
 
 
 def _without(folder: Path, name: str) -> None:

@@ -154,13 +154,17 @@ def test_webdataset_takes_fields_conversations_or_texts_from_its_json(tmp_path: 
         ("a/2.json", json.dumps({"texts": [{"user": "Q?", "assistant": "B.", "source": "s"}]}).encode()),
         ("a/2.cls", b"7"),
         ("a/2.meta.json", b"{}"),
+        ("a/2.JSON", b"{}"),
+        ("a/2.1.webp", picture(4, "WEBP")),
     ]
     (tmp_path / "x.tar").write_bytes(tar_of(members))
     corpus, report = made(tmp_path, "webdataset", tmp_path / "x.tar")
     first, second = corpus.samples("train", "en")
     assert (first.id, first.turns) == ("a/1", ((f"{PLACEHOLDER}\nQ?", "A."),))
     assert (second.source, second.turns, len(second.images)) == ("s", ((f"{PLACEHOLDER * 2}\nQ?", "B."),), 2)
-    assert report.mended == {f"a file .{ending} of a sample was left out": 1 for ending in ("cls", "meta.json")}
+    left_out = ("cls", "meta.json", "json (there twice)", "1.webp (there twice)")
+    assert report.mended == {f"a file .{ending} of a sample was left out": 1 for ending in left_out}
+    assert corpus.image_path(second.images[1]).read_bytes() == picture(3, "WEBP"), "the first of two of a name stays"
 
     (tmp_path / "y.tar").write_bytes(tar_of(shard(0)))
     fields = Fields(answer="caption", id="key", prompt="Say.")

@@ -118,8 +118,8 @@ def parquet_records(path: Path) -> Iterator[Record]:
 
 
 def shard_records(path: Path, texts: Collection[str]) -> Iterator[Record]:
-    """The samples of a WebDataset shard, whose fields are its files by what follows the first dot of their names:
-    pictures as bytes, those of `texts` as text."""
+    """The samples of a WebDataset shard. The fields of one are its files, by what follows the first dot of their names:
+    pictures as bytes, those named in `texts` as text; other files are left out."""
     for where, sample in shard_rows(path, texts):
         row: dict[str, Any] = {**sample.pictures}
         for name, content in sample.texts.items():
@@ -215,7 +215,8 @@ class Source:
 
 
 def embedded(record: Record, value: Any, field: str) -> bytes:
-    """The image file in a cell of a parquet table: bytes, or the `{bytes, path}` of Hugging Face datasets."""
+    """The image file in a field of a parquet table or a shard: bytes, or the `{bytes, path}` of Hugging Face
+    datasets."""
     content = value.get("bytes") if isinstance(value, Mapping) else value
     if not isinstance(content, bytes) or not content:
         raise record.fail(field, "holds no image. It must hold the bytes of an image file.")

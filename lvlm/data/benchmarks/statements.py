@@ -82,16 +82,17 @@ def read_nlvr2(source: Source) -> Iterator[Question]:
 
 
 def read_vgr(source: Source) -> Iterator[Question]:
-    """M5B-VGR: `hypothesis` about two pictures, and its truth. As shards `wds/LANGUAGE/*.tar`, in which the two are one
-    picture, side by side, or as parquet, `LANGUAGE-*.parquet` or with a column `language`."""
+    """M5B-VGR, as parquet, `LANGUAGE-*.parquet` or with a column `language`: `hypothesis` about two pictures, `label`
+    its truth; or as shards, `wds/LANGUAGE/*.tar`: the two side by side in one picture, `label_str` the truth."""
     for code, record in _m5b(source):
         pictures = _pictures("vgr", record, source, number=2)
         yield _grounded("vgr", code, record, record.text("sample_id"), record.text("hypothesis"), pictures)
 
 
 def read_vlod(source: Source) -> Iterator[Question]:
-    """M5B-VLOD, in the forms of M5B-VGR: five pictures, or one of them in two columns, of which the label (1 to 5, or a
-    letter) does not match `hypothesis`."""
+    """M5B-VLOD, as parquet, `LANGUAGE-*.parquet` or with a column `language`: five pictures, of which `label` (1 to 5,
+    or a letter) does not match `hypothesis`; or as shards, `wds/LANGUAGE/*.tar`: the five in two columns of one
+    picture, the label in `label_str`."""
     for code, record in _m5b(source):
         pictures = _pictures("vlod", record, source, number=5)
         yield Question(
@@ -107,15 +108,9 @@ def read_vlod(source: Source) -> Iterator[Question]:
 
 
 def _m5b(source: Source) -> Iterator[tuple[str, Record]]:
-    if shards := found(source.folder, ["wds/{language}/*.tar", "{language}/*.tar"]):
-        for path, said in shards:
-            if code := source.code(said, str(path)):
-                for record in shard_records(path, SHARD_TEXTS):
-                    yield code, record
-        return
     names = ["data/{language}-*.parquet", "{language}-*.parquet", "{language}.parquet", "data/{language}.parquet"]
-    for path, said in found(source.folder, names):
-        for record in parquet_records(path):
+    for path, said in found(source.folder, [*names, "wds/{language}/*.tar", "{language}/*.tar"]):
+        for record in shard_records(path, SHARD_TEXTS) if path.suffix == ".tar" else parquet_records(path):
             language = record.text("language") if "language" in record.data else said
             if code := source.code(language, record.where):
                 yield code, record

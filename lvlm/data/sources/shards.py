@@ -103,6 +103,9 @@ def _add(sample: Shared, ending: str, texts: Container[str], archive: tarfile.Ta
     if not member.isfile() or (kind not in PICTURES and ending not in texts):
         sample.others.append(ending if member.isfile() else f"{ending} (a link or a device)")
         return
+    if ending in sample.pictures or ending in sample.texts:
+        sample.others.append(f"{ending} (there twice)")
+        return
     file = archive.extractfile(member)
     content = file.read() if file else b""
     if len(content) != member.size:
