@@ -145,8 +145,11 @@ def against_alignment(
     by: Literal["run", "language"] = "run",
 ) -> pd.DataFrame:
     """One row for each run whose language model was measured: the mean of an alignment measure over the languages
-    beside the pivot, the mean transfer ratio over the same, and the pivot's score. Columns arm, seed, alignment,
-    transfer, pivot score; by language one row for each of them too, with a column language."""
+    beside the pivot, the mean transfer ratio over the same, and the pivot's score. Columns arm, seed, alignment
+    (percent), transfer, pivot score (percent). By language one row for each run and language, with a column language.
+
+    An `InputError` where no run was measured.
+    """
     if by not in ("run", "language"):
         raise InputError(f"Transfer is held against alignment by run or by language, not by '{by}'.")
     rows = []
@@ -169,11 +172,12 @@ def against_alignment(
 
 def correlation(points: pd.DataFrame) -> Interval:
     """Pearson's correlation of alignment and transfer over the arms of each seed, and its mean over seeds with a 95 % t
-    interval, both through Fisher's z. Of points by language: over the languages of each run, then the mean over arms.
+    interval, both through Fisher's z. Of points by language: over the languages of each run, and the mean over the arms
+    of a seed first. `points` as `against_alignment` gives them.
 
     Within a seed arms share their backbones' draw and data, so that what is left is what the arms differ in. Languages
-    of one model differ in much else than alignment, first of all in how much of them it read. NaN with fewer than three
-    arms, or languages.
+    of one model differ in much else than alignment, first of all in how much of them it read. NaN with a reason where
+    no seed (or run) has three arms (or languages) that differ.
     """
     found: dict[int, list[float]] = {}
     for _, own in points.dropna().groupby(["seed", "arm"] if "language" in points else ["seed"]):
@@ -181,7 +185,7 @@ def correlation(points: pd.DataFrame) -> Interval:
             r = float(np.corrcoef(own["alignment"], own["transfer"])[0, 1])
             found.setdefault(int(own["seed"].iloc[0]), []).append(np.arctanh(np.clip(r, -0.999999, 0.999999)))
     if not found:
-        few = f"fewer than 3 {'languages' if 'language' in points else 'arms'}"
+        few = f"fewer than 3 {'languages' if 'language' in points else 'arms'} that differ"
         return Interval(np.nan, np.nan, np.nan, np.nan, 0, 0, "t over seeds of Fisher's z", reason=few)
     z = over_seeds([float(np.mean(of_seed)) for of_seed in found.values()])
     back = [float(np.tanh(end)) for end in (z.estimate, z.low, z.high)]

@@ -110,7 +110,7 @@ def test_the_languages_of_one_model_are_correlated_apart_from_models(tmp_path: P
     assert abs(correlation(points).estimate) < 0.4, "models transfer as they are aligned, their languages all alike"
     falling = points.assign(transfer=points["alignment"].max() - points["alignment"] % 30)
     assert correlation(falling).estimate < -0.99 and correlation(falling).n_seeds == 5
-    assert correlation(points[points["language"] == "jv"]).reason == "fewer than 3 languages"
+    assert correlation(points[points["language"] == "jv"]).reason == "fewer than 3 languages that differ"
     with pytest.raises(InputError, match="by run or by language, not by 'arm'"):
         against_alignment(results, by="arm")  # type: ignore[arg-type]
 
