@@ -32,7 +32,8 @@ def pairs_figure(curve: pd.DataFrame, *, level: float = 90.0, width: float = sty
             if metric == "fidelity":
                 axis.axhline(level, color=style.INK, linewidth=0.7, linestyle="--")
             axis.set_xticks(range(len(numbers)), [f"{k:,}" for k in numbers], rotation=45)
-            axis.set(title=style.METRIC_LABELS.get(metric, metric), xlabel="translated pairs", ylim=(-3, 103))
+            title = style.fits(style.METRIC_LABELS.get(metric, metric), 0.8 * width / len(metrics))
+            axis.set(title=title, xlabel="translated pairs", ylim=(-3, 103))
         style.legend(figure, axes[0, 0].get_legend_handles_labels()[0], width=width, beside="")
         ends = curve.sort_values("pairs").groupby(["metric", "target"], sort=False)["estimate"].agg(["first", "last"])
         said = [f"{metric} of {code} from {one:.0f} to {other:.0f}" for (metric, code), one, other in ends.itertuples()]
