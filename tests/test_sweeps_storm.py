@@ -25,6 +25,7 @@ from lvlm.records import RunRecord
 from sweeps.identity import is_alive
 from sweeps.launcher import launch
 from sweeps.plan import DEFAULT_RUNNER, Place
+from sweeps.queue import MAX_ATTEMPTS
 from sweeps.storage import Trials
 from tests import sweeps_home
 from tests.sweeps_home import lay_database, work_alone
@@ -33,7 +34,7 @@ from tests.train_world import run_config, write_corpus
 
 home = sweeps_home.home  # the fixture
 KILLS = 20
-KILLS_OF_A_CELL = 7  # after ten a cell counts as one that kills its workers
+KILLS_OF_A_CELL = MAX_ATTEMPTS - 3  # fewer than make it fail, also where a worker has come to its next cell meanwhile
 
 
 def study_on(corpus: Path) -> Study:
