@@ -100,6 +100,9 @@ def item_bootstrap(
         for name, inside in _groups(items, by, task):
             names.append((one, name))
             means.append(_mean(items, inside))
+    if not means:
+        of_task = f"the task '{task}'" if task else "these predictions"
+        raise InputError(f"No item of {of_task} has a score of {baseline} and of another of these arms in every seed.")
     ends = np.full((len(means), 2), np.nan)
     drawn = [place for place, mean in enumerate(means) if not mean.no_interval]
     if drawn:

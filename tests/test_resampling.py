@@ -153,6 +153,10 @@ def test_too_few_items_and_no_variation_have_no_interval(table):
 def test_bad_predictions_are_an_input_error(table, tmp_path):
     with pytest.raises(InputError, match=r"No predictions of the arm 'mor'\. The nearest are: more"):
         item_bootstrap(table, "mor", "base")
+    with pytest.raises(InputError, match="No item of the task 'caption' has a score of base and of another"):
+        item_bootstrap(table, "more", "base", task="caption")
+    with pytest.raises(InputError, match="No item of these predictions has a score"):
+        item_bootstrap(table.assign(score=np.nan), "more", "base")
     with pytest.raises(InputError, match="There are no predictions at"):
         item_bootstrap(tmp_path / "none.parquet", "more", "base")
     with pytest.raises(InputError, match=r"lack the column\(s\) item"):
