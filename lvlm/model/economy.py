@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from lvlm.model.apart import APART
+
 
 class FusedRmsNorm(Function):
     """y = x / sqrt(mean(x^2) + epsilon) * w over the last dimension for a frozen w: (..., width) -> (..., width).
@@ -94,9 +96,11 @@ def last_block_only_at(llm: Any, positions: Tensor | None) -> Iterator[None]:
     parts, attention = [block.mlp], getattr(block, "self_attn", None)
     config = getattr(attention, "config", None)
     with ExitStack() as stack:
-        if getattr(config, "_attn_implementation", None) == "sdpa" and positions.device.type == "cpu":
+        kind = getattr(config, "_attn_implementation", None)
+        if kind in ("sdpa", APART) and positions.device.type == "cpu":
             parts += [getattr(attention, name) for name in ("q_proj", "o_proj") if hasattr(attention, name)]
-            stack.enter_context(_asks_at(attention, positions))
+            if kind == "sdpa":
+                stack.enter_context(_asks_at(attention, positions))
         for part in parts:
             stack.enter_context(_works_at(part, positions))
         yield

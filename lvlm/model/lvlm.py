@@ -13,6 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lvlm.errors import InputError
 from lvlm.model.adapters import Projector, build_adapter
+from lvlm.model.apart import samples_attend_apart
 from lvlm.model.attention import check_family, suited
 from lvlm.model.config import LvlmConfig
 from lvlm.model.economy import last_block_only_at
@@ -191,7 +192,8 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         embeddings = self.embed(inputs.pop("input_ids"), **images)
         if inputs.get("position_ids") is None:
             inputs["position_ids"] = _positions(inputs.get("attention_mask"), embeddings)
-        with last_block_only_at(self.language_model, read_at):
+        llm = self.language_model
+        with samples_attend_apart(llm, inputs["position_ids"]), last_block_only_at(llm, read_at):
             outputs = self.language_model.base_model(inputs_embeds=embeddings, use_cache=False, **inputs)
         hidden: Tensor = outputs[0]
         return hidden

@@ -75,7 +75,11 @@ def compare(scratch: Path, options: argparse.Namespace) -> None:
     loops = ("Trainer", "SFTTrainer") if stock.has_trl() else ("Trainer",)
     theirs = {f"{loop}, {at_once}": (loop, at_once) for loop in loops for at_once in AT_ONCE}
     ours: dict[str, dict[str, Any]] = {f"ours, {tokens}": {"micro_batch_tokens": tokens} for tokens in TOKENS}
-    ours |= {f"ours, {TOKENS[0]}, packed": {"packing": True}, f"ours, {TOKENS[0]}, cached features": {"cached": True}}
+    ours |= {
+        f"ours, {TOKENS[0]}, packed": {"packing": True},
+        f"ours, {TOKENS[0]}, cached features": {"cached": True},
+        f"ours, {TOKENS[0]}, packed, cached features": {"packing": True, "cached": True},
+    }
     measured: dict[str, list[Measured]] = {name: [] for name in (*theirs, *ours)}
 
     def run(name: str, folder: Path) -> Measured:
@@ -95,7 +99,7 @@ def compare(scratch: Path, options: argparse.Namespace) -> None:
             measured[name].append(result)
             features = features or (result.features if name.endswith("cached features") else None)
             speed = samples / result.training.wall
-            print(f"round {number + 1}  {name:<28} {speed:6.1f} samples/s  loss {_mean(result.losses):.4f}", flush=True)
+            print(f"round {number + 1}  {name:<35} {speed:6.1f} samples/s  loss {_mean(result.losses):.4f}", flush=True)
     assert features is not None
     fastest = min(theirs, key=lambda name: statistics.median(result.training.wall for result in measured[name]))
     difference = largest_difference(measured, fastest)

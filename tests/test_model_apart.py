@@ -1,0 +1,102 @@
+"""Samples end to end in one row attend as if each were alone, and at the price of that."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from lvlm.model.apart import APART, samples_attend_apart
+from lvlm.model.economy import last_block_only_at
+from tests.families import CONTROLS, tiny_config
+
+SDPA = sorted(set(CONTROLS) - {"gemma2"})  # whose capped scores that kernel does not have
+LENGTHS = [(7, 6, 3, 1), (2, 5, 5, 4), (3,)]
+
+
+def causal_lm(family, **changes):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(tiny_config(family, **changes), attn_implementation="sdpa")
+
+
+def row_of(lengths):
+    """Token ids (1, tokens) of samples end to end, and their positions."""
+    ids = 3 + torch.arange(sum(lengths)) % 17
+    return ids[None], torch.cat([torch.arange(length) for length in lengths])[None]
+
+
+def states_and_gradients(llm, run):
+    llm.zero_grad()
+    states = run()
+    (states * torch.arange(states.numel()).view_as(states).sin()).sum().backward()
+    return states, {name: one.grad for name, one in llm.named_parameters() if one.grad is not None}
+
+
+def apart(llm, ids, positions, read_at=None):
+    with samples_attend_apart(llm, positions), last_block_only_at(llm, read_at):
+        found = llm.base_model(input_ids=ids, position_ids=positions, use_cache=False)[0][0]
+    return found if read_at is None else found[read_at]
+
+
+def one_by_one(llm, ids, lengths, read_at=None):
+    found = torch.cat([llm.base_model(input_ids=some, use_cache=False)[0][0] for some in ids.split(lengths, dim=1)])
+    return found if read_at is None else found[read_at]
+
+
+@pytest.mark.parametrize("read", [False, True], ids=["all", "some"])
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("family", SDPA)
+def test_states_and_gradients_are_those_of_each_sample_alone(family, lengths, read):
+    llm = causal_lm(family)
+    ids, positions = row_of(lengths)
+    read_at = torch.arange(0, sum(lengths), 2) if read else None
+    alone = states_and_gradients(llm, lambda: one_by_one(llm, ids, lengths, read_at))
+    together = states_and_gradients(llm, lambda: apart(llm, ids, positions, read_at))
+    torch.testing.assert_close(together[0], alone[0], rtol=1e-4, atol=1e-5)
+    assert set(together[1]) == set(alone[1])
+    for name, gradient in alone[1].items():
+        torch.testing.assert_close(together[1][name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_heads_that_share_keys_attend_apart():
+    llm = causal_lm("llama", num_attention_heads=4, num_key_value_heads=2)
+    ids, positions = row_of((4, 3, 2))
+    torch.testing.assert_close(apart(llm, ids, positions), one_by_one(llm, ids, (4, 3, 2)), rtol=1e-4, atol=1e-5)
+
+
+def seen_keys(monkeypatch):
+    seen: list[tuple[int, ...]] = []
+    kernel = functional.scaled_dot_product_attention
+
+    def spy(query, key, *given, **options):
+        seen.append((key.shape[0], key.shape[2]))
+        return kernel(query, key, *given, **options)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", spy)
+    return seen
+
+
+def test_no_sample_is_held_against_the_whole_row(monkeypatch):
+    llm, seen = causal_lm("qwen2"), seen_keys(monkeypatch)
+    apart(llm, *row_of((8, 7, 6, 2, 2)))
+    layers = llm.config.num_hidden_layers
+    assert seen == [(3, 8), (2, 2)] * layers, "samples and longest of each call: those of like length together"
+    assert llm.config._attn_implementation == "sdpa", "the context has an end"
+    assert not hasattr(llm.model.layers[0].self_attn, "samples_apart")
+
+
+@pytest.mark.parametrize("hinders", ["a window", "blocks twice", "eager"])
+def test_where_it_does_not_fit_the_row_runs_as_without(hinders, monkeypatch):
+    llm = causal_lm("qwen2")
+    if hinders == "a window":
+        llm.config.sliding_window = 3
+    elif hinders == "blocks twice":
+        llm.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        llm.set_attn_implementation("eager")
+    with samples_attend_apart(llm, row_of((4, 3))[1]):
+        assert llm.config._attn_implementation != APART
+    llm.config.sliding_window = None
+    ids, positions = row_of((4, 3))
+    torch.testing.assert_close(apart(llm, ids, positions), one_by_one(llm, ids, (4, 3)), rtol=1e-4, atol=1e-5)
