@@ -75,11 +75,11 @@ study = Study(
             metric="score_any_language", group="multilingual", arm=STRONG, direction="higher",
         ),
         Expectation(
-            claim="And more is right in the asked language",
+            claim="The better aligned model has more right in the asked language",
             metric="score", group="multilingual", arm=STRONG, direction="higher",
         ),
         Expectation(
-            claim="Most where the tier is lowest",
+            claim="The better aligned model gains most where the tier is lowest",
             metric="score_any_language", group="T1", than_group="T5", arm=STRONG, direction="higher",
         ),
         Expectation(
