@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional
+from transformers import GPT2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from lvlm.model.apart import APART, samples_attend_apart
@@ -24,6 +25,10 @@ def row_of(lengths):
     """Token ids (1, tokens) of samples end to end, and their positions."""
     ids = 3 + torch.arange(sum(lengths)) % 17
     return ids[None], torch.cat([torch.arange(length) for length in lengths])[None]
+
+
+def tiny_gpt2():
+    return GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2)
 
 
 def states_and_gradients(llm, run):
@@ -63,6 +68,37 @@ def test_heads_that_share_keys_attend_apart():
     llm = causal_lm("llama", num_attention_heads=4, num_key_value_heads=2)
     ids, positions = row_of((4, 3, 2))
     torch.testing.assert_close(apart(llm, ids, positions), one_by_one(llm, ids, (4, 3, 2)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "positions", [[0, 1, 2, 7, 8, 0, 1], [5, 6, 0, 1, 0, 1, 2], [0, 0, 0, 1, 2, 0, 1]], ids=["jump", "late", "zeros"]
+)
+def test_samples_begin_where_transformers_sees_them_begin(positions):
+    llm, ids = causal_lm("llama"), row_of((7,))[0]
+    masked = llm.base_model(input_ids=ids, position_ids=torch.tensor([positions]), use_cache=False)[0][0]
+    torch.testing.assert_close(apart(llm, ids, torch.tensor([positions])), masked, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "family, changes",
+    [("doge", {}), ("gemma3_text", {"use_bidirectional_attention": True}), ("llama", {"attention_bias": True})],
+    ids=["a mask of its own", "both ways", "plain"],
+)
+def test_a_layer_that_does_more_than_its_kernel_runs_as_without(family, changes):
+    llm = causal_lm(family, **changes)
+    for parameter in llm.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    ids, positions = row_of((4, 3, 2))
+    masked = llm.base_model(input_ids=ids, position_ids=positions, use_cache=False)[0][0]
+    torch.testing.assert_close(apart(llm, ids, positions), masked, rtol=1e-4, atol=1e-5)
+    with samples_attend_apart(llm, positions):
+        assert (llm.config._attn_implementation == APART) == (family == "llama")
+
+
+def test_an_llm_that_keeps_its_blocks_elsewhere_runs_as_without():
+    llm = AutoModelForCausalLM.from_config(tiny_gpt2(), attn_implementation="sdpa").eval()
+    ids, positions = row_of((4, 3))
+    torch.testing.assert_close(apart(llm, ids, positions), one_by_one(llm, ids, (4, 3)), rtol=1e-4, atol=1e-5)
 
 
 def seen_keys(monkeypatch):

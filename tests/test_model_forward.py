@@ -101,6 +101,28 @@ def test_logits_of_some_tokens_are_those_of_all_and_spare_the_last_block_elsewhe
     assert worked == [len(PROMPTS) * count for count in (1, 3, 2, tokens)]
 
 
+@pytest.mark.parametrize("kind", ["padded", "padded, with a hole", "packed, seen by a mask", "two rows, one numbering"])
+@torch.no_grad()
+def test_zeros_in_positions_end_no_sample_under_a_mask_or_over_rows(pair, kind):
+    model, _ = pair
+    ids, packed = torch.arange(5, 12)[None], torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
+    given = {
+        "padded": {"attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1, 1]])},
+        "padded, with a hole": {"attention_mask": torch.tensor([[0, 1, 1, 0, 1, 1, 1]])},
+        "packed, seen by a mask": {"attention_mask": torch.ones(1, 7, dtype=torch.long), "position_ids": packed},
+        "two rows, one numbering": {"position_ids": packed},
+    }[kind]
+    ids = ids.expand(2, -1) if "two rows" in kind else ids
+    mask = given.get("attention_mask")
+    positions = given.get("position_ids", mask.cumsum(1).sub(1).clamp(min=0) if mask is not None else None)
+    whole = model.language_model.base_model(
+        inputs_embeds=model.embed(ids), position_ids=positions, attention_mask=mask, use_cache=False
+    )[0]
+    real = torch.ones_like(ids).bool() if mask is None else mask.bool()
+    found = model.hidden_states({"input_ids": ids, **given})
+    torch.testing.assert_close(found[real], whole[real], rtol=1e-4, atol=1e-5)
+
+
 def test_images_reach_their_own_places(pair):
     """Embeddings with the image tokens replaced, against a loop over the tokens of each sample."""
     model, processor = pair

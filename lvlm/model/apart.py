@@ -14,6 +14,10 @@ APART = "lvlm_apart"
 """The name under which transformers finds `_attention_apart`."""
 ALIKE = 0.75
 """Neighbours attend in one call, padded, as long as none is shorter than this share of the first."""
+PROJECTIONS = {"q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "dense", "rotary_emb"}
+NORMS = {"q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm"}
+"""An attention layer of these parts alone mixes tokens in its kernel alone. One with more may mix them before that
+(Zaya's convolutions) or make a mask of its own (Doge), and is left as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +34,14 @@ def samples_attend_apart(llm: Any, position_ids: Tensor | None) -> Iterator[None
     """Inside, the samples of a row attend each by itself, a few calls for all, instead of under a mask of all tokens by
     all tokens, whose cost grows with the square of the row.
 
-    `position_ids` (1, tokens) begin at 0 with each sample. It acts where a CPU runs `sdpa` over all that comes before;
-    kernels that read lengths do the same by themselves. Where blocks are computed a second time for the backward pass,
-    which comes after, all runs as without.
+    `position_ids` (1, tokens) rise by one within each sample and by something else from one to the next, as
+    transformers reads them. The caller sees to it that the row has neither an attention mask nor a cache, which are
+    left aside here. It acts where a CPU runs `sdpa` over all that comes before; kernels that read lengths do the same
+    by themselves. Where blocks are computed a second time for the backward pass, which comes after, all runs as
+    without.
     """
-    groups = [] if position_ids is None or len(position_ids) != 1 else _groups(position_ids[0])
+    one_row = position_ids is not None and position_ids.dim() == 2 and len(position_ids) == 1
+    groups = _groups(position_ids[0]) if one_row else []  # type: ignore[index]
     if sum(len(group.lengths) for group in groups) < 2 or not _can(llm, max(group.lengths[0] for group in groups)):
         yield
         return
@@ -57,20 +64,27 @@ def samples_attend_apart(llm: Any, position_ids: Tensor | None) -> Iterator[None
 
 def _can(llm: Any, longest: int) -> bool:
     base = llm.base_model
-    blocks, config = getattr(base, "layers", ()), base.config
+    attentions, config = [getattr(block, "self_attn", None) for block in getattr(base, "layers", ())], base.config
     limits = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
     return (
         getattr(base, "_supports_attention_backend", False)
         and config._attn_implementation == "sdpa"
         and base.device.type == "cpu"
         and all(limit is None or longest <= limit for limit in limits)
-        and all(getattr(getattr(block, "self_attn", None), "config", None) is config for block in blocks)
-        and not any(getattr(block, "gradient_checkpointing", False) for block in blocks)
+        and len(attentions) > 0
+        and all(getattr(attention, "config", None) is config and _is_plain(attention) for attention in attentions)
+        and not any(getattr(block, "gradient_checkpointing", False) for block in base.layers)
     )
 
 
+def _is_plain(attention: Any) -> bool:
+    parts = {name for name, _ in attention.named_children()}
+    own = next(attention.parameters(recurse=False), None)
+    return parts <= PROJECTIONS | NORMS and own is None and getattr(attention, "is_causal", True)
+
+
 def _groups(position_ids: Tensor) -> list[_Alike]:
-    starts = (position_ids == 0).nonzero()[:, 0].tolist()
+    starts = [0, *((position_ids.diff() != 1).nonzero()[:, 0] + 1).tolist()]
     groups: list[list[int]] = []
     for start, stop in zip(starts, [*starts[1:], len(position_ids)], strict=True):
         if not groups or not ALIKE * groups[-1][0] <= stop - start <= groups[-1][0]:

@@ -185,15 +185,17 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def hidden_states(self, batch: Mapping[str, Any], *, read_at: Tensor | None = None) -> Tensor:
         """(batch, tokens, hidden) before the head, from the inputs of `forward`; no logits are computed.
 
-        With `read_at`, flat positions into (batch * tokens), the rows elsewhere are not to be used.
+        With `read_at`, flat positions into (batch * tokens), rising, the rows elsewhere are not to be used.
         """
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         images = {name: inputs.pop(name, None) for name in IMAGE_INPUTS}
         embeddings = self.embed(inputs.pop("input_ids"), **images)
+        plain = len(embeddings) == 1 and all(inputs[name] is None for name in inputs.keys() - {"position_ids"})
+        end_to_end = inputs.get("position_ids") if plain else None  # under a mask they say nothing about samples
         if inputs.get("position_ids") is None:
             inputs["position_ids"] = _positions(inputs.get("attention_mask"), embeddings)
         llm = self.language_model
-        with samples_attend_apart(llm, inputs["position_ids"]), last_block_only_at(llm, read_at):
+        with samples_attend_apart(llm, end_to_end), last_block_only_at(llm, read_at):
             outputs = self.language_model.base_model(inputs_embeds=embeddings, use_cache=False, **inputs)
         hidden: Tensor = outputs[0]
         return hidden
