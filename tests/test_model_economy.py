@@ -99,6 +99,56 @@ def test_nothing_read_gives_no_gradient_and_no_error(attn):
     hidden.flatten(0, 1)[:0].sum().backward()
 
 
+def read_of(llm, ids, positions, **inputs):
+    """Logits at flat positions, from the whole model and from the spared one."""
+    with torch.no_grad():
+        whole = llm(input_ids=ids, **inputs).logits
+        with last_block_only_at(llm, positions):
+            spared = llm(input_ids=ids, **inputs).logits
+    return whole.flatten(0, 1)[positions], spared.flatten(0, 1)[positions]
+
+
+OTHERS = {
+    "gpt_oss": {"num_local_experts": 4},  # whose MLP gives its router's scores too
+    "deepseek_v2": {"head_dim": None, "first_k_dense_replace": 2},  # whose q_proj is None
+    "moshi": {"head_dim": None},  # whose MLP is told its layer, and takes no less than a token
+    "inkling_text": {},  # which mixes neighbours after its MLP
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families_give_the_logits_of_the_whole_model(family):
+    torch.manual_seed(0)
+    config = tiny_config(family, **OTHERS[family])
+    llm = AutoModelForCausalLM.from_config(config, attn_implementation="eager" if family == "gpt_oss" else "sdpa")
+    for parameter in llm.eval().parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    for positions in ([2, 8, 17], []):
+        whole, spared = read_of(llm, torch.arange(3, 21).reshape(2, 9), torch.tensor(positions, dtype=torch.long))
+        torch.testing.assert_close(spared, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_query_behind_a_cache_without_a_mask_sees_all_of_it():
+    llm, found = causal_lm("qwen2", "sdpa"), []
+    for read in (None, torch.tensor([0, 1])):
+        cache = DynamicCache(config=llm.config)
+        with torch.no_grad():
+            llm.base_model(input_ids=torch.arange(3, 11).reshape(2, 4), past_key_values=cache)
+            with last_block_only_at(llm, read):
+                found.append(llm.base_model(input_ids=torch.tensor([[12], [13]]), past_key_values=cache)[0])
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_a_part_whose_forward_somebody_replaced_keeps_theirs():
+    llm, calls = causal_lm("qwen2", "sdpa"), []
+    mlp = llm.model.layers[-1].mlp
+    own = mlp.forward
+    mlp.forward = lambda x: calls.append(x.shape[1]) or own(x)  # as the hooks of accelerate do
+    for _ in range(2):
+        read_of(llm, torch.tensor([[3, 4, 5, 6]]), torch.tensor([3]))
+    assert calls == [4, 1, 4, 1]
+
+
 def test_an_llm_that_computes_blocks_twice_runs_whole():
     llm = causal_lm("qwen2")
     positions = torch.tensor([2, 3])

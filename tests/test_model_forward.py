@@ -101,6 +101,12 @@ def test_logits_of_some_tokens_are_those_of_all_and_spare_the_last_block_elsewhe
     assert worked == [len(PROMPTS) * count for count in (1, 3, 2, tokens)]
 
 
+def test_a_static_cache_gives_the_same_answers(pair):
+    model, processor = pair
+    for prompts in (PROMPTS[-1:], PROMPTS):
+        assert answers(model, processor, prompts, cache_implementation="static") == answers(model, processor, prompts)
+
+
 @pytest.mark.parametrize("kind", ["padded", "padded, with a hole", "packed, seen by a mask", "two rows, one numbering"])
 @torch.no_grad()
 def test_zeros_in_positions_end_no_sample_under_a_mask_or_over_rows(pair, kind):

@@ -82,23 +82,32 @@ def _fused(kind: type[nn.Module]) -> type[nn.Module]:
 
 @contextmanager
 def last_block_only_at(llm: Any, positions: Tensor | None) -> Iterator[None]:
-    """Inside, the LLM's last block asks, and works on the answers, at `positions` alone, flat into (batch * tokens).
+    """Inside, the LLM's last block asks, and works on the answers, at `positions` alone, flat into (batch * tokens),
+    rising.
 
     Everywhere else its output is not that of the block: right where no one reads it, since nothing after the last
-    attention mixes positions. Keys and values are those of all tokens. An LLM that keeps its blocks elsewhere, or that
-    computes the last one a second time for the backward pass, runs whole; a GPU keeps its causal kernel, which is worth
-    more.
+    attention mixes positions. Keys and values are those of all tokens. An LLM that keeps its blocks elsewhere, that
+    computes the last one a second time for the backward pass, or that mixes neighbours there by a convolution (Inkling
+    does so after its MLP), runs whole; a GPU keeps its causal kernel, which is worth more.
     """
     block: Any = _last_block(llm)
-    if positions is None or not hasattr(block, "mlp") or getattr(block, "gradient_checkpointing", False):
+    if (
+        positions is None
+        or not hasattr(block, "mlp")
+        or getattr(block, "gradient_checkpointing", False)
+        or any(isinstance(module, nn.Conv1d) for module in block.modules())
+    ):
         yield
         return
+    if not len(positions):
+        positions = positions.new_zeros(1)  # parts that take no token fail over none
     parts, attention = [block.mlp], getattr(block, "self_attn", None)
     config = getattr(attention, "config", None)
     with ExitStack() as stack:
         kind = getattr(config, "_attn_implementation", None)
         if kind in ("sdpa", APART) and positions.device.type == "cpu":
-            parts += [getattr(attention, name) for name in ("q_proj", "o_proj") if hasattr(attention, name)]
+            named = (getattr(attention, name, None) for name in ("q_proj", "o_proj"))  # DeepSeek has None for the first
+            parts += [part for part in named if part is not None]
             if kind == "sdpa":
                 stack.enter_context(_asks_at(attention, positions))
         for part in parts:
@@ -108,12 +117,18 @@ def last_block_only_at(llm: Any, positions: Tensor | None) -> Iterator[None]:
 
 @contextmanager
 def _works_at(part: Any, positions: Tensor) -> Iterator[None]:
-    """Inside, a part that maps each token by itself runs at `positions` and gives zeros elsewhere."""
-    whole = part.forward
+    """Inside, a part that maps each token by itself runs at `positions` and gives zeros elsewhere. One that is given or
+    gives more than a tensor (experts with their router's scores) runs whole."""
+    whole, own = part.forward, vars(part).get("forward")
 
-    def forward(x: Tensor) -> Tensor:
-        read: Tensor = whole(x.flatten(0, 1).index_select(0, positions)[None])[0]
-        everywhere = read.new_zeros(x.shape[0] * x.shape[1], read.shape[-1]).index_copy(0, positions, read)
+    def forward(x: Tensor, *more: Any, **named: Any) -> Any:
+        if more or named or x.dim() != 3:
+            return whole(x, *more, **named)
+        at = positions.to(x.device)  # where a dispatched model has its last block
+        found = whole(x.flatten(0, 1).index_select(0, at)[None])
+        if not isinstance(found, Tensor):
+            return whole(x)
+        everywhere = found.new_zeros(x.shape[0] * x.shape[1], found.shape[-1]).index_copy(0, at, found[0])
         return everywhere.view(*x.shape[:2], -1)
 
     part.forward = forward
@@ -121,6 +136,8 @@ def _works_at(part: Any, positions: Tensor) -> Iterator[None]:
         yield
     finally:
         del part.forward
+        if own is not None:  # a hook of accelerate, which brings the weights of a dispatched model
+            part.forward = own
 
 
 @contextmanager
@@ -156,14 +173,16 @@ def _read_only_attention(
     row, column = module.read_at // tokens, module.read_at % tokens
     counts = torch.bincount(row, minlength=batch)
     rank = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
-    asked = torch.zeros(batch, max(1, int(counts.max())), dtype=torch.long).index_put((row, rank), column)
+    asked = torch.zeros(batch, int(counts.max()), dtype=torch.long).index_put((row, rank), column)
     places = asked[:, None, :, None]
-    mask = torch.arange(tokens) <= places
-    if attention_mask is not None:  # always behind a cache, whose keys stand before those of the queries
+    mask, causal = None, options.pop("is_causal", None)
+    if attention_mask is not None:  # always where several tokens stand behind others that a cache has
         known = places.expand(-1, attention_mask.shape[1], -1, key.shape[2])
-        mask = attention_mask.expand(batch, -1, -1, -1).gather(2, known)
+        mask = attention_mask.expand(batch, -1, tokens, -1).gather(2, known)
+    elif tokens > 1 and (getattr(module, "is_causal", True) if causal is None else causal):
+        mask = torch.arange(key.shape[2]) <= places  # a static cache has keys to come
     some, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](
-        module, query.gather(2, places.expand(-1, heads, -1, width)), key, value, mask, is_causal=False, **options
+        module, query.gather(2, places.expand(-1, heads, -1, width)), key, value, mask, **options, is_causal=False
     )
     everywhere = some.new_zeros(batch * tokens, heads, some.shape[-1]).index_copy(0, module.read_at, some[row, rank])
     return everywhere.view(batch, tokens, heads, -1), None
