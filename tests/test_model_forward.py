@@ -101,6 +101,28 @@ def test_logits_of_some_tokens_are_those_of_all_and_spare_the_last_block_elsewhe
     assert worked == [len(PROMPTS) * count for count in (1, 3, 2, tokens)]
 
 
+@pytest.mark.parametrize("kept", [[-1], 3, [[1, 2], [3, 4]], [3, 3], [6, 2]], ids=str)
+def test_any_places_have_the_logits_and_gradients_of_the_llm_by_itself(pair, kept):
+    model, processor = pair
+    inputs, places, found = inputs_for(processor, PROMPTS[::4]), torch.tensor(kept), []
+    embeddings = {"inputs_embeds": model.embed(inputs["input_ids"]), "attention_mask": inputs["attention_mask"]}
+    positions = inputs["attention_mask"].cumsum(1).sub(1).clamp(min=0)
+    weight = model.language_model.base_model.layers[-1].mlp.gate_proj.weight.requires_grad_(True)
+    for asked in (model, model.language_model):
+        logits = asked(**embeddings, position_ids=positions, logits_to_keep=places).logits
+        found.append((logits, torch.autograd.grad(logits.square().sum(), weight, retain_graph=True)[0]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-3)
+
+
+@torch.no_grad()
+def test_states_that_the_config_asks_for_are_computed(pair, monkeypatch):
+    model, processor = pair
+    inputs = inputs_for(processor, PROMPTS)
+    whole = model(**inputs, output_hidden_states=True).hidden_states
+    monkeypatch.setattr(model.language_model.config, "output_hidden_states", True)
+    torch.testing.assert_close(model(**inputs, logits_to_keep=1).hidden_states, whole)
+
+
 def test_a_static_cache_gives_the_same_answers(pair):
     model, processor = pair
     for prompts in (PROMPTS[-1:], PROMPTS):

@@ -23,6 +23,8 @@ from lvlm.model.weights import halve, keep_scales
 from lvlm.settings import ModelConfig
 
 IMAGE_INPUTS = ("pixel_values", "image_features", "image_counts")
+MORE_OUTPUTS = ("output_hidden_states", "output_attentions", "output_router_logits")
+"""What a call or the LLM's config may ask for that needs the last block at every token."""
 
 
 class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -245,7 +247,8 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             inputs_embeds = self.get_input_embeddings()(input_ids) if plain else self.embed(input_ids, **images)
         if position_ids is None:
             position_ids = _positions(attention_mask, inputs_embeds)
-        whole = labels is not None or kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
+        llm_config = self.language_model.config
+        whole = labels is not None or any(kwargs.get(name, getattr(llm_config, name, False)) for name in MORE_OUTPUTS)
         with last_block_only_at(self.language_model, None if whole else _read_at(logits_to_keep, inputs_embeds)):
             outputs: CausalLMOutputWithPast = self.language_model(
                 inputs_embeds=inputs_embeds,
@@ -297,10 +300,11 @@ class Lvlm(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
 
 def _read_at(logits_to_keep: int | Tensor, embeddings: Tensor) -> Tensor | None:
-    """Flat positions into (batch * tokens) of the tokens that have logits; None where all have."""
+    """Flat positions into (batch * tokens), rising, of the tokens that have logits; None where all have."""
     batch, tokens, _ = embeddings.shape
     places = torch.arange(tokens, device=embeddings.device)
-    kept = places[-logits_to_keep:] if isinstance(logits_to_keep, int) else places[logits_to_keep]
+    # A place that is read twice works once: the gradients of both readings add up there.
+    kept = places[-logits_to_keep:] if isinstance(logits_to_keep, int) else torch.unique(places[logits_to_keep])
     if len(kept) == tokens:
         return None
     return (tokens * torch.arange(batch, device=embeddings.device)[:, None] + kept).flatten()
