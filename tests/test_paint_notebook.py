@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,8 @@ def test_a_sheet_has_a_row_for_every_language_and_frames_what_is_right(home: Pat
     assert sheet.height > 3 * 24 and sheet.width > 4 * 24
     colours = {colour for _, colour in sheet.getcolors(1 << 20)}
     assert (40, 150, 70) in colours or (190, 190, 190) in colours
+    _, kept = sheet._repr_mimebundle_()
+    assert re.fullmatch(r"What 4 prompts .* Right in every attribute: en \d, ar \d, de \d\.", kept["image/png"]["alt"])
     with pytest.raises(InputError, match=r"predictions\.parquet"):
         side_by_side(home)
 

@@ -4,6 +4,7 @@ notebooks; no torch."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def grid(
 
 def side_by_side(folder: str | Path, *, items: int = 6, side: int = 60) -> Image.Image:
     """The pictures that a finished run painted of some prompts, a row for each language, and those that show every
-    attribute of their prompt in a green frame. The noise is the same down a column."""
+    attribute of their prompt in a green frame. The noise is the same down a column. Notebooks keep an alternative text
+    with it, which says how many are right in each language."""
     import pandas as pd
 
     folder = Path(folder)
@@ -79,11 +81,21 @@ def side_by_side(folder: str | Path, *, items: int = 6, side: int = 60) -> Image
     shown = [rows.loc[(code, item)] for code in codes for item in chosen["item"]]
     pictures = np.stack([np.asarray(Image.open(folder / row["image"]).convert("RGB")) for row in shown])
     heads = [answer.replace(" ", "\n").replace(":", " ").split("\n") for answer in chosen["answer"]]
-    return grid(
+    right = [bool(row["score"] == 100) for row in shown]
+    sheet = grid(
         pictures,
         codes,
         columns=len(chosen),
         heads=["\n".join(words.split(" ")[-1] for words in head) for head in heads],
-        right=[row["score"] == 100 for row in shown],
+        right=right,
         side=side,
     )
+    counts = np.reshape(right, (len(codes), -1)).sum(axis=1)
+    said = ", ".join(f"{code} {count}" for code, count in zip(codes, counts, strict=True))
+    alt = f"What {len(chosen)} prompts painted, a row for each language. Right in every attribute: {said}."
+    sheet._repr_mimebundle_ = partial(_described, alt)  # type: ignore[attr-defined]
+    return sheet
+
+
+def _described(alt: str, **_: Any) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    return {"text/plain": alt}, {"image/png": {"alt": alt}}
