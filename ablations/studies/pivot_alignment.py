@@ -4,7 +4,7 @@
     python -m sweeps launch pivot_alignment        # 7 arms x 5 seeds
     python -m ablations report pivot_alignment
 
-Cost: one and a half minutes a run on one core, so about half an hour on 2: every arm has a language model of its own.
+Cost: one minute a run on one core, so about 20 minutes on 2: every arm has a language model of its own.
 
 Before it sees an image, each shipped language model reads 2,400 texts (a scene told, asked about and answered) in 16
 languages, half of them English, with all its weights. Of these 0, 1, 10 or 50 % come as parallel samples, and with
