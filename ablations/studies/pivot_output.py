@@ -4,7 +4,7 @@
     python -m ablations report pivot_output
 
 Cost: a run on one core takes about a minute where it trains, and 15 seconds where only the evaluation differs: the arms
-of one number of pairs share their model. About 10 minutes on 2 cores.
+of one number of pairs share their model. About 6 minutes on 2 cores.
 
 After captions and dialogues in the pivot, English, alone, and with 8 pairs in each of five target languages, the same
 model is asked as it is; with its language named ("Answer in Swahili."); with its first token chosen among those that
@@ -68,19 +68,19 @@ study = Study(
             metric="fidelity", group="multilingual", arm=TOKEN, direction="higher",
         ),
         Expectation(
-            claim="It raises the score: the answer was known",
+            claim="A forced first token raises the score: the answer was known",
             metric="score", group="multilingual", arm=TOKEN, direction="higher",
         ),
         Expectation(
-            claim="It moves the score in any language little (less than 5 points either way)",
+            claim="A forced first token moves the score in any language little (less than 5 points either way)",
             metric="score_any_language", group="multilingual", arm=TOKEN, direction="little", margin=5.0,
         ),
         Expectation(
-            claim="It raises fidelity most in the lowest tier",
+            claim="A forced first token raises fidelity most in the lowest tier",
             metric="fidelity", group="T1", than_group="T5", arm=TOKEN, direction="higher",
         ),
         Expectation(
-            claim="With 8 pairs it adds little (less than 10 points either way)",
+            claim="With 8 pairs a forced first token adds little (less than 10 points either way)",
             metric="fidelity", group="multilingual", arm=PAIRS | TOKEN, against=PAIRS, direction="little", margin=10.0,
         ),
         Expectation(

@@ -48,7 +48,7 @@ sides), 16 samples a step, the token mean as loss, fused AdamW at a constant rat
 thread(s), no loader processes, the same weights at the start; losses agree step by step: largest relative difference
 {difference:.1e}. Stock pads to the longest of a batch, {at_once} samples at once (the fastest of {sizes} in a trial at
 the start). Every stage begins with a fresh adapter and LoRA on both sides, as weights do not change the time; LoRA has
-no dropout, as masks would differ.
+no dropout, as masks would differ. Ours packs samples (compute.packing=true).
 In the time: Trainer.train() there; here the stage's training with probe, curve and checkpoint, saving the model, and
 looking for features. Saving costs stock nothing. Computing the features of {images} images of the stages with a frozen
 tower once for each seed is in `features kept` ({fill:.1f} ms an image). Not in it, on either side: planning,
@@ -105,7 +105,7 @@ def compare(scratch: Path, options: argparse.Namespace) -> int:
     began = time.monotonic()
     base = {
         "model": {"tower": str(write_tower(scratch / "tower")), "llm": "tiny-lm/0", "adapter": "mlp"},
-        "compute": {"device": "cpu", "precision": "fp32", "threads": options.threads},
+        "compute": {"device": "cpu", "precision": "fp32", "threads": options.threads, "packing": True},
     }
     # A seed changes who sees what and not how much there is: the first one stands for all, but where all are measured.
     seeds = range(options.seeds if options.all else 1)
