@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft.tuners.lora import Linear as PeftLinear
 
-from lvlm.model.lora import add_lora, lora_layers, sum_lora, summed_lora
+from lvlm.model.lora import LoraSums, add_lora, lora_layers, summed_lora
 from lvlm.model.parts import prepare_training
 from lvlm.model.sums import SummableLora
 from lvlm.settings import ComputeConfig
@@ -57,22 +57,22 @@ def test_summed_lora_stands_back_where_that_would_change_what_is_computed():
     def sums():
         return "SummedLora" in type(layer(x).grad_fn).__name__
 
-    sum_lora(part)()
-    assert layer.summed is None
+    sums_of_part = LoraSums(part)
     layer.base_layer.requires_grad_(True)
-    sum_lora(part)
+    sums_of_part.make()
     assert layer.summed is None, "the gradient of W is not computed"
     layer.base_layer.requires_grad_(False)
-    let_go = sum_lora(part)
+    sums_of_part.make()
     assert layer.summed is not None and not sums(), "dropout acts"
     layer.eval()
     assert sums()
     with torch.autocast("cpu", torch.bfloat16):
         assert not sums()
-    let_go()
+    sums_of_part.drop()
+    assert layer.summed is None
     assert not sums()
     layer.merge()
-    sum_lora(part)
+    sums_of_part.make()
     assert layer.summed is None
 
 

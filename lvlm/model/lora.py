@@ -4,7 +4,7 @@ that have LoRA alone. Used by `lvlm.model.parts` and `lvlm.model.checkpoints`.""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,31 +22,38 @@ if TYPE_CHECKING:
 
 ADAPTER = "default"
 SUM_BYTES = 1 << 30
-"""Largest sum of weights for which `summed_lora` keeps a second copy. It saves calls, which a small model's time goes
+"""Largest sum of weights for which `LoraSums` keeps a second copy. It saves calls, which a small model's time goes
 into and a large one's does not."""
 
 
-def sum_lora(model: nn.Module) -> Callable[[], None]:
-    """Let LoRA layers compute with W + s B A, one product in place of three, until the returned function is called.
+class LoraSums:
+    """Lets the LoRA layers of a model compute with W + s B A, one product in place of three.
 
-    The weights themselves are not touched, and are not to change meanwhile. A model whose sums would take more than
-    `SUM_BYTES`, or that is not in float32, where the sum would be rounded, computes as always.
+    The weights themselves are not touched, and are not to change while the sums are `made`. A model whose sums would
+    take more than `SUM_BYTES`, or that is not in float32, where the sum would be rounded, computes as always.
     """
-    layers: list[Any] = [layer for layer in model.modules() if getattr(layer, "summed", layer) is None]
-    weights: list[Tensor] = [layer.get_base_layer().weight for layer in layers]
-    if sum(weight.numel() for weight in weights) * torch.float32.itemsize > SUM_BYTES:
-        layers = []
-    if not all(_is_plain(layer) for layer in layers):
-        layers = []
-    with torch.no_grad():
-        for layer in layers:
-            layer.summed = layer.get_base_layer().weight + layer.get_delta_weight(ADAPTER)
 
-    def let_go() -> None:
-        for layer in layers:
+    def __init__(self, model: nn.Module) -> None:
+        layers: list[Any] = [layer for layer in model.modules() if getattr(layer, "summed", layer) is None]
+        numbers = sum(layer.get_base_layer().weight.numel() for layer in layers)
+        self._layers = layers if numbers * torch.float32.itemsize <= SUM_BYTES else []
+        self._made = False
+
+    def make(self) -> None:
+        """Compute with the sums from here on; nothing where that is so already."""
+        if self._made or not all(_is_plain(layer) for layer in self._layers):
+            return
+        self._made = True
+        with torch.no_grad():
+            for layer in self._layers:
+                a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+                layer.summed = torch.addmm(layer.get_base_layer().weight, b, a, alpha=layer.scaling[ADAPTER])
+
+    def drop(self) -> None:
+        """Compute as always."""
+        for layer in self._layers if self._made else ():
             layer.summed = None
-
-    return let_go
+        self._made = False
 
 
 def _is_plain(layer: Any) -> bool:
@@ -61,12 +68,13 @@ def _is_plain(layer: Any) -> bool:
 
 @contextmanager
 def summed_lora(model: nn.Module) -> Iterator[None]:
-    """`sum_lora` for as long as this lasts."""
-    let_go = sum_lora(model)
+    """`LoraSums` for as long as this lasts."""
+    sums = LoraSums(model)
+    sums.make()
     try:
         yield
     finally:
-        let_go()
+        sums.drop()
 
 
 def lora_layers(part: nn.Module) -> dict[str, LoraLayer]:

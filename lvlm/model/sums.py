@@ -43,7 +43,7 @@ class SummableLora(PeftLinear):  # type: ignore[misc]  # peft is untyped
     """peft's LoRA layer of a linear layer, which computes with one matrix in place of three while it is `summed`."""
 
     summed: Tensor | None = None
-    """W + s B A while `sum_lora` holds; whoever changes A or B lets go of it."""
+    """W + s B A while `LoraSums` has it made; whoever changes A or B drops it."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         base: Any = self.get_base_layer()

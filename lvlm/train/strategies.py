@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lvlm.errors import InputError
-from lvlm.model.lora import sum_lora
+from lvlm.model.lora import LoraSums
 from lvlm.model.states import text_states
 from lvlm.model.weights import quantised_layers
 from lvlm.paint_settings import PaintConfig
@@ -120,10 +120,10 @@ class WholeCopies:
         self.optimizer = optimizer or build_optimizer(model, config.optim)
         self.learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.loss = loss or StepLoss(model, autocast, config.contrast)  # type: ignore[union-attr]
-        self._let_go: Callable[[], None] | None = None
+        self._sums = LoraSums(model)
 
     def backward(self, batch: MicroBatch, images: Mapping[str, Tensor]) -> Tensor:
-        self._let_go = self._let_go or sum_lora(self.model)
+        self._sums.make()
         loss: Tensor = self.loss(batch, images)
         if loss.requires_grad:  # a batch of text alone reaches nothing where only the adapter learns
             self.accelerator.backward(loss)
@@ -135,7 +135,7 @@ class WholeCopies:
         norm = nn.utils.clip_grad_norm_(self.learning, self.clip)
         self.optimizer.step()
         self.forget()
-        self._changed()
+        self._sums.drop()  # the weights are others now
         return rate, float(norm)
 
     def probe(self, batch: MicroBatch, images: Mapping[str, Tensor]) -> None:
@@ -155,20 +155,14 @@ class WholeCopies:
             for name, tensor in changing_state(self.model).items():
                 tensor.copy_(state["model"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        self._changed()
+        self._sums.drop()  # the weights are others now
 
     @contextmanager
     def whole(self) -> Iterator[None]:
         yield
 
     def finish(self) -> None:
-        self._changed()
-
-    def _changed(self) -> None:
-        """The weights are no longer those that LoRA was summed from."""
-        if self._let_go is not None:
-            self._let_go()
-        self._let_go = None
+        self._sums.drop()
 
 
 def share_work(model: Lvlm, config: StageConfig, compute: Compute) -> Strategy:
