@@ -8,6 +8,7 @@ from torch.nn import functional
 from transformers import GPT2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from lvlm.model import apart as apart_module
 from lvlm.model.apart import APART, samples_attend_apart
 from lvlm.model.economy import last_block_only_at
 from tests.families import CONTROLS, tiny_config
@@ -49,10 +50,12 @@ def one_by_one(llm, ids, lengths, read_at=None):
     return found if read_at is None else found[read_at]
 
 
+@pytest.mark.parametrize("short", [apart_module.SHORT, 0], ids=["scores", "kernel"])
 @pytest.mark.parametrize("read", [False, True], ids=["all", "some"])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 @pytest.mark.parametrize("family", SDPA)
-def test_states_and_gradients_are_those_of_each_sample_alone(family, lengths, read):
+def test_states_and_gradients_are_those_of_each_sample_alone(family, lengths, read, short, monkeypatch):
+    monkeypatch.setattr(apart_module, "SHORT", short)
     llm = causal_lm(family)
     ids, positions = row_of(lengths)
     read_at = torch.arange(0, sum(lengths), 2) if read else None
@@ -64,10 +67,28 @@ def test_states_and_gradients_are_those_of_each_sample_alone(family, lengths, re
         torch.testing.assert_close(together[1][name], gradient, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_heads_that_share_keys_attend_apart():
+@pytest.mark.parametrize("lengths", [(4, 3, 2), (3, 3)], ids=str)
+def test_heads_that_share_keys_attend_apart(lengths):
     llm = causal_lm("llama", num_attention_heads=4, num_key_value_heads=2)
-    ids, positions = row_of((4, 3, 2))
-    torch.testing.assert_close(apart(llm, ids, positions), one_by_one(llm, ids, (4, 3, 2)), rtol=1e-4, atol=1e-5)
+    ids, positions = row_of(lengths)
+    alone = states_and_gradients(llm, lambda: one_by_one(llm, ids, lengths))
+    together = states_and_gradients(llm, lambda: apart(llm, ids, positions))
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_what_stands_on_the_padding_reaches_no_sample():
+    torch.manual_seed(0)
+    groups = apart_module._groups(row_of((5, 4, 4, 1))[1][0])
+    query, key, value = (torch.randn(2, 14, 4).mul(3).requires_grad_() for _ in range(3))
+    found = apart_module._ShortAttention.apply(query, key, value, groups, 0.5)
+    pull = torch.randn_like(found)
+    gradients = torch.autograd.grad((found * pull).sum(), (query, key, value))
+    alone = [
+        functional.scaled_dot_product_attention(*parts, is_causal=True, scale=0.5).transpose(0, 1)
+        for parts in zip(*(states.split((5, 4, 4, 1), dim=1) for states in (query, key, value)), strict=True)
+    ]
+    expected = torch.autograd.grad((torch.cat(alone) * pull).sum(), (query, key, value))
+    torch.testing.assert_close((found, *gradients), (torch.cat(alone), *expected), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -114,12 +135,22 @@ def seen_keys(monkeypatch):
 
 
 def test_no_sample_is_held_against_the_whole_row(monkeypatch):
+    monkeypatch.setattr(apart_module, "SHORT", 7)
     llm, seen = causal_lm("qwen2"), seen_keys(monkeypatch)
     apart(llm, *row_of((8, 7, 6, 2, 2)))
     layers = llm.config.num_hidden_layers
     assert seen == [(3, 8), (2, 2)] * layers, "samples and longest of each call: those of like length together"
     assert llm.config._attn_implementation == "sdpa", "the context has an end"
     assert not hasattr(llm.model.layers[0].self_attn, "samples_apart")
+
+
+@pytest.mark.parametrize("needs", ["length", "dropout", "half precision", "nothing"])
+def test_scores_are_kept_whole_where_they_are_few_and_plain(needs, monkeypatch):
+    llm, seen = causal_lm("qwen2", attention_dropout=0.5 if needs == "dropout" else 0.0).train(), seen_keys(monkeypatch)
+    monkeypatch.setattr(apart_module, "SHORT", 5 if needs == "length" else 8)
+    with torch.autocast("cpu", torch.bfloat16, enabled=needs == "half precision"):
+        apart(llm, *row_of((6, 5)))
+    assert bool(seen) == (needs != "nothing"), "otherwise a kernel works on blocks of them"
 
 
 @pytest.mark.parametrize("hinders", ["a window", "blocks twice", "eager"])
