@@ -25,7 +25,7 @@ from ablations.table import BUDGET_FILE, THUMBNAILS_FILE, Results, load_results
 from lvlm.errors import InputError
 from lvlm.records import PREDICTIONS_FILE
 
-ITEMS = 8
+ITEMS = 5
 """Items kept of each task and source."""
 MOST_ANSWERS = 20_000
 """Answers kept of a study: with many arms, fewer items."""
