@@ -76,6 +76,39 @@ def test_summed_lora_stands_back_where_that_would_change_what_is_computed():
     assert layer.summed is None
 
 
+def lora_part(seed=0):
+    part = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+    add_lora(part, r=8, alpha=8, dropout=0.0, seed=seed)
+    for layer in part:
+        layer.base_layer.requires_grad_(False)
+        torch.nn.init.normal_(layer.lora_B["default"].weight, std=1e-4)
+    return part
+
+
+def test_sums_are_not_rounded_where_they_are_made_under_autocast():
+    part = lora_part()
+    with torch.autocast("cpu", torch.bfloat16):
+        LoraSums(part).make()
+    expected = part[0].base_layer.weight + part[0].get_delta_weight("default")
+    torch.testing.assert_close(part[0].summed, expected, rtol=0, atol=1e-8)
+
+
+def test_sums_that_found_no_memory_leave_none_behind(monkeypatch):
+    part, made = lora_part(), torch.addmm
+
+    def second_fails(*given, **options):
+        monkeypatch.setattr(torch, "addmm", fails)
+        return made(*given, **options)
+
+    def fails(*given, **options):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch, "addmm", second_fails)
+    with pytest.raises(torch.OutOfMemoryError), summed_lora(part):
+        pass
+    assert all(layer.summed is None for layer in part)
+
+
 def test_a_step_of_training_computes_with_the_weights_of_that_step():
     model, _ = tiny_world().assemble()
     settings = stage(llm="lora")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn import functional
@@ -67,8 +69,10 @@ def test_states_and_gradients_are_those_of_each_sample_alone(family, lengths, re
         torch.testing.assert_close(together[1][name], gradient, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("short", [apart_module.SHORT, 0], ids=["scores", "kernel"])
 @pytest.mark.parametrize("lengths", [(4, 3, 2), (3, 3)], ids=str)
-def test_heads_that_share_keys_attend_apart(lengths):
+def test_heads_that_share_keys_attend_apart(lengths, short, monkeypatch):
+    monkeypatch.setattr(apart_module, "SHORT", short)
     llm = causal_lm("llama", num_attention_heads=4, num_key_value_heads=2)
     ids, positions = row_of(lengths)
     alone = states_and_gradients(llm, lambda: one_by_one(llm, ids, lengths))
@@ -89,6 +93,17 @@ def test_what_stands_on_the_padding_reaches_no_sample():
     ]
     expected = torch.autograd.grad((torch.cat(alone) * pull).sum(), (query, key, value))
     torch.testing.assert_close((found, *gradients), (torch.cat(alone), *expected), rtol=1e-4, atol=1e-4)
+
+
+def test_values_wider_than_keys_attend_by_the_kernel():
+    module = SimpleNamespace(samples_apart=apart_module._groups(row_of((4, 3))[1][0]), is_causal=True)
+    query, key, value = torch.randn(1, 2, 7, 4), torch.randn(1, 2, 7, 4), torch.randn(1, 2, 7, 8)
+    found, _ = apart_module._attention_apart(module, query, key, value, None)
+    alone = [
+        functional.scaled_dot_product_attention(*parts, is_causal=True).transpose(1, 2)
+        for parts in zip(*(states.split((4, 3), dim=2) for states in (query, key, value)), strict=True)
+    ]
+    torch.testing.assert_close(found, torch.cat(alone, dim=1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

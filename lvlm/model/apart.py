@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 APART = "lvlm_apart"
 """The name under which transformers finds `_attention_apart`."""
@@ -35,7 +36,7 @@ class _Alike:
     tokens: Tensor
     """(samples * longest,): which of their tokens stands there, any of them on the padding."""
     padding: Tensor
-    """Where in those rows no token stands."""
+    """(padded,): where in those rows no token stands."""
 
 
 @contextmanager
@@ -117,10 +118,11 @@ def _attention_apart(
     width)."""
     groups: list[_Alike] = module.samples_apart
     longest = max(group.lengths[0] for group in groups)
-    plain = not options.get("dropout") and options.get("position_bias") is None
+    bare = all(options.get(name) is None for name in ("position_bias", "softcap")) and not options.get("dropout")
+    plain = bare and query.shape[-1] == value.shape[-1]
     if plain and longest <= SHORT and query.dtype == key.dtype == value.dtype == torch.float32:
-        asked = query.shape[1] // key.shape[1]
-        shared = (states[0].repeat_interleave(asked, 0) if asked > 1 else states[0] for states in (key, value))
+        sharing = query.shape[1] // key.shape[1]
+        shared = (states[0].repeat_interleave(sharing, 0) if sharing > 1 else states[0] for states in (key, value))
         scale = options.get("scaling")
         found = _ShortAttention.apply(query[0], *shared, groups, query.shape[-1] ** -0.5 if scale is None else scale)  # type: ignore[no-untyped-call]
         return found[None], None
@@ -140,7 +142,7 @@ class _ShortAttention(Function):
         kept: list[Tensor] = []
         for group, here in _with_places(groups):
             q, k, v = (_rows(states[:, here], group) for states in (query, key, value))
-            future = _future()[: q.shape[1], : q.shape[1]]
+            future = _future(group.lengths[0])
             shares = torch.baddbmm(future, q, k.transpose(1, 2), alpha=scale).softmax(-1)
             _put(found[here], shares @ v, group)
             kept += [q, k, v, shares]
@@ -149,6 +151,7 @@ class _ShortAttention(Function):
         return found
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         dq, dk, dv = (torch.empty_like(grad) for _ in range(3))
         kept, nothing = iter(ctx.saved_tensors), grad.new_zeros(1, 1, 1)
@@ -185,9 +188,9 @@ def _put(into: Tensor, rows: Tensor, group: _Alike) -> None:
 
 
 @cache
-def _future() -> Tensor:
-    """What scores of tokens that come later are raised by: (query, key), as many as are short."""
-    return torch.full((SHORT, SHORT), -torch.inf).triu(1)
+def _future(tokens: int) -> Tensor:
+    """(tokens, tokens): what is added to scores, -inf where the key comes after the query."""
+    return torch.full((tokens, tokens), -torch.inf).triu(1)
 
 
 def _by_kernel(

@@ -46,8 +46,10 @@ class LoraSums:
         self._made = True
         with torch.no_grad():
             for layer in self._layers:
+                weight = layer.get_base_layer().weight
                 a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-                layer.summed = torch.addmm(layer.get_base_layer().weight, b, a, alpha=layer.scaling[ADAPTER])
+                with torch.autocast(weight.device.type, enabled=False):  # which would round the sum
+                    layer.summed = torch.addmm(weight, b, a, alpha=layer.scaling[ADAPTER])
 
     def drop(self) -> None:
         """Compute as always."""
@@ -70,8 +72,8 @@ def _is_plain(layer: Any) -> bool:
 def summed_lora(model: nn.Module) -> Iterator[None]:
     """`LoraSums` for as long as this lasts."""
     sums = LoraSums(model)
-    sums.make()
     try:
+        sums.make()
         yield
     finally:
         sums.drop()

@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--share", type=float, default=0.3, help="of a stage's samples that is measured; with fewer, the probe before "
-        "step 0, which comes once, weighs more than it does (default: 0.3)"
+        "step 0, which comes once, weighs more than in a whole stage (default: 0.3)"
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
