@@ -3,7 +3,7 @@
     python -m sweeps launch pivot_frozen        # 9 arms x 5 seeds
     python -m ablations report pivot_frozen
 
-Cost: about a minute a run on one core, so about 25 minutes on 2; captions are trained once per seed and way.
+Cost: 45 seconds a run on one core, so about 18 minutes on 2; captions are trained once per seed and way.
 
 Captions and dialogues are all in the pivot, English: what the language model loses of other languages, it loses here.
 VisCPM-Chat freezes it on captions, "to prevent the powerful capabilities of LLM from being influenced by short texts",

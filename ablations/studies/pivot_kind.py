@@ -4,7 +4,7 @@
     python -m sweeps launch pivot_kind        # 9 arms x 5 seeds
     python -m ablations report pivot_kind
 
-Cost: about a minute a run on one core, so about 25 minutes on 2; the pretrain stage is trained once per seed.
+Cost: 35 seconds a run on one core, so about 13 minutes on 2; the pretrain stage is trained once per seed.
 
 Every arm sees 3,200 dialogues, 2,560 of them the same ones in the pivot, English. The other 640 are further ones in the
 pivot, or 128 in each of five target languages (one of each tier): translated from pictures that the pivot speaks of,

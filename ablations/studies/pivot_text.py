@@ -5,7 +5,7 @@
     python -m sweeps launch pivot_text        # 4 arms x 5 seeds
     python -m ablations report pivot_text
 
-Cost: about a minute a run on one core, so about 12 minutes on 2; the pretrain stage is trained once per seed.
+Cost: 40 seconds a run on one core, so about 7 minutes on 2; the pretrain stage is trained once per seed.
 
 Every arm sees 3,200 samples. In one all are dialogues about pictures in the pivot, English. In the others 320 give
 way: to texts without a picture in the five target languages, 64 each (a scene told in words, asked about and answered);

@@ -3,7 +3,7 @@
     python -m sweeps launch pivot_where        # 8 arms x 5 seeds
     python -m ablations report pivot_where
 
-Cost: about a minute a run on one core, so about 20 minutes on 2; captions are trained once per seed, mix and LLM.
+Cost: 45 seconds a run on one core, so about 15 minutes on 2; captions are trained once per seed, mix and LLM.
 
 The same number of pairs, 64 in each of five target languages (one of each tier), takes the place of captions in the
 pivot (English), of dialogues in the pivot, or of both; lengths stay. Captions reach an LLM that is frozen, as in MPM,
