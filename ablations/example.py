@@ -27,7 +27,7 @@ from lvlm.records import PREDICTIONS_FILE
 
 ITEMS = 5
 """Items kept of each task and source."""
-MOST_ANSWERS = 20_000
+MOST_ANSWERS = 15_000
 """Answers kept of a study: with many arms, fewer items."""
 PAINTED = 6
 """Prompts of which pictures are kept."""

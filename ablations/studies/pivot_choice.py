@@ -3,7 +3,7 @@
     python -m sweeps launch pivot_choice        # 8 arms x 5 seeds
     python -m ablations report pivot_choice
 
-Cost: a minute and a quarter a run on one core, so about half an hour on 2; captions are trained once per seed and
+Cost: 50 seconds a run on one core, so about 18 minutes on 2; captions are trained once per seed and
 pivot.
 
 Captions and dialogues are all in one language, one of each tier beside English and a second of T5 that is written from
