@@ -76,9 +76,9 @@ def test_summed_lora_stands_back_where_that_would_change_what_is_computed():
     assert layer.summed is None
 
 
-def lora_part(seed=0):
+def lora_part():
     part = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
-    add_lora(part, r=8, alpha=8, dropout=0.0, seed=seed)
+    add_lora(part, r=8, alpha=8, dropout=0.0, seed=0)
     for layer in part:
         layer.base_layer.requires_grad_(False)
         torch.nn.init.normal_(layer.lora_B["default"].weight, std=1e-4)

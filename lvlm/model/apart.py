@@ -201,14 +201,9 @@ def _by_kernel(
 
     found = []
     for group, here in _with_places(groups):
-        padded = [_padded(states[0, :, here].transpose(0, 1), group) for states in (query, key, value)]
+        samples = len(group.lengths)
+        rows = (_rows(states[0, :, here], group) for states in (query, key, value))
+        padded = [states.unflatten(0, (-1, samples)).transpose(0, 1) for states in rows]  # type: ignore[no-untyped-call]
         own, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, *padded, None, **options | {"is_causal": True})
         found.append(own.flatten(0, 1).index_select(0, group.places))
     return torch.cat(found)[None]
-
-
-def _padded(states: Tensor, group: _Alike) -> Tensor:
-    """(tokens, heads, width) -> (samples, heads, longest, width), with zeros behind each sample."""
-    samples, longest = len(group.lengths), group.lengths[0]
-    rows = states.new_zeros(samples * longest, *states.shape[1:]).index_copy(0, group.places, states)
-    return rows.view(samples, longest, *states.shape[1:]).transpose(1, 2)
